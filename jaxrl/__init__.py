@@ -1,0 +1,27 @@
+"""jaxrl: reinforcement learning in JAX, from environment step to gradient step inside ``jit``."""
+
+from jaxrl._startup import configure
+
+configure()
+
+from jaxrl.agents import PPO, NormalizeObs, ScaleReward  # noqa: E402
+from jaxrl.envs import VectorEnv, make  # noqa: E402
+from jaxrl.errors import RunError, UsageError  # noqa: E402
+from jaxrl.run import Run, load_policy, run  # noqa: E402
+from jaxrl.training import OnPolicy  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PPO",
+    "NormalizeObs",
+    "OnPolicy",
+    "Run",
+    "RunError",
+    "ScaleReward",
+    "UsageError",
+    "VectorEnv",
+    "load_policy",
+    "make",
+    "run",
+]

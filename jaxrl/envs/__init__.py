@@ -1,0 +1,45 @@
+"""Environments by name: ``make("gymnax/CartPole-v1")``, ``make("brax/ant", backend="mjx")``."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from jaxrl.envs import brax, gymnax, probe
+from jaxrl.envs.vector import VectorEnv
+from jaxrl.errors import UsageError, nearest
+from jaxrl.types import Environment
+
+__all__ = ["SUITES", "VectorEnv", "make", "names"]
+
+# A suite is a module with ``TASKS``, a tuple of names, and ``make(task, **options)``.
+SUITES: dict[str, ModuleType] = {"brax": brax, "gymnax": gymnax, "probe": probe}
+
+
+def names(suite: str | None = None) -> list[str]:
+    """The names that ``make`` accepts: ``"<suite>/<task>"``, of one suite or of all.
+
+    Raises:
+        UsageError: unknown suite.
+    """
+    if suite is not None and suite not in SUITES:
+        raise UsageError(f"unknown suite {suite!r}; {nearest(suite, SUITES)}")
+    chosen = SUITES if suite is None else (suite,)
+    return [f"{one}/{task}" for one in chosen for task in SUITES[one].TASKS]
+
+
+def make(name: str, **options: Any) -> Environment:
+    """The environment ``"<suite>/<task>"``. The suites' modules describe their options.
+
+    Raises:
+        UsageError: unknown name, option or value. A wrong name answers before anything heavy is
+            imported.
+    """
+    suite, _, task = name.partition("/")
+    if suite in SUITES and task in SUITES[suite].TASKS:
+        return SUITES[suite].make(task, **options)
+    wanted = (task or suite).lower()
+    same = [known for known in names() if known.partition("/")[2].lower() == wanted]
+    near = names(suite) if suite in SUITES else names()
+    hint = f"did you mean {', '.join(same)}?" if same else nearest(name, near)
+    raise UsageError(f"unknown environment {name!r}; {hint}")

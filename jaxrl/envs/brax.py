@@ -1,0 +1,157 @@
+"""Adapter of Brax: its own tasks on its four physics backends.
+
+Options of every task, beside those of its Brax class (``reset_noise_scale``, ``healthy_z_range``,
+``n_frames``, ...): ``backend`` (``spring``, ``positional``, ``generalized`` or ``mjx``) and
+``max_steps``, the time limit.
+
+Raw ``Env.reset`` and ``Env.step`` are used, never Brax's wrappers, so ``done`` is termination only.
+Actions are in [-1, 1]; tasks whose actuators have another range rescale by themselves. These tasks
+are Brax's own: their scores do not compare with those of Gymnasium's environments of like names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import io
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.envs.checks import check_action, check_options, check_positive, refuse
+from jaxrl.errors import UsageError, nearest
+from jaxrl.types import Array, Box, Environment, Key, PyTree, Spec, Step
+
+TASKS = (
+    "ant",
+    "halfcheetah",
+    "hopper",
+    "humanoid",
+    "humanoidstandup",
+    "inverted_double_pendulum",
+    "inverted_pendulum",
+    "pusher",
+    "reacher",
+    "swimmer",
+    "walker2d",
+)
+BACKENDS = ("spring", "positional", "generalized", "mjx")
+
+# Fields of MJX's data from which a step computes all others, and Brax's own, for rewards and
+# rendering. Together they are a tenth of the data.
+_MJX_FIELDS = frozenset(
+    "time qpos qvel act ctrl qacc_warmstart eq_active mocap_pos mocap_quat q qd x xd".split()
+)
+
+
+@dataclasses.dataclass(eq=False)
+class BraxEnv:
+    """One Brax environment. ``env`` is Brax's own.
+
+    A state is a dictionary of the fields of Brax's pipeline state that a step reads. Vector
+    environments copy states at resets, so what a step computes anew is not carried.
+    """
+
+    name: str
+    env: Any
+    max_steps: int
+    cheap: bool = False
+
+    def __post_init__(self) -> None:
+        start = jax.eval_shape(self.env.reset, jax.random.key_data(jax.random.key(0)))
+        self._template = start.pipeline_state
+        self._carried = tuple(
+            field.name
+            for field in dataclasses.fields(self._template)
+            if _is_read(self.env.backend, field.name)
+        )
+        self.spec = Spec(
+            Box(-np.inf, np.inf, start.obs.shape),
+            Box(-1.0, 1.0, (self.env.action_size,)),
+            self.max_steps,
+        )
+
+    def reset(self, key: Key) -> tuple[PyTree, Array]:
+        """Draw a first state. Returns ``state, obs[O]``."""
+        start = self.env.reset(jax.random.key_data(key))  # Brax is written for legacy keys.
+        return self._pack(start.pipeline_state), start.obs
+
+    def step(self, key: Key, state: PyTree, action: Array) -> tuple[PyTree, Step]:
+        """Advance one step with ``action[A]`` in [-1, 1]. Raises as ``check_action`` does."""
+        action, legal = check_action(self.spec.action, action)
+        zero = jnp.zeros(())
+        obs = jnp.zeros(self.spec.observation.shape)
+        before = _state_class()(self.pipeline_state(state), obs, zero, zero, {}, {})
+        after = self.env.step(before, action)
+        terminated = jnp.asarray(after.done) > 0
+        truncated = jnp.zeros_like(terminated)
+        step = Step(after.obs, refuse(legal, after.reward), terminated, truncated, {})
+        return self._pack(after.pipeline_state), step
+
+    def pipeline_state(self, state: PyTree) -> Any:
+        """Brax's pipeline state, as its renderers take it; fields that are not carried are zero."""
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._template)
+        return zeros.replace(**state)
+
+    def _pack(self, pipeline_state: Any) -> PyTree:
+        return {name: getattr(pipeline_state, name) for name in self._carried}
+
+
+def make(
+    task: str, backend: str | None = None, max_steps: int = 1000, **options: Any
+) -> Environment:
+    """The environment ``brax/<task>``, with Brax's class options by keyword.
+
+    ``backend`` is ``spring`` unless given (swimmer: ``generalized``, the only one it has).
+
+    Raises:
+        UsageError: unknown backend (said before Brax is imported), unknown option, or a value that
+            Brax refuses.
+    """
+    name = f"brax/{task}"
+    supported = ("generalized",) if task == "swimmer" else BACKENDS
+    backend = supported[0] if backend is None else backend
+    if backend not in supported:
+        hint = nearest(backend, supported)
+        raise UsageError(f"{name}: backend is {backend!r}; {hint}")
+    check_positive(name, "max_steps", max_steps)
+
+    with quiet():
+        from brax import envs
+
+        own = inspect.signature(envs._envs[task]).parameters
+        valid = {"backend", "max_steps", "n_frames", *own} - {"kwargs"}
+        check_options(name, options, valid)
+        try:
+            env = envs.get_environment(task, backend=backend, **options)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise UsageError(f"{name}: {options} is refused by Brax: {error}") from error
+    return BraxEnv(name, env, max_steps)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence two notes of no consequence: on Brax's maintenance and on MJX's lack of Warp."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.filterwarnings("ignore", message="Brax System", category=UserWarning)
+        yield
+
+
+def _is_read(backend: str, field: str) -> bool:
+    """Whether a step reads this field of the pipeline state before it computes it anew."""
+    if backend == "mjx":
+        return field in _MJX_FIELDS
+    return not (backend == "spring" and field == "i_inv")
+
+
+@functools.cache
+def _state_class() -> Any:
+    from brax.envs.base import State
+
+    return State

@@ -1,0 +1,74 @@
+"""What every environment checks of its input: actions when stepped, options when made."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from numbers import Integral
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.errors import UsageError, nearest
+from jaxrl.types import Array, Box, Discrete
+
+
+def check_action(space: Box | Discrete, action: Any) -> tuple[Array, Array]:
+    """The action in the space's dtype, and ``legal``, a boolean scalar.
+
+    A traced index cannot raise, so ``legal`` tells whether it lies in ``0 .. n-1``; the index that
+    is returned always does. The environment then answers with ``refuse(legal, reward)``. Of a
+    ``Box`` only shape and dtype are checked: clipping to its bounds is for the vector environment.
+
+    Raises:
+        ValueError: wrong shape (also while tracing), or a concrete index out of range.
+        TypeError: a float for an index, or no number at all (also while tracing).
+    """
+    concrete = not isinstance(action, jax.core.Tracer)
+    if concrete:
+        action = np.asarray(action)
+    if action.shape != space.shape:
+        raise ValueError(f"action has shape {action.shape}; expected {space.shape}")
+    if isinstance(space, Box):
+        if not (jnp.issubdtype(action.dtype, np.floating) or _integer(action)):
+            raise TypeError(f"action has dtype {action.dtype}; expected {np.dtype(space.dtype)}")
+        return jnp.asarray(action, space.dtype), jnp.asarray(True)
+
+    if not _integer(action):
+        raise TypeError(f"action has dtype {action.dtype}; expected an integer 0 .. {space.n - 1}")
+    legal = (action >= 0) & (action < space.n)
+    if concrete and not legal:
+        raise ValueError(f"action is {action}; expected an integer 0 .. {space.n - 1}")
+    return jnp.asarray(jnp.clip(action, 0, space.n - 1), space.dtype), jnp.asarray(legal)
+
+
+def refuse(legal: Array, reward: Any) -> Array:
+    """``reward`` as float32[], or NaN for an illegal action.
+
+    ``VectorEnv`` ends an episode at a non-finite reward and counts it.
+    """
+    return jnp.where(legal, jnp.asarray(reward, jnp.float32), jnp.nan)
+
+
+def check_options(name: str, options: Iterable[str], valid: Collection[str]) -> None:
+    """Refuse options that ``name`` does not have.
+
+    Raises:
+        UsageError: names the option and the nearest valid ones.
+    """
+    for option in options:
+        if option not in valid:
+            hint = nearest(option, valid) if valid else "it has none"
+            raise UsageError(f"{name} has no option {option!r}; {hint}")
+
+
+def check_positive(name: str, option: str, value: Any) -> int:
+    """``value`` as an integer of at least 1, else ``UsageError``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise UsageError(f"{name}: {option} is {value!r}; it must be an integer of at least 1")
+    return int(value)
+
+
+def _integer(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, np.integer)

@@ -1,0 +1,201 @@
+"""Adapter of gymnax: classic control, MinAtar, bsuite and small research tasks.
+
+Options of every task, beside those of its gymnax class (``size`` of DeepSea) and its gymnax
+parameters (``g`` of Pendulum): ``max_steps``, the time limit.
+
+gymnax's raw ``reset_env`` and ``step_env`` are used: nothing resets by itself, and the
+``terminated`` that they return never comes from the time limit, which becomes ``spec.max_steps``.
+Exceptions and oddities:
+
+- Some fixed-length tasks show the time in the observation (``CLOCKS``). There the last step is the
+  task's own end and terminates: a value that knows the time left must not be bootstrapped beyond it
+  (Pardo et al. 2018, "Time Limits in Reinforcement Learning").
+- SimpleBandit, Catch, DeepSea, MemoryChain and UmbrellaChain end by themselves after a fixed number
+  of steps, before (DeepSea: at) their time limits.
+- MetaMaze teleports an agent that reaches the goal, and ends if it happens to land on the goal.
+- FrozenLake's observation, the index of a tile, is given as one-hot ``[16]``.
+- Bounds of observations that gymnax misstates (``MISSTATED``) are given as infinite.
+- MNISTBandit is left out: gymnax downloads its data when the environment is made.
+
+An illegal action raises; under ``jit`` and ``vmap``, where it cannot, an index out of range makes
+the reward NaN, which ``VectorEnv`` takes for the end of the episode and counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from numbers import Integral, Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.envs.checks import check_action, check_options, check_positive, refuse
+from jaxrl.errors import UsageError
+from jaxrl.types import Array, Box, Discrete, Environment, Key, PyTree, Spec, Step
+
+TASKS = (
+    "CartPole-v1",
+    "Pendulum-v1",
+    "Acrobot-v1",
+    "MountainCar-v0",
+    "MountainCarContinuous-v0",
+    "Asterix-MinAtar",
+    "Breakout-MinAtar",
+    "Freeway-MinAtar",
+    "Seaquest-MinAtar",
+    "SpaceInvaders-MinAtar",
+    "Catch-bsuite",
+    "DeepSea-bsuite",
+    "MemoryChain-bsuite",
+    "UmbrellaChain-bsuite",
+    "DiscountingChain-bsuite",
+    "SimpleBandit-bsuite",
+    "FourRooms-misc",
+    "MetaMaze-misc",
+    "PointRobot-misc",
+    "BernoulliBandit-misc",
+    "GaussianBandit-misc",
+    "Reacher-misc",
+    "Swimmer-misc",
+    "Pong-misc",
+    "FrozenLake-misc",
+)
+CLOCKS = frozenset(
+    {
+        "DiscountingChain-bsuite",
+        "MetaMaze-misc",
+        "PointRobot-misc",
+        "BernoulliBandit-misc",
+        "GaussianBandit-misc",
+    }
+)
+MISSTATED = frozenset(
+    {"MemoryChain-bsuite", "MetaMaze-misc", "BernoulliBandit-misc", "GaussianBandit-misc"}
+)
+
+_LIMIT = "max_steps_in_episode"  # gymnax's name of the time limit
+
+
+@dataclasses.dataclass(eq=False)
+class GymnaxEnv:
+    """One gymnax environment. ``env`` and ``params`` are gymnax's own."""
+
+    name: str
+    env: Any
+    params: Any
+    spec: Spec
+    clock: bool  # whether the time limit is the task's own end
+    cheap: bool = True
+
+    def __post_init__(self) -> None:
+        reset = jax.eval_shape(lambda key: self.env.reset_env(key, self.params), jax.random.key(0))
+        self._dtypes = jax.tree.map(lambda leaf: leaf.dtype, reset[1])
+
+    def reset(self, key: Key) -> tuple[PyTree, Array]:
+        """Draw a first state. Returns gymnax's state and ``obs[*O]``, float32."""
+        obs, state = self.env.reset_env(key, self.params)
+        return self._arrays(state), self._observe(obs)
+
+    def step(self, key: Key, state: PyTree, action: Array) -> tuple[PyTree, Step]:
+        """Advance one step with ``action[*A]``. Raises as ``check_action`` does."""
+        action, legal = check_action(self.spec.action, action)
+        obs, state, reward, terminated, _ = self.env.step_env(key, state, action, self.params)
+        state = self._arrays(state)
+        terminated = jnp.asarray(terminated, bool)
+        if self.clock:
+            terminated |= state.time >= self.spec.max_steps
+        truncated = jnp.zeros_like(terminated)
+        return state, Step(self._observe(obs), refuse(legal, reward), terminated, truncated, {})
+
+    def _observe(self, obs: Array) -> Array:
+        if obs.shape != self.spec.observation.shape:  # the index of a state
+            return jax.nn.one_hot(obs, self.spec.observation.shape[0])
+        return jnp.asarray(obs, jnp.float32)
+
+    def _arrays(self, state: PyTree) -> PyTree:
+        """gymnax mixes Python numbers and arrays of several dtypes into its states."""
+        return jax.tree.map(jnp.asarray, state, self._dtypes)
+
+
+def make(task: str, max_steps: int | None = None, **options: Any) -> Environment:
+    """The environment ``gymnax/<task>``, with gymnax's class options and parameters by keyword.
+
+    Raises:
+        UsageError: unknown option, or a value that gymnax does not take.
+    """
+    name = f"gymnax/{task}"
+    if max_steps is not None:
+        check_positive(name, "max_steps", max_steps)
+
+    from gymnax import registration
+
+    factory = registration._registry[task]
+    own = inspect.signature(factory).parameters
+    built = {option: value for option, value in options.items() if option in own}
+    try:
+        env = factory(**built)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UsageError(f"{name}: {built} is refused by gymnax: {error}") from error
+
+    defaults = {key: value for key, value in vars(env.default_params).items() if key != _LIMIT}
+    check_options(name, options, {"max_steps", *own, *defaults})
+    changed = {
+        option: _parameter(name, option, value, defaults[option])
+        for option, value in options.items()
+        if option not in own
+    }
+    if task == "CartPole-v1":
+        changed = _consistent({**defaults, **changed}, changed)
+    limit = int(max_steps or getattr(env.default_params, _LIMIT))
+    params = env.default_params.replace(**changed, **{_LIMIT: limit})
+    spec = Spec(_observation(task, env, params), _action(env, params), limit)
+    return GymnaxEnv(name, env, params, spec, clock=task in CLOCKS)
+
+
+def _parameter(name: str, option: str, value: Any, default: Any) -> Any:
+    """A gymnax parameter in the type of its default, because gymnax itself checks nothing."""
+    if isinstance(default, jax.Array):
+        if np.shape(value) == default.shape:
+            return jnp.asarray(value, default.dtype)
+        raise UsageError(f"{name}: {option} is {value!r}; it must be like {default.tolist()}")
+    kind = bool if isinstance(default, bool) else Integral if isinstance(default, int) else Real
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return type(default)(value)
+    raise UsageError(f"{name}: {option} is {value!r}; it must be a {type(default).__name__}")
+
+
+def _consistent(params: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    """gymnax's CartPole keeps two products of its parameters as parameters: follow the changes."""
+    derived = {
+        "total_mass": params["masscart"] + params["masspole"],
+        "polemass_length": params["masspole"] * params["length"],
+    }
+    return derived | changed
+
+
+def _observation(task: str, env: Any, params: Any) -> Box:
+    space = env.observation_space(params)
+    if hasattr(space, "n"):
+        return Box(0.0, 1.0, (space.n,))
+    if task in MISSTATED:
+        return Box(-np.inf, np.inf, space.shape)
+    return _box(space)
+
+
+def _action(env: Any, params: Any) -> Box | Discrete:
+    space = env.action_space(params)
+    return Discrete(int(space.n)) if hasattr(space, "n") else _box(space)
+
+
+def _box(space: Any) -> Box:
+    """gymnax writes infinity as the largest float."""
+    largest = np.finfo(np.float32).max
+    low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
+    return Box(
+        np.where(low <= -largest, -np.inf, low),
+        np.where(high >= largest, np.inf, high),
+        tuple(space.shape),
+    )

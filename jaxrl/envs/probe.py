@@ -1,0 +1,227 @@
+"""Probe environments: tiny tasks with known values, each of which fails for one kind of fault.
+
+They go from one fault to the next: a value that cannot learn a constant fails ``constant``, one that
+ignores its input ``observation``, wrong discounting ``delayed``, a wrong policy gradient
+``action``, a policy that ignores its input ``both``. ``time_limit`` and ``termination`` tell apart
+what looks alike: an episode that was cut off and one that ended.
+
+Each has ``value(obs, gamma)``, the optimal value, and ``best_action(obs)``. Every final observation
+is one that also occurs before the end, so that bootstrapping beyond the end shows. With
+``continuous=True`` the action is ``[1]`` in [-1, 1] instead of an index 0 or 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.envs.checks import check_action, check_options, check_positive, refuse
+from jaxrl.errors import UsageError
+from jaxrl.types import Array, Box, Discrete, Key, Spec, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What the probes share unless they say otherwise: one step, observation 0, reward 1."""
+
+    continuous: bool = False
+
+    name: ClassVar[str]
+    cheap: ClassVar[bool] = True
+
+    @property
+    def limit(self) -> int | None:
+        """The time limit in steps."""
+        return None
+
+    @property
+    def spec(self) -> Spec:
+        """Observations ``[1]`` in [-1, 1]; actions ``[1]`` in [-1, 1], or 0 and 1."""
+        action = Box(-1.0, 1.0, (1,)) if self.continuous else Discrete(2)
+        return Spec(Box(-1.0, 1.0, (1,)), action, self.limit)
+
+    def reset(self, key: Key) -> tuple[Array, Array]:
+        """Draw a first state, float32[]. Returns ``state, obs[1]``."""
+        state = self.start(key)
+        return state, self.observe(state)
+
+    def step(self, key: Key, state: Array, action: Array) -> tuple[Array, Step]:
+        """Advance one step. Raises as ``check_action`` does."""
+        action, legal = check_action(self.spec.action, action)
+        reward = self.reward(state, action)
+        state, terminated = self.advance(state)
+        terminated = jnp.asarray(terminated)
+        truncated = jnp.zeros_like(terminated)
+        return state, Step(self.observe(state), refuse(legal, reward), terminated, truncated, {})
+
+    def start(self, key: Key) -> Array:
+        """The first state."""
+        return jnp.zeros(())
+
+    def observe(self, state: Array) -> Array:
+        """The observation ``[1]``."""
+        return state[None]
+
+    def reward(self, state: Array, action: Array) -> Array:
+        """The reward of an action."""
+        return jnp.ones(())
+
+    def advance(self, state: Array) -> tuple[Array, Any]:
+        """The next state, and whether it ends the episode."""
+        return state, True
+
+    def value(self, obs: Array, gamma: float) -> Array:
+        """The optimal value of ``obs[..., 1]``: ``[...]``, for ``gamma`` in [0, 1)."""
+        return jnp.ones(obs.shape[:-1])
+
+    def best_action(self, obs: Array) -> Array:
+        """An optimal action at ``obs[..., 1]``: ``[...]``, or ``[..., 1]`` if continuous."""
+        shape = obs.shape if self.continuous else obs.shape[:-1]
+        return jnp.zeros(shape, self.spec.action.dtype)
+
+
+class Constant(Probe):
+    """One step, observation 0, reward 1. Value 1."""
+
+    name = "probe/constant"
+
+
+class Observation(Probe):
+    """One step; the reward is what is observed, 1 or -1 at random. Value ``obs``."""
+
+    name = "probe/observation"
+
+    def start(self, key: Key) -> Array:
+        return jax.random.rademacher(key, dtype=jnp.float32)
+
+    def reward(self, state: Array, action: Array) -> Array:
+        return state
+
+    def value(self, obs: Array, gamma: float) -> Array:
+        return obs[..., 0]
+
+
+class Delayed(Probe):
+    """Two steps, observed as 0 and 1; reward 1 at the end. Values ``gamma`` and 1."""
+
+    name = "probe/delayed"
+
+    def reward(self, state: Array, action: Array) -> Array:
+        return state
+
+    def advance(self, state: Array) -> tuple[Array, Any]:
+        return jnp.ones_like(state), state > 0
+
+    def value(self, obs: Array, gamma: float) -> Array:
+        return jnp.where(obs[..., 0] > 0, 1.0, gamma)
+
+
+class Action(Probe):
+    """One step; the action decides. The observation is 1, the value 1.
+
+    Discrete: reward 1 for action 1, else -1. Continuous: reward ``1 - (action - 1/2)^2``.
+    """
+
+    name = "probe/action"
+
+    def start(self, key: Key) -> Array:
+        return jnp.ones(())
+
+    def reward(self, state: Array, action: Array) -> Array:
+        best = self.best_action(self.observe(state))
+        if self.continuous:
+            return 1.0 - jnp.sum((action - best) ** 2)
+        return jnp.where(action == best, 1.0, -1.0)
+
+    def best_action(self, obs: Array) -> Array:
+        best = 0.5 * obs if self.continuous else obs[..., 0] > 0
+        return best.astype(self.spec.action.dtype)
+
+
+class Both(Action):
+    """One step; the right action depends on the observation, 1 or -1 at random. Value 1.
+
+    Discrete: reward 1 for action 1 at 1 and for action 0 at -1, else -1. Continuous: reward
+    ``1 - (action - obs / 2)^2``.
+    """
+
+    name = "probe/both"
+
+    def start(self, key: Key) -> Array:
+        return jax.random.rademacher(key, dtype=jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeLimit(Probe):
+    """Reward 1 at each step, for ever; only the time limit interrupts. Value ``1 / (1 - gamma)``.
+
+    An agent that takes the time limit for an end sees at most the sum of ``max_steps`` terms.
+    """
+
+    max_steps: int = 10
+
+    name = "probe/time_limit"
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_steps
+
+    def advance(self, state: Array) -> tuple[Array, Any]:
+        return state, False
+
+    def value(self, obs: Array, gamma: float) -> Array:
+        return jnp.full(obs.shape[:-1], 1.0 / (1.0 - gamma))
+
+
+@dataclasses.dataclass(frozen=True)
+class Termination(Probe):
+    """Reward 1 at each of ``length`` steps, then the end; what is left is observed, as a fraction.
+
+    Value with ``k`` steps left: ``(1 - gamma^k) / (1 - gamma)``.
+    """
+
+    length: int = 5
+
+    name = "probe/termination"
+
+    def start(self, key: Key) -> Array:
+        return jnp.full((), self.length, jnp.float32)
+
+    def observe(self, state: Array) -> Array:
+        return state[None] / self.length
+
+    def advance(self, state: Array) -> tuple[Array, Any]:
+        return jnp.maximum(state - 1.0, 1.0), state <= 1.0
+
+    def value(self, obs: Array, gamma: float) -> Array:
+        left = jnp.round(obs[..., 0] * self.length)
+        return (1.0 - gamma**left) / (1.0 - gamma)
+
+
+_PROBES: dict[str, type[Probe]] = {
+    kind.name.partition("/")[2]: kind
+    for kind in (Constant, Observation, Delayed, Action, Both, TimeLimit, Termination)
+}
+TASKS = tuple(_PROBES)
+
+
+def make(task: str, **options: Any) -> Any:
+    """The environment ``probe/<task>``.
+
+    Every probe has the option ``continuous``, ``time_limit`` also ``max_steps``, and ``termination``
+    ``length``.
+
+    Raises:
+        UsageError: unknown option, or a value that it cannot take.
+    """
+    kind = _PROBES[task]
+    check_options(kind.name, options, [field.name for field in dataclasses.fields(kind)])
+    for option, value in options.items():
+        if option != "continuous":
+            check_positive(kind.name, option, value)
+        elif not isinstance(value, bool):
+            raise UsageError(f"{kind.name}: continuous is {value!r}; it must be True or False")
+    return kind(**options)

@@ -1,0 +1,114 @@
+"""Hyper-parameters by name: read, replaced, swept, checked, and written to JSON and back.
+
+Agents nest (``NormalizeObs(ScaleReward(PPO()))``); a name is looked up from the outermost inwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+
+from jaxrl.errors import UsageError, nearest
+
+T = TypeVar("T")
+
+
+def _is_static(field: dataclasses.Field) -> bool:
+    return not field.metadata.get("pytree_node", True)
+
+
+def numbers(node: Any) -> dict[str, Any]:
+    """All hyper-parameters that are numbers, and so can be swept: ``{name: value}``."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if _is_static(field):
+            continue
+        if dataclasses.is_dataclass(value):
+            found = numbers(value) | found
+        elif value is not None:
+            found[field.name] = value
+    return found
+
+
+def _static_names(node: Any) -> list[str]:
+    names: list[str] = []
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if _is_static(field):
+            names.append(field.name)
+        elif dataclasses.is_dataclass(value):
+            names += _static_names(value)
+    return names
+
+
+def replace(node: T, values: Mapping[str, Any]) -> T:
+    """A copy of ``node`` with the named numbers replaced, at whatever depth they live.
+
+    Raises:
+        UsageError: for a name that is none, or that is static (it makes shapes).
+    """
+    known = numbers(node)
+    for name in values:
+        if name in _static_names(node):
+            raise UsageError(
+                f"{name} makes shapes and cannot be swept or traced; "
+                f"make a new agent with it, or sweep one of {', '.join(sorted(known))}"
+            )
+        if name not in known:
+            raise UsageError(f"unknown hyper-parameter {name!r}; {nearest(name, known)}")
+    return _replace(node, values)
+
+
+def _replace(node: T, values: Mapping[str, Any]) -> T:
+    new: dict[str, Any] = {}
+    for field in dataclasses.fields(node):  # type: ignore[arg-type]
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value) and not _is_static(field):
+            new[field.name] = _replace(value, values)
+        elif field.name in values and not _is_static(field):
+            new[field.name] = values[field.name]
+    return dataclasses.replace(node, **new)  # type: ignore[type-var]
+
+
+def require(name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False) -> None:
+    """Raise UsageError unless ``low <= value <= high`` (``low <`` if ``above``); tracers pass."""
+    if value is None or isinstance(value, jax.core.Tracer):
+        return
+    for number in jax.numpy.atleast_1d(value).tolist():
+        fits = (low < number if above else low <= number) and number <= high
+        if not fits:
+            bounds = f"more than {low:g}" if above else f"at least {low:g}"
+            bounds += "" if high == math.inf else f" and at most {high:g}"
+            raise UsageError(f"{name} is {number:g}; it must be {bounds}")
+
+
+def to_config(node: Any) -> dict[str, Any]:
+    """An agent as JSON: ``{"class": name, field: value, ...}``, nested agents included."""
+    config: dict[str, Any] = {"class": type(node).__name__}
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        config[field.name] = to_config(value) if dataclasses.is_dataclass(value) else value
+    return config
+
+
+def from_config(config: Mapping[str, Any], classes: Mapping[str, type]) -> Any:
+    """The agent that ``to_config`` wrote; ``classes`` maps names to classes.
+
+    Raises:
+        UsageError: for a class that is not among them.
+    """
+    name = config["class"]
+    if name not in classes:
+        raise UsageError(f"unknown agent class {name!r}; {nearest(name, classes)}")
+    fields: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            fields[key] = from_config(value, classes)
+        elif key != "class":
+            fields[key] = tuple(value) if isinstance(value, list) else value
+    return classes[name](**fields)

@@ -1,0 +1,93 @@
+"""Metrics that can be added up: over iterations, environments and shards, in any grouping.
+
+An iteration returns ``{name: Sum | Mean | Peak}`` of scalars; reducing a thousand of them is as simple
+as reducing two, so the memory of metrics does not grow with the length of a rollout or a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.axes import shard_max, shard_sum
+from jaxrl.types import Array
+
+
+class Sum(NamedTuple):
+    """A count or another quantity that adds up."""
+
+    total: Array
+
+
+class Mean(NamedTuple):
+    """A mean with its weight; weight 0 says that there was nothing to average."""
+
+    total: Array
+    weight: Array
+
+
+class Peak(NamedTuple):
+    """A largest value."""
+
+    value: Array
+
+
+Metrics = dict[str, Sum | Mean | Peak]
+
+
+def mean_of(values: Array, where: Array | None = None) -> Mean:
+    """The mean of ``values`` of any shape, of those ``where`` is true if given."""
+    values = jnp.asarray(values, jnp.float32)
+    if where is None:
+        return Mean(jnp.sum(values), jnp.float32(values.size))
+    weight = where.astype(jnp.float32)
+    return Mean(jnp.sum(jnp.where(where, values, 0.0)), jnp.sum(weight))
+
+
+def count_of(flags: Array) -> Sum:
+    """How many of ``flags`` are true."""
+    return Sum(jnp.sum(flags.astype(jnp.float32)))
+
+
+def _is_metric(node: Any) -> bool:
+    return isinstance(node, Sum | Mean | Peak)
+
+
+def combine(a: Metrics, b: Metrics) -> Metrics:
+    """Both taken together."""
+
+    def both(x: Any, y: Any) -> Any:
+        operation = jnp.maximum if isinstance(x, Peak) else jnp.add
+        return type(x)(*map(operation, x, y))
+
+    return jax.tree.map(both, a, b, is_leaf=_is_metric)
+
+
+def over_shards(metrics: Metrics) -> Metrics:
+    """The metrics of all shards together."""
+
+    def reduce(x: Any) -> Any:
+        return shard_max(x) if isinstance(x, Peak) else shard_sum(x)
+
+    return jax.tree.map(reduce, metrics, is_leaf=_is_metric)
+
+
+def empty_like(metrics: Metrics) -> Metrics:
+    """The neutral element of ``combine`` for metrics of this structure (arrays or their shapes)."""
+
+    def neutral(x: Any) -> Any:
+        fill = -jnp.inf if isinstance(x, Peak) else 0.0
+        return type(x)(*(jnp.full(leaf.shape, fill, leaf.dtype) for leaf in x))
+
+    return jax.tree.map(neutral, metrics, is_leaf=_is_metric)
+
+
+def values(metrics: Metrics) -> dict[str, Array]:
+    """Plain numbers: totals, means (NaN where there was nothing to average) and peaks."""
+
+    def value(x: Any) -> Any:
+        return x.total / x.weight if isinstance(x, Mean) else x[0]
+
+    return jax.tree.map(value, metrics, is_leaf=_is_metric)

@@ -1,0 +1,163 @@
+"""Networks, with initialisers that are safe under ``vmap``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxrl.errors import UsageError
+from jaxrl.nn.distributions import Categorical, Distribution, Normal, TanhNormal
+from jaxrl.types import Array, Box, Discrete, Key
+
+Activation = Literal["tanh", "relu", "swish", "elu", "gelu"]
+Init = Literal["orthogonal", "lecun"]
+Std = Literal["independent", "dependent"]
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "tanh": jnp.tanh,
+    "relu": nn.relu,
+    "swish": nn.swish,
+    "elu": nn.elu,
+    "gelu": nn.gelu,
+}
+
+
+def orthogonal(scale: float = 1.0, iterations: int = 48) -> Callable[..., Array]:
+    """An initialiser of (semi-)orthogonal matrices, uniformly distributed, by matrix products only.
+
+    The polar factor of a Gaussian matrix is Haar-distributed, and Newton-Schulz iterations find it.
+    The usual way, a QR factorisation, can block XLA's CPU pool for good when several run at once, as
+    they do under ``vmap`` over seeds.
+    """
+
+    def init(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        wide = rows < columns
+        x = jax.random.normal(key, (columns, rows) if wide else (rows, columns))
+        x = x / jnp.linalg.norm(x)
+
+        def newton_schulz(_: int, x: Array) -> Array:
+            return 1.5 * x - 0.5 * x @ (x.T @ x)
+
+        x = jax.lax.fori_loop(0, iterations, newton_schulz, x)
+        return (scale * (x.T if wide else x)).reshape(shape).astype(dtype)
+
+    return init
+
+
+def kernel_init(kind: Init, scale: float) -> Callable[..., Array]:
+    """``orthogonal`` times ``scale``, or LeCun uniform, which knows no scale."""
+    return orthogonal(scale) if kind == "orthogonal" else nn.initializers.lecun_uniform()
+
+
+class MLP(nn.Module):
+    """Hidden layers and a linear head: ``[..., *I] -> [..., outputs]``.
+
+    A network reads its sizes off its own parameters: ``outputs`` is needed by ``init`` alone (which takes
+    a flat input), and ``apply`` flattens as many trailing axes as the first layer asks for. So an
+    agent's state, which is arrays and nothing else, is all that acting needs.
+    With orthogonal initialisation the hidden layers have gain sqrt(2) and the head ``head_scale``.
+    """
+
+    hidden: tuple[int, ...]
+    outputs: int | None = None
+    activation: Activation = "tanh"
+    init_kind: Init = "orthogonal"
+    head_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        known = self.variables.get("params", {})
+        widths = (*self.hidden, known["head"]["bias"].shape[-1] if known else self.outputs)
+        names = [f"layer_{i}" for i in range(len(self.hidden))] + ["head"]
+        x = flatten_to(x, known[names[0]]["kernel"].shape[-2]) if known else x
+        for name, width in zip(names, widths, strict=True):
+            head = name == "head"
+            scale = self.head_scale if head else 2.0**0.5
+            x = nn.Dense(width, kernel_init=kernel_init(self.init_kind, scale), name=name)(x)
+            x = x if head else ACTIVATIONS[self.activation](x)
+        return x
+
+
+def flatten_to(x: Array, width: int) -> Array:
+    """Merge the fewest trailing axes whose sizes multiply to ``width``: ``[..., *I] -> [..., width]``.
+
+    Raises:
+        ValueError: if no number of trailing axes does.
+    """
+    for axes in range(1, x.ndim + 1):
+        if math.prod(x.shape[-axes:]) == width:
+            return x.reshape(*x.shape[:-axes], width)
+    raise ValueError(f"observation of shape {x.shape} does not fit a network of {width} inputs")
+
+
+def flat_input(space: Box) -> Array:
+    """A zero observation ``[prod(O)]`` to initialise networks with.
+
+    Raises:
+        UsageError: if a leading axis of size 1 makes flattening ambiguous.
+    """
+    if len(space.shape) > 1 and space.shape[0] == 1:
+        raise UsageError(
+            f"observation shape {space.shape} has a leading axis of size 1; drop it: {space.shape[1:]}"
+        )
+    return jnp.zeros((math.prod(space.shape),))
+
+
+class Policy(nn.Module):
+    """A stochastic policy ``[..., *I] -> Distribution[...]``.
+
+    ``action`` (needed by ``init`` alone) decides between a ``Categorical`` and a normal. For normals:
+    ``std``: ``"independent"`` is one learnt log-std per action element, whatever the observation
+    (initially ``initial_std``); ``"dependent"`` is a second output of the network, through a softplus
+    that gives ``initial_std`` for a zero output, kept above 1e-3.
+    ``squash``: whether continuous actions pass through ``tanh``.
+    """
+
+    hidden: tuple[int, ...]
+    action: Box | Discrete | None = None
+    activation: Activation = "tanh"
+    init_kind: Init = "orthogonal"
+    std: Std = "independent"
+    squash: bool = False
+    initial_std: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Distribution:
+        known = self.variables.get("params", {})
+        discrete = "logits" in known if known else isinstance(self.action, Discrete)
+        size = None if self.action is None else action_size(self.action)
+
+        def mlp(name: str, outputs: int | None) -> Array:
+            net = MLP(self.hidden, outputs, self.activation, self.init_kind, 0.01, name=name)
+            return net(x)
+
+        if discrete:
+            return Categorical(mlp("logits", size))
+        if self.std == "dependent":
+            mean, spread = jnp.split(mlp("normal", size and 2 * size), 2, axis=-1)
+            std = nn.softplus(spread + math.log(math.expm1(self.initial_std))) + 1e-3
+        else:
+            mean = mlp("normal", size)
+            start = nn.initializers.constant(math.log(self.initial_std))
+            std = jnp.exp(self.param("log_std", start, mean.shape[-1:]))
+        kind = TanhNormal if self.squash else Normal
+        return kind(mean, jnp.broadcast_to(std, mean.shape))
+
+
+def action_size(space: Box | Discrete) -> int:
+    """The number of outputs that a policy needs: choices or action elements.
+
+    Raises:
+        UsageError: for continuous actions that are not vectors.
+    """
+    if isinstance(space, Discrete):
+        return space.n
+    if len(space.shape) != 1:
+        raise UsageError(f"continuous actions of shape {space.shape}; policies emit vectors, as (3,)")
+    return space.shape[0]

@@ -1,0 +1,65 @@
+"""Running mean and variance of a stream of observations."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.axes import shard_sum
+from jaxrl.types import Array, PyTree
+
+
+class RunningStatistics(NamedTuple):
+    """Of observations ``*O`` (an array or a tree of arrays)."""
+
+    count: Array  # float32, how many were seen
+    mean: PyTree
+    m2: PyTree  # sum of squared deviations from the mean
+
+
+def start(example: PyTree) -> RunningStatistics:
+    """Before any observation: ``example`` gives the shapes ``*O``."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), example)
+    return RunningStatistics(jnp.float32(0), zeros, zeros)
+
+
+def merge(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
+    """Take in ``batch[..., *O]`` of every shard (Chan, Golub and LeVeque 1983, pairwise update).
+
+    The count is kept in float32: beyond 2^24 observations it rounds, which changes the weight of a
+    batch by less than one part in 10^7.
+    """
+    some, mean_of_some = jax.tree.leaves(batch)[0], jax.tree.leaves(statistics.mean)[0]
+    axes = tuple(range(some.ndim - mean_of_some.ndim))
+    rows = 1
+    for axis in axes:
+        rows *= some.shape[axis]
+    size = shard_sum(jnp.float32(rows))
+    total = statistics.count + size
+
+    def update(mean: Array, m2: Array, x: Array) -> tuple[Array, Array]:
+        batch_mean = shard_sum(jnp.sum(x, axes)) / size
+        batch_m2 = shard_sum(jnp.sum(jnp.square(x - batch_mean), axes))
+        delta = batch_mean - mean
+        correction = jnp.square(delta) * statistics.count * (size / total)
+        return mean + delta * (size / total), m2 + batch_m2 + correction
+
+    pairs = jax.tree.map(update, statistics.mean, statistics.m2, batch)
+    mean = jax.tree.map(lambda _, pair: pair[0], statistics.mean, pairs)
+    m2 = jax.tree.map(lambda _, pair: pair[1], statistics.mean, pairs)
+    return RunningStatistics(total, mean, m2)
+
+
+def normalise(statistics: RunningStatistics, x: PyTree, clip: Array | float) -> PyTree:
+    """``(x - mean) / std`` for ``x[..., *O]``, clipped to ``[-clip, clip]``; ``x`` before any data."""
+    seen = statistics.count > 0
+
+    def one(mean: Array, m2: Array, x: Array) -> Array:
+        std = jnp.sqrt(m2 / jnp.maximum(statistics.count, 1.0))
+        # An element that never varies carries nothing: a floor keeps its rounding errors small.
+        scaled = (x - mean) / jnp.where(seen, jnp.maximum(std, 1e-6), 1.0)
+        return jnp.clip(scaled, -clip, clip)
+
+    return jax.tree.map(one, statistics.mean, statistics.m2, x)

@@ -1,0 +1,59 @@
+"""Tuned settings per environment family, as data.
+
+A key is a pattern of environment names; what a later, more specific pattern says replaces what an earlier one
+said. Names are those of the options of ``experiments/*.py``; those under ``agent`` are hyper-parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+Settings = dict[str, Any]
+
+PPO: dict[str, Settings] = {
+    "*": {
+        "total_steps": 500_000,
+        "num_envs": 8,
+        "unroll": 128,
+        "normalize_obs": False,
+        "reward_scale": 1.0,
+        "anneal": True,
+        "agent": {},
+    },
+    "gymnax/*": {
+        "num_envs": 4,
+        "agent": {"learning_rate": 2.5e-4, "entropy": 0.01, "epochs": 4, "minibatches": 4},
+    },
+    "gymnax/*-MinAtar": {
+        "total_steps": 5_000_000,
+        "num_envs": 64,
+        "agent": {"learning_rate": 1e-3, "minibatches": 8, "hidden": (128, 128), "activation": "relu"},
+    },
+    "gymnax/Pendulum-v1": {
+        "num_envs": 16,
+        "unroll": 64,
+        "normalize_obs": True,
+        "reward_scale": 0.1,
+        "agent": {"learning_rate": 1e-3, "entropy": 0.0, "gamma": 0.9, "epochs": 10, "minibatches": 8},
+    },
+    "brax/*": {
+        "total_steps": 10_000_000,
+        "num_envs": 512,
+        "unroll": 20,
+        "normalize_obs": True,
+        "agent": {"learning_rate": 3e-4, "gamma": 0.97, "epochs": 4, "minibatches": 16},
+    },
+}
+
+
+def lookup(table: Mapping[str, Settings], env: str) -> Settings:
+    """The settings for ``env``: every matching pattern's, the last said winning."""
+    settings: Settings = {}
+    for pattern, values in table.items():
+        if fnmatch.fnmatchcase(env, pattern):
+            agent = {**settings.get("agent", {}), **values.get("agent", {})}
+            settings = {**settings, **values, "agent": agent}
+    return copy.deepcopy(settings)

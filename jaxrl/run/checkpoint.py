@@ -1,0 +1,272 @@
+"""Whole-run checkpoints: orbax stores the arrays, ``manifest.json`` proves that they are right.
+
+``DIRECTORY/STEP/`` holds ``state/`` (orbax: a flat dictionary from a leaf's path to its array) and
+the manifest with the caller's ``meta``. A checkpoint is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.errors import RunError
+from jaxrl.run import manifest as manifests
+from jaxrl.types import PyTree
+
+
+class CheckpointError(RunError):
+    """A checkpoint that cannot be written, or none that can be read; one line says why."""
+
+
+class Restored(NamedTuple):
+    """``state`` as the template's tree, the ``meta`` saved with it, and the step it is of."""
+
+    state: PyTree
+    meta: dict[str, Any]
+    step: int
+
+
+def save(directory: Path | str, step: int, state: PyTree, meta: dict, keep: int = 2) -> Path:
+    """Write ``directory/STEP``, then drop all but the newest ``keep``; returns its path.
+
+    ``state`` is any tree of arrays and typed keys, on any number of devices; ``meta`` is what JSON
+    can hold. Raises ``CheckpointError`` from this very call when anything fails, a full disk
+    included; the earlier checkpoints are then as they were.
+    """
+    directory = Path(directory).absolute()
+    final = directory / str(step)
+    temporary = directory / f".tmp-{step}-{os.getpid()}"
+    try:
+        arrays, leaves = _to_host(state)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_arrays(temporary / "state", arrays)
+        limit = manifests.LARGE_BYTES
+        small = {path: leaf for path, leaf in leaves.items() if arrays[path].nbytes <= limit}
+        _read_arrays(temporary / "state", small)
+        manifests.write(temporary, step, meta, leaves)
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        _publish(temporary, final)
+    except Exception as error:
+        reason = manifests.reason(error)
+        raise CheckpointError(f"checkpoint {final} could not be saved: {reason}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _prune(directory, step, keep)
+    return final
+
+
+def restore(
+    directory: Path | str,
+    template: PyTree | None,
+    step: int | None = None,
+    *,
+    prefix: str = "",
+    report: Callable[[str], Any] = warnings.warn,
+) -> Restored:
+    """The newest intact checkpoint (or ``step``) as numpy arrays and typed keys.
+
+    ``template`` is a tree of ``ShapeDtypeStruct`` as ``jax.eval_shape`` gives it; the result has
+    its structure, and exactly its shapes and dtypes: nothing is ever cast. ``None`` gives a
+    dictionary ``{"agent/params/...": array}``. With ``prefix`` only that subtree (``"agent"``) is
+    read, and the template is of it alone. A damaged checkpoint is told to ``report`` in one line
+    and the next older one is tried. Raises ``CheckpointError`` when none is intact, or when the
+    checkpoint does not fit the template.
+    """
+    directory = Path(directory).absolute()
+    steps = available(directory)[::-1]
+    if not steps or step not in (None, *steps):
+        known = f"; there are {', '.join(map(str, steps[::-1]))}" if steps else ""
+        which = "" if step is None else f" {step}"
+        raise CheckpointError(f"no checkpoint{which} in {directory}{known}")
+    tried = steps if step is None else [step]
+    for this, older in zip(tried, [*tried[1:], None], strict=True):
+        folder = directory / str(this)
+        try:
+            return Restored(*_load(folder, template, prefix), this)
+        except manifests.Damaged as error:
+            damage = f"checkpoint {folder} is damaged ({error})"
+        if older is not None:
+            report(f"{damage}; trying {older}")
+    raise CheckpointError(f"{damage}; no intact one is left" if step is None else damage)
+
+
+def available(directory: Path | str) -> list[int]:
+    """The steps of which there is a checkpoint, ascending; whether they are intact is not asked."""
+    folders = Path(directory).glob("[0-9]*")
+    return sorted(int(each.name) for each in folders if each.name.isdecimal() and each.is_dir())
+
+
+def clean(directory: Path | str) -> None:
+    """Remove what a killed process left behind; call it before the first save of a process."""
+    directory = Path(directory)
+    for old in directory.glob(".old-*"):  # killed between the two renames of a replacement
+        final = old.with_name(old.name.removeprefix(".old-"))
+        if not final.exists():
+            os.rename(old, final)
+    for pattern in (".old-*", ".tmp-*", "*.orbax-checkpoint-tmp*"):
+        for leftover in directory.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+# --- trees and leaves
+
+
+def _flatten(tree: PyTree, prefix: str = "") -> tuple[dict[str, Any], Any]:
+    """Leaves by paths such as ``agent/params/Dense_0/kernel``, in tree order, and the structure."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = {}
+    for path, leaf in flat:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        leaves["/".join(filter(None, (prefix, name)))] = leaf
+    if len(leaves) != len(flat):
+        raise ValueError("two leaves of the state have the same path")
+    return leaves, treedef
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _describe(leaf: Any) -> dict[str, Any]:
+    """Shape and dtype; of keys the dtype is theirs and the shape that of their data."""
+    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    return {"shape": list(np.shape(data)), "dtype": str(dtype)}
+
+
+def _to_host(state: PyTree) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+    """The arrays to store, and what the manifest says of each; a key is stored as its data."""
+    arrays, leaves = {}, {}
+    for name, leaf in _flatten(state)[0].items():
+        data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        arrays[name] = np.asarray(jax.device_get(data), order="C")
+        leaves[name] = {**_describe(leaf), "crc32": manifests.array_checksum(arrays[name])}
+        if _is_key(leaf):
+            leaves[name]["impl"] = str(jax.random.key_impl(leaf))
+    return arrays, leaves
+
+
+def _check_fit(folder: Path, saved: dict[str, dict], template: dict[str, Any]) -> None:
+    """Raise ``CheckpointError`` naming the first leaves in which checkpoint and template differ."""
+    wanted = {path: _describe(leaf) for path, leaf in template.items()}
+    differences = []
+    for path in [*wanted, *(path for path in saved if path not in wanted)]:
+        texts = [
+            f"{side[path]['dtype']}{side[path]['shape']}" if path in side else "nothing"
+            for side in (saved, wanted)
+        ]
+        if texts[0] != texts[1]:
+            differences.append(f"{path} is {texts[0]}, expected {texts[1]}")
+    if differences:
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+        first = "; ".join(differences[:3])
+        raise CheckpointError(f"checkpoint {folder} does not fit this run: {first}{more}")
+
+
+# --- reading and writing
+
+
+@contextlib.contextmanager
+def _orbax() -> Iterator[Any]:
+    """The package (0.4 s to import), silenced: it logs 60 lines of an error that is raised too."""
+    import orbax.checkpoint as ocp
+
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield ocp
+    finally:
+        logger.setLevel(level)
+
+
+def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    filled = {path: array for path, array in arrays.items() if array.size}  # orbax refuses empty
+    if filled:
+        with _orbax() as ocp, ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(folder, filled)
+
+
+def _read_arrays(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]:
+    """Restore exactly these leaves and compare each with its checksum."""
+    arrays, filled = {}, {}
+    for path, leaf in leaves.items():
+        if 0 in leaf["shape"]:
+            arrays[path] = np.zeros(leaf["shape"], "uint32" if "impl" in leaf else leaf["dtype"])
+        else:
+            filled[path] = 0
+    if filled:
+        with _orbax() as ocp, ocp.PyTreeCheckpointer() as checkpointer:
+            as_numpy = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in filled}
+            args = ocp.args.PyTreeRestore(filled, restore_args=as_numpy, partial_restore=True)
+            arrays.update(checkpointer.restore(folder, args=args))
+    for path, leaf in leaves.items():
+        manifests.check_array(path, leaf, arrays[path])
+    return arrays
+
+
+def _load(folder: Path, template: PyTree | None, prefix: str) -> tuple[PyTree, dict]:
+    """State and meta of one checkpoint, verified; raises ``Damaged``."""
+    manifest = manifests.read(folder)
+    leaves = {
+        path: leaf
+        for path, leaf in manifest["leaves"].items()
+        if f"{path}/".startswith(f"{prefix}/" if prefix else "")
+    }
+    if template is not None:
+        wanted, treedef = _flatten(template, prefix)
+        _check_fit(folder, leaves, wanted)
+    manifests.check_files(folder, manifest)
+    try:
+        values: dict[str, Any] = dict(_read_arrays(folder / "state", leaves))
+    except manifests.Damaged:
+        raise
+    except Exception as error:  # whatever orbax makes of it
+        raise manifests.Damaged(manifests.reason(error)) from None
+    for path, leaf in leaves.items():
+        if "impl" in leaf:
+            values[path] = jax.random.wrap_key_data(values[path], impl=leaf["impl"])
+    if template is None:
+        return values, manifest["meta"]
+    return jax.tree.unflatten(treedef, [values[path] for path in wanted]), manifest["meta"]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Put the finished checkpoint in its place; ``clean`` mends a death between the renames."""
+    old = final.with_name(f".old-{final.name}")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(final, old)
+    os.rename(temporary, final)
+    _sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _prune(directory: Path, step: int, keep: int) -> None:
+    """Keep the newest ``keep`` up to ``step``; later ones are another history's and stay."""
+    earlier = [each for each in available(directory) if each < step]
+    for each in earlier[: max(len(earlier) - keep + 1, 0)]:
+        doomed = directory / f".tmp-{each}-{os.getpid()}"  # renamed first: never half a checkpoint
+        with contextlib.suppress(OSError):
+            os.rename(directory / str(each), doomed)
+        shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,185 @@
+"""``run``: train, and keep a record of it. Of a notebook and of a script the same function."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+
+from jaxrl import hyper
+from jaxrl.errors import UsageError
+from jaxrl.run import devices as placing
+from jaxrl.run.folder import circumstances
+from jaxrl.run.policy import Policy
+from jaxrl.run.schedule import Schedule
+from jaxrl.run.session import Member, Row, Session
+from jaxrl.training.trainer import Trainer
+from jaxrl.types import Mode, TrainState
+
+
+@dataclasses.dataclass
+class Run:
+    """What a run leaves behind: all of it in memory, and in ``run_dir`` if it had one."""
+
+    trainer: Trainer
+    members: list[Member]  # configurations x seeds, seeds varying fastest
+    state: TrainState  # of all members, stacked [M, ...]
+    rows: list[Row]
+    summary: dict[str, Any]
+    run_dir: Path | None
+
+    def frame(self, kind: str | None = None) -> Any:
+        """The metrics as a pandas frame, of "train" or "eval" rows or both."""
+        import pandas as pd
+
+        rows = [row for row in self.rows if kind in (None, row["kind"])]
+        return pd.DataFrame(rows)
+
+    def policy(self, member: int = 0, mode: Mode = "greedy") -> Policy:
+        """The trained policy of one member."""
+        agent = hyper.replace(self.trainer.agent, self.members[member].sweep)
+        state = jax.tree.map(lambda x: x[member], self.state.agent)
+        return Policy(agent, state, self.trainer.env.spec, mode)
+
+
+def grid(sweep: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """All combinations of the swept values: ``{"gamma": [0.9, 0.99]}`` gives two."""
+    names = list(sweep)
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*sweep.values())]
+
+
+def run(
+    trainer: Trainer,
+    total_steps: int,
+    *,
+    seeds: Sequence[int] | int = 1,
+    sweep: Mapping[str, Sequence[float]] | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    eval_every: int | None = None,
+    eval_episodes: int = 32,
+    log_every: int | None = None,
+    checkpoint_every: int | None = None,
+    devices: int | None = None,
+    max_skipped: int = 100,
+    log: Sequence[str] = (),
+    quiet: bool = False,
+) -> Run:
+    """Train all members (configurations x seeds) together, and keep a record of it.
+
+    Steps are environment steps of one member, rounded up to whole iterations.
+
+    Args:
+        trainer: what to train.
+        total_steps: at least so many steps.
+        seeds: which, or how many (0, 1, ...).
+        sweep: values of hyper-parameters, by name; every combination is a configuration.
+        run_dir: the folder of the record; None keeps everything in memory.
+        resume: continue the run in ``run_dir`` from its newest intact checkpoint.
+        eval_every: steps between evaluations; default a tenth of the run. The first is at step 0.
+        eval_episodes: greedy episodes per evaluation and member, the same starts each time.
+        log_every: steps between rows of metrics; default a fifth of ``eval_every``.
+        checkpoint_every: steps between checkpoints; default ``eval_every``.
+        devices: how many local devices to use; default all that the sizes divide over.
+        max_skipped: stop once so many gradient steps in a row were skipped as not finite.
+        log: other places to log to: "tensorboard", "wandb".
+        quiet: no progress bar and no messages.
+
+    Raises:
+        UsageError: for input that cannot work, before anything is compiled or written.
+        Interrupted: after SIGTERM or Ctrl-C, once the chunk has ended and a checkpoint is saved.
+        RunError: if training cannot go on, or the last checkpoint could not be saved.
+    """
+    names = [*range(seeds)] if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    configurations = grid(sweep) if sweep else [{}]
+    positive = {
+        "total_steps": total_steps,
+        "num_seeds": len(names),
+        "eval_every": eval_every,
+        "eval_episodes": eval_episodes,
+        "log_every": log_every,
+        "checkpoint_every": checkpoint_every,
+        "max_skipped": max_skipped,
+    }
+    for option, number in positive.items():
+        hyper.require(option, number, 1)
+    for seed in names:
+        hyper.require("seed", seed, 0, 2**31 - 1)
+    if len(set(names)) < len(names):
+        raise UsageError(f"seeds {names} repeat; give every seed once")
+    if resume and run_dir is None:
+        raise UsageError("resume needs the run-dir of the run to continue")
+    placement = choose_placement(trainer, configurations, len(names), devices)
+
+    def iterations(steps: int | None, default: int) -> int:
+        return trainer.iterations(steps) if steps else max(default, 1)
+
+    total = trainer.iterations(total_steps)
+    evaluations = iterations(eval_every, total // 10)
+    schedule = Schedule(
+        total=total,
+        log_every=iterations(log_every, evaluations // 5),
+        eval_every=evaluations,
+        checkpoint_every=iterations(checkpoint_every, evaluations),
+        steps=trainer.steps_per_iteration,
+    )
+    config = {
+        **trainer.config(),
+        "seeds": names,
+        "sweep": configurations if sweep else [],
+        "total_steps": total_steps,
+        "eval_every": schedule.eval_every * schedule.steps,
+        "eval_episodes": eval_episodes,
+        "log_every": schedule.log_every * schedule.steps,
+        "checkpoint_every": schedule.checkpoint_every * schedule.steps,
+        "max_skipped": max_skipped,
+        "log": list(log),
+        "placement": placement.describe(),
+        **circumstances(),
+    }
+    members = [Member(i, c, seed) for i, c in enumerate(configurations) for seed in names]
+    session = Session(trainer, placement, schedule, config, members, quiet)
+    with session.opened(run_dir, resume, log), interruptible() as interrupted:
+        state, summary = session.train(interrupted)
+    folder = None if run_dir is None else Path(run_dir)
+    return Run(trainer, members, state, session.rows, summary, folder)
+
+
+def choose_placement(
+    trainer: Trainer, configurations: Sequence[Mapping[str, float]], seeds: int, count: int | None
+) -> placing.Placement:
+    """Check every configuration, then place all members."""
+    for configuration in configurations:
+        hyper.replace(trainer, configuration).check()
+    return placing.choose(trainer, len(configurations) * seeds, count)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], int | None]]:
+    """While inside, the first SIGTERM or Ctrl-C is only remembered; a second Ctrl-C ends at once.
+
+    Yields a function that gives the signal's number, or None so far.
+    """
+    received: list[int] = []
+
+    def remember(signum: int, frame: FrameType | None) -> None:
+        if received and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signum)
+
+    caught = (signal.SIGTERM, signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    before = [signal.signal(each, remember) for each in caught] if main else []
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for each, handler in zip(caught, before, strict=False):
+            signal.signal(each, handler)

@@ -1,0 +1,44 @@
+"""The summary of a run: final returns with intervals, and how fast it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxrl.analysis.statistics import final_return
+from jaxrl.run.schedule import Schedule
+
+
+def summarise(
+    config: Mapping[str, Any],
+    members: Sequence[Any],
+    rows: Sequence[Mapping[str, Any]],
+    schedule: Schedule,
+    clock: Mapping[str, float],
+) -> dict[str, Any]:
+    """What ``summary.json`` holds. ``rows`` end with the last evaluation of every member."""
+    last = [row for row in rows if row["kind"] == "eval"][-len(members) :]
+    returns = [row["episode_return"] for row in last]
+    total = schedule.total * schedule.steps
+    seconds = clock["train_seconds"] or float("inf")
+    summary: dict[str, Any] = {
+        "algorithm": config["algorithm"],
+        "env": config["env"],
+        "total_steps": total,
+        "seeds": list(config["seeds"]),
+        "final_return": final_return(returns),
+        "compile_seconds": round(clock["compile_seconds"], 2),
+        "train_seconds": round(clock["train_seconds"], 2),
+        "wall_seconds": round(clock["wall_seconds"], 2),
+        "steps_per_second": round(total * len(members) / seconds, 1),
+        "updates_per_second": round(schedule.total * len(members) / seconds, 2),
+        "device": config["device"],
+        "command": config["command"],
+    }
+    if config["sweep"]:
+        size = len(config["seeds"])
+        summary["configurations"] = [
+            {"sweep": sweep, "final_return": final_return(returns[i * size : (i + 1) * size])}
+            for i, sweep in enumerate(config["sweep"])
+        ]
+    return summary

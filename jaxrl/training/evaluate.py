@@ -1,0 +1,86 @@
+"""Evaluation: whole episodes of a fixed policy, inside ``jit``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.envs.vector import rescale, select
+from jaxrl.types import Agent, Array, Environment, Key, Mode, PyTree
+
+DEFAULT_LIMIT = 1000  # steps, for environments that end only by themselves
+
+
+class Evaluation(NamedTuple):
+    """Of ``E`` episodes: undiscounted returns, lengths, and whether the physics stayed finite."""
+
+    returns: Array  # float32[E]
+    lengths: Array  # int32[E]
+    finite: Array  # bool[E]
+
+
+class _Episodes(NamedTuple):
+    inner: PyTree
+    obs: PyTree
+    alive: Array
+    result: Evaluation
+
+
+def evaluate(
+    agent: Agent,
+    state: PyTree,
+    env: Environment,
+    keys: Key,
+    mode: Mode = "greedy",
+    max_steps: int | None = None,
+) -> Evaluation:
+    """Run one episode from each of ``keys[E]`` to its end or to ``max_steps``, whichever is first.
+
+    Equal keys give equal starts, so evaluations are paired over seeds and checkpoints. The loop stops
+    as soon as every episode has ended. An episode whose observation or reward turns non-finite
+    ends there, without that reward.
+    """
+    limit = max_steps or env.spec.max_steps or DEFAULT_LIMIT
+    episodes = keys.shape[0]
+    inner, obs = jax.vmap(env.reset)(keys)
+    zeros = jnp.zeros(episodes)
+    alive = jnp.ones(episodes, bool)
+    start = _Episodes(inner, obs, alive, Evaluation(zeros, zeros.astype(jnp.int32), alive))
+
+    def going(carry: tuple[Array, _Episodes]) -> Array:
+        t, running = carry
+        return (t < limit) & jnp.any(running.alive)
+
+    def advance(carry: tuple[Array, _Episodes]) -> tuple[Array, _Episodes]:
+        t, running = carry
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+        return t + 1, _advance(agent, state, env, running, step_keys, mode)
+
+    _, done = jax.lax.while_loop(going, advance, (jnp.int32(0), start))
+    return done.result
+
+
+def _advance(
+    agent: Agent, state: PyTree, env: Environment, running: _Episodes, keys: Key, mode: Mode
+) -> _Episodes:
+    """One step of every episode that is still alive."""
+    act_keys, env_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    action, _ = agent.act(state, running.obs, act_keys[0], mode)
+    action = rescale(env.spec.action, action)
+    inner, step = jax.vmap(env.step)(env_keys, running.inner, action)
+
+    leaves = jax.tree.leaves((step.obs, step.reward))
+    rows = (jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in leaves)
+    finite = jnp.stack(list(rows)).all(axis=0)
+    result = running.result
+    counted = running.alive & finite
+    result = Evaluation(
+        returns=result.returns + jnp.where(counted, step.reward, 0.0),
+        lengths=result.lengths + running.alive,
+        finite=result.finite & (finite | ~running.alive),
+    )
+    alive = counted & ~(step.terminated | step.truncated)
+    inner, obs = select(alive, (inner, step.obs), (running.inner, running.obs))
+    return _Episodes(inner, obs, alive, result)

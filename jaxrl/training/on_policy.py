@@ -1,0 +1,95 @@
+"""On-policy training: a rollout, an update on it, and on."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl import metrics as m
+from jaxrl.axes import shard_key
+from jaxrl.envs.vector import VectorEnv, VectorState
+from jaxrl.errors import UsageError
+from jaxrl.training.trainer import Trainer, episode_metrics
+from jaxrl.types import Agent, Key, PyTree, TrainState, Transition, counter_add, counter_zero
+
+
+def rollout(
+    agent: Agent, state: PyTree, env: VectorEnv, env_state: VectorState, key: Key, steps: int
+) -> tuple[VectorState, Transition, m.Metrics]:
+    """``steps`` steps of every environment under the exploring policy.
+
+    Returns the environments' state, the transitions ``[T, N]`` and the metrics of the episodes that
+    ended. All random numbers are drawn before the loop.
+    """
+    act_key, env_key = jax.random.split(key)
+    noise = agent.draw(state, env_state.obs, shard_key(act_key), steps)
+    draws = env.draw(env_key, steps)
+
+    def step(env_state: VectorState, xs: tuple) -> tuple[VectorState, tuple]:
+        noise_t, drawn = xs
+        action, extras = agent.act(state, env_state.obs, noise_t, "explore")
+        after, out = env.step(env_state, action, drawn._replace(bank=draws.bank))
+        transition = Transition(
+            env_state.obs, action, out.reward, out.obs, out.terminated, out.truncated, extras
+        )
+        names = ("episode_return", "episode_length", "nonfinite")
+        return after, (transition, [out.info[name] for name in names])
+
+    xs = (noise, draws._replace(bank=()))
+    env_state, (transitions, episodes) = jax.lax.scan(step, env_state, xs)
+    ended = transitions.terminated | transitions.truncated
+    return env_state, transitions, episode_metrics(ended, *episodes)
+
+
+@struct.dataclass
+class OnPolicy(Trainer):
+    """Rollout of ``unroll`` steps, ``agent.update`` on it, ``agent.observe``; and again.
+
+    Attributes:
+        unroll: steps of every environment per iteration.
+    """
+
+    unroll: int = struct.field(pytree_node=False, default=128)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """``unroll * num_envs``."""
+        return self.unroll * self.env.num_envs
+
+    def check(self, shards: int = 1) -> None:
+        """Raise UsageError for sizes that do not fit each other."""
+        if self.unroll < 1:
+            raise UsageError(f"unroll is {self.unroll}; it must be at least 1")
+        Trainer.check(self, shards)
+        self.agent.check(self.steps_per_iteration // shards)
+
+    def start(self, key: Key) -> TrainState:
+        """Fresh networks and environments."""
+        agent_key, env_key, key = jax.random.split(key, 3)
+        return TrainState(
+            agent=self.agent.init(agent_key, self.env.spec),
+            env=self.env.reset(env_key),
+            replay=(),
+            key=key,
+            env_steps=counter_zero(),
+            updates=jnp.int32(0),
+        )
+
+    def advance(self, ts: TrainState) -> tuple[TrainState, m.Metrics]:
+        """One rollout and one update."""
+        rollout_key, update_key, key = jax.random.split(ts.key, 3)
+        env, transitions, episodes = rollout(
+            self.agent, ts.agent, self.env, ts.env, rollout_key, self.unroll
+        )
+        agent, metrics = self.agent.update(ts.agent, transitions, update_key)
+        agent = self.agent.observe(agent, transitions)
+        ts = TrainState(
+            agent=agent,
+            env=env,
+            replay=ts.replay,
+            key=key,
+            env_steps=counter_add(ts.env_steps, self.steps_per_iteration),
+            updates=ts.updates + 1,
+        )
+        return ts, episodes | metrics

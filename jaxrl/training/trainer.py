@@ -1,0 +1,135 @@
+"""What all trainers share: the loop over iterations, and evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl import hyper
+from jaxrl import metrics as m
+from jaxrl.axes import reducing_over
+from jaxrl.envs.vector import VectorEnv
+from jaxrl.errors import UsageError
+from jaxrl.training.evaluate import Evaluation, evaluate
+from jaxrl.types import Agent, Array, Key, Mode, TrainState
+
+@struct.dataclass
+class Trainer:
+    """An agent, its vector environment, and a static schedule: one ``iteration`` after another.
+
+    A frozen pytree like the agents: numbers are leaves, so ``vmap`` over trainers sweeps them.
+
+    Attributes:
+        agent: the agent, wrapped or not.
+        env: the vector environment.
+        axis: the mesh axis over which the environments are sharded inside ``shard_map``, or None.
+    """
+
+    agent: Any
+    env: VectorEnv = struct.field(pytree_node=False)
+    axis: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of one iteration, over all environments and shards."""
+        raise AssertionError("a trainer defines its schedule")
+
+    def start(self, key: Key) -> TrainState:
+        """The state before the first iteration, traced under the shards' axis."""
+        raise AssertionError("a trainer defines its first state")
+
+    def advance(self, ts: TrainState) -> tuple[TrainState, m.Metrics]:
+        """One iteration, traced under the shards' axis; metrics of this shard alone."""
+        raise AssertionError("a trainer defines its iteration")
+
+    def check(self, shards: int = 1) -> None:
+        """Raise UsageError for sizes that do not fit each other, before anything is compiled."""
+        if self.env.num_envs % shards:
+            raise UsageError(
+                f"num_envs is {self.env.num_envs}, which does not divide over {shards} devices; "
+                f"{-(-self.env.num_envs // shards) * shards} would"
+            )
+
+    def config(self) -> dict[str, Any]:
+        """Everything that defines the run but its seeds and length, as JSON."""
+        venv, inner = self.env, self.agent
+        while hasattr(inner, "agent"):
+            inner = inner.agent
+        own = [f.name for f in dataclasses.fields(self) if f.name not in ("agent", "env", "axis")]
+        return {
+            "algorithm": type(inner).__name__,
+            "env": venv.env.name,
+            "env_options": dict(getattr(venv.env, "options", {})),
+            "num_envs": venv.num_envs,
+            "resets": venv.policy,
+            "bank_size": venv.bank_size,
+            "max_steps": venv.spec.max_steps,
+            "agent": hyper.to_config(self.agent),
+            "trainer": {"class": type(self).__name__} | {name: getattr(self, name) for name in own},
+        }
+
+    def init(self, key: Key) -> TrainState:
+        """The state before the first iteration."""
+        with reducing_over(self.axis):
+            return self.start(key)
+
+    def iteration(self, ts: TrainState) -> tuple[TrainState, m.Metrics]:
+        """One iteration. The metrics are scalars that add up (see ``jaxrl.metrics``)."""
+        with reducing_over(self.axis):
+            ts, metrics = self.advance(ts)
+            return ts, m.over_shards(metrics)
+
+    def iterations(self, steps: int) -> int:
+        """The number of iterations that make at least ``steps`` environment steps."""
+        return -(-steps // self.steps_per_iteration)
+
+    def chunk(self, ts: TrainState, iterations: Array | int) -> tuple[TrainState, m.Metrics]:
+        """Some iterations, with their metrics reduced to one.
+
+        ``iterations`` may be traced: one program serves chunks of every length.
+        """
+        shapes = jax.eval_shape(lambda s: self.iteration(s)[1], ts)
+
+        def body(_: Array, carry: tuple[TrainState, m.Metrics]) -> tuple[TrainState, m.Metrics]:
+            ts, metrics = carry
+            ts, new = self.iteration(ts)
+            return ts, m.combine(metrics, new)
+
+        return jax.lax.fori_loop(0, iterations, body, (ts, m.empty_like(shapes)))
+
+    def train(self, key: Key, steps: int) -> tuple[TrainState, dict[str, Array]]:
+        """A whole run of at least ``steps`` environment steps: one function to jit, vmap and shard.
+
+        Returns the final state and every metric per iteration ``[I]``; means are NaN where there was
+        nothing to average, as ``episode_return`` before any episode has ended.
+        """
+
+        def body(ts: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
+            ts, metrics = self.iteration(ts)
+            return ts, m.values(metrics)
+
+        return jax.lax.scan(body, self.init(key), length=self.iterations(steps))
+
+    def evaluate(
+        self, ts: TrainState, key: Key, episodes: int = 32, mode: Mode = "greedy"
+    ) -> Evaluation:
+        """``episodes`` whole episodes of the current policy; equal keys give equal starts."""
+        return self.evaluate_from(ts, jax.random.split(key, episodes), mode)
+
+    def evaluate_from(self, ts: TrainState, keys: Key, mode: Mode = "greedy") -> Evaluation:
+        """One episode from each of ``keys[E]``."""
+        limit = self.env.spec.max_steps
+        return evaluate(self.agent, ts.agent, self.env.env, keys, mode, limit)
+
+def episode_metrics(ended: Array, returns: Array, lengths: Array, nonfinite: Array) -> m.Metrics:
+    """Of a rollout ``[T, N]``: the episodes that ended in it, and how many. Never a 0 for "none yet"."""
+    return {
+        "episode_return": m.mean_of(returns, where=ended),
+        "episode_length": m.mean_of(lengths, where=ended),
+        "episodes": m.count_of(ended),
+        "nonfinite_steps": m.Sum(jnp.sum(nonfinite.astype(jnp.float32))),
+    }

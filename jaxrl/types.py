@@ -1,0 +1,184 @@
+"""The contracts that every part of the library is built to.
+
+Axes: ``T`` time, ``N`` environments, ``B`` batch, ``G`` gradient steps, ``E`` ensemble;
+``*O`` and ``*A`` are the observation and action shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Key = jax.Array
+PyTree = Any
+Extras = dict[str, Any]
+Mode = Literal["explore", "sample", "greedy"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Box:
+    """A continuous space: every element lies in ``[low, high]`` (which may be infinite).
+
+    ``low`` and ``high`` are numpy arrays of ``shape``; numbers are broadcast to it.
+    """
+
+    low: Any
+    high: Any
+    shape: tuple[int, ...]
+    dtype: Any = np.float32
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            bound = np.broadcast_to(np.asarray(getattr(self, name), self.dtype), self.shape)
+            object.__setattr__(self, name, bound)
+        if np.any(self.low > self.high):
+            raise ValueError(f"Box: low {self.low} exceeds high {self.high}")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every element has finite bounds."""
+        return bool(np.all(np.isfinite(self.low)) and np.all(np.isfinite(self.high)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """The integers ``0 .. n-1``."""
+
+    n: int
+    dtype: Any = np.int32
+    shape: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spec:
+    """What an agent needs to know of an environment.
+
+    ``max_steps`` is the time limit in environment steps; ``VectorEnv`` enforces it as truncation.
+    ``None`` means that episodes end only by themselves.
+    """
+
+    observation: Box
+    action: Box | Discrete
+    max_steps: int | None = None
+
+
+class Step(NamedTuple):
+    """The outcome of one environment step; under ``VectorEnv`` every field has a leading ``[N]``.
+
+    ``obs`` is always the true successor of the action, never an observation after a reset.
+    ``terminated`` and ``truncated`` are booleans and never both true.
+    """
+
+    obs: PyTree
+    reward: Array
+    terminated: Array
+    truncated: Array
+    info: dict[str, Array]
+
+
+class Transition(NamedTuple):
+    """What agents learn from: ``[T, N]`` on-policy, ``[G, B]`` off-policy and offline.
+
+    ``action`` is what the agent emitted, before any clipping or rescaling; ``extras`` is what
+    ``agent.act`` returned beside it.
+    """
+
+    obs: PyTree
+    action: Array
+    reward: Array
+    next_obs: PyTree
+    terminated: Array
+    truncated: Array
+    extras: Extras
+
+
+class TrainState(NamedTuple):
+    """A whole run as arrays, and nothing else: it pickles, vmaps, shards and checkpoints.
+
+    ``env_steps`` counts environment steps as two uint32 limbs (see ``counter_add``), ``updates``
+    counts calls of ``agent.update``.
+    """
+
+    agent: PyTree
+    env: PyTree
+    replay: PyTree
+    key: Key
+    env_steps: Array
+    updates: Array
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """One environment. It never resets itself and knows no time limit of its own.
+
+    ``cheap`` says that a reset costs no more than a step (true for toy dynamics, false for
+    physics); it chooses the default reset policy of ``VectorEnv``.
+    """
+
+    name: str
+    cheap: bool
+
+    @property
+    def spec(self) -> Spec: ...
+
+    def reset(self, key: Key) -> tuple[PyTree, PyTree]:
+        """Draw a first state. Returns ``state, obs[*O]``."""
+        ...
+
+    def step(self, key: Key, state: PyTree, action: Array) -> tuple[PyTree, Step]:
+        """Advance one step with ``action[*A]`` in the units of ``spec.action``."""
+        ...
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """A frozen dataclass of hyper-parameters: numbers are pytree leaves, shapes are static."""
+
+    def init(self, key: Key, spec: Spec) -> PyTree:
+        """The agent's state: a NamedTuple of arrays and nothing else."""
+        ...
+
+    def draw(self, state: PyTree, obs: PyTree, key: Key, steps: int) -> PyTree:
+        """All the randomness of ``steps`` exploring calls of ``act`` at such ``obs``: ``[steps, ...]``.
+
+        Keys, or noise: on a CPU, one large draw costs far less than many small ones inside a loop.
+        """
+        ...
+
+    def act(self, state: PyTree, obs: PyTree, key: PyTree, mode: Mode) -> tuple[Array, Extras]:
+        """Actions for ``obs[..., *O]``: ``action[..., *A]`` in [-1, 1] or an index, and extras.
+
+        ``key`` is a typed key, or one row of what ``draw`` returned.
+        """
+        ...
+
+    def update(self, state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, dict]:
+        """Learn from a batch. Returns the new state and scalar metrics."""
+        ...
+
+    def observe(self, state: PyTree, transitions: Transition) -> PyTree:
+        """Take in fresh experience ``[T, N]``; the identity unless the agent keeps statistics."""
+        ...
+
+
+def counter_zero() -> Array:
+    """A step counter: uint32 limbs ``[low, high]``, so that it passes 2^31 and 2^32 unharmed."""
+    return jnp.zeros((2,), jnp.uint32)
+
+
+def counter_add(counter: Array, amount: int) -> Array:
+    """``counter + amount`` for a static ``0 <= amount < 2**32``."""
+    low = counter[..., 0] + jnp.uint32(amount)
+    carry = (low < counter[..., 0]).astype(jnp.uint32)
+    return jnp.stack([low, counter[..., 1] + carry], axis=-1)
+
+
+def counter_value(counter: Array) -> int:
+    """The counter as a Python integer (on the host); of several seeds, the first one's."""
+    low, high = np.asarray(counter).reshape(-1, 2)[0]
+    return int(low) + (int(high) << 32)
