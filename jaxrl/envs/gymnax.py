@@ -149,9 +149,10 @@ def make(task: str, max_steps: int | None = None, **options: Any) -> Environment
     }
     if task == "CartPole-v1":
         changed = _consistent({**defaults, **changed}, changed)
-    limit = int(max_steps or getattr(env.default_params, _LIMIT))
+    limit = getattr(env.default_params, _LIMIT)
+    limit = limit if max_steps is None else type(limit)(max_steps)  # a float in BernoulliBandit
     params = env.default_params.replace(**changed, **{_LIMIT: limit})
-    spec = Spec(_observation(task, env, params), _action(env, params), limit)
+    spec = Spec(_observation(task, env, params), _action(env, params), int(limit))
     return GymnaxEnv(name, env, params, spec, clock=task in CLOCKS)
 
 

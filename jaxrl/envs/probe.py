@@ -1,7 +1,7 @@
 """Probe environments: tiny tasks with known values, each of which fails for one kind of fault.
 
-They go from one fault to the next: a value that cannot learn a constant fails ``constant``, one that
-ignores its input ``observation``, wrong discounting ``delayed``, a wrong policy gradient
+They go from one fault to the next: a value that cannot learn a constant fails ``constant``, one
+that ignores its input ``observation``, wrong discounting ``delayed``, a wrong policy gradient
 ``action``, a policy that ignores its input ``both``. ``time_limit`` and ``termination`` tell apart
 what looks alike: an episode that was cut off and one that ended.
 
@@ -211,8 +211,8 @@ TASKS = tuple(_PROBES)
 def make(task: str, **options: Any) -> Any:
     """The environment ``probe/<task>``.
 
-    Every probe has the option ``continuous``, ``time_limit`` also ``max_steps``, and ``termination``
-    ``length``.
+    Every probe has the option ``continuous``; ``time_limit`` also has ``max_steps``, and
+    ``termination`` has ``length``.
 
     Raises:
         UsageError: unknown option, or a value that it cannot take.

@@ -1,0 +1,415 @@
+"""Environments: names, options, time limits, illegal actions, and the probes' known values."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl import envs
+from jaxrl.envs import brax as brax_suite
+from jaxrl.envs import gymnax as gymnax_suite
+from jaxrl.envs import probe
+from jaxrl.errors import UsageError
+from jaxrl.types import Box, Discrete, Environment
+
+KEY = jax.random.key(0)
+
+
+def draw_action(space, key):
+    if isinstance(space, Discrete):
+        return jax.random.randint(key, (), 0, space.n)
+    return jax.random.uniform(key, space.shape, minval=space.low, maxval=space.high)
+
+
+def one_line(error):
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def dtypes(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
+# Names and options.
+
+
+def test_names_are_those_of_the_installed_suites():
+    import brax.envs
+    import gymnax
+
+    assert set(brax_suite.TASKS) == set(brax.envs._envs) - {"fast"}
+    assert set(gymnax_suite.TASKS) == set(gymnax.registered_envs) - {"MNISTBandit-bsuite"}
+    assert set(gymnax_suite.TASKS) >= gymnax_suite.CLOCKS | gymnax_suite.MISSTATED
+    assert set(envs.names()) == {
+        name for suite in ("brax", "gymnax", "probe") for name in envs.names(suite)
+    }
+    with pytest.raises(UsageError, match="unknown suite 'brx'; did you mean brax?"):
+        envs.names("brx")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("CartPole-v1", "did you mean gymnax/CartPole-v1?"),
+        ("cartpole-v1", "did you mean gymnax/CartPole-v1?"),
+        ("gym/CartPole-v1", "did you mean gymnax/CartPole-v1?"),
+        ("reacher", "did you mean brax/reacher?"),
+        ("brax/antt", "brax/ant"),
+        ("gymnax/Pendulum-v0", "gymnax/Pendulum-v1"),
+        ("antt", "brax/ant"),
+        ("probe/tme_limit", "probe/time_limit"),
+        ("zzz", "choose one of"),
+    ],
+)
+def test_a_wrong_name_answers_with_the_nearest(name, answer):
+    with pytest.raises(UsageError) as error:
+        envs.make(name)
+    assert repr(name) in one_line(error)
+    assert answer in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parts"),
+    [
+        ("gymnax/CartPole-v1", {"backend": "mjx"}, ["backend", "gravity"]),
+        ("gymnax/Pendulum-v1", {"g": "heavy"}, ["'heavy'", "float"]),
+        ("gymnax/FourRooms-misc", {"resample_goal_pos": 1}, ["resample_goal_pos is 1", "bool"]),
+        ("gymnax/CartPole-v1", {"max_steps": 0}, ["max_steps is 0", "at least 1"]),
+        ("gymnax/CartPole-v1", {"max_steps_in_episode": 9}, ["did you mean max_steps"]),
+        ("gymnax/Acrobot-v1", {"available_torque": [1.0]}, ["[1.0]", "[-1.0, 0.0, 1.0]"]),
+        ("gymnax/FrozenLake-misc", {"map_name": "5x5"}, ["map_name", "'8x8'"]),
+        ("brax/ant", {"backend": "mjxx"}, ["'mjxx'", "did you mean mjx?"]),
+        ("brax/swimmer", {"backend": "spring"}, ["'spring'", "generalized"]),
+        ("brax/reacher", {"max_steps": 1.5}, ["max_steps is 1.5"]),
+        ("brax/reacher", {"bakend": "mjx"}, ["did you mean backend?"]),
+        ("brax/reacher", {"sys": None}, ["no option 'sys'"]),
+        ("brax/ant", {"use_contact_forces": True}, ["use_contact_forces"]),
+        ("probe/constant", {"length": 3}, ["length", "continuous"]),
+        ("probe/termination", {"length": 0}, ["length is 0"]),
+        ("probe/action", {"continuous": 1}, ["continuous is 1"]),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(name, options, parts):
+    with pytest.raises(UsageError) as error:
+        envs.make(name, **options)
+    message = one_line(error)
+    assert name in message
+    for part in parts:
+        assert part in message
+
+
+def test_mistakes_answer_before_heavy_imports_and_imports_are_silent():
+    program = """
+import sys, warnings
+from jaxrl import envs
+for name, options in [("brax/antt", {}), ("brax/ant", {"backend": "x"}), ("CartPole", {})]:
+    try:
+        envs.make(name, **options)
+    except ValueError:
+        pass
+envs.names()
+assert not {"brax", "gymnax", "mujoco", "matplotlib"} & set(sys.modules)
+import jax
+warnings.simplefilter("error", UserWarning)
+before = dict(jax.config.values)
+envs.make("brax/inverted_pendulum")
+assert dict(jax.config.values) == before
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+# gymnax.
+
+
+@pytest.fixture(scope="module", params=gymnax_suite.TASKS)
+def gymnax_case(request):
+    """An environment, two states and the step from them, compiled as training uses it."""
+    env = envs.make(f"gymnax/{request.param}")
+    state, obs = jax.jit(jax.vmap(env.reset))(jax.random.split(KEY, 2))
+    return env, state, obs, jax.jit(jax.vmap(env.step))
+
+
+def test_every_gymnax_task_steps(gymnax_case):
+    env, state, obs, step_all = gymnax_case
+    assert isinstance(env, Environment)
+    space = env.spec.observation
+    assert obs.shape == (2, *space.shape) and obs.dtype == jnp.float32
+    kinds = dtypes(state)
+    for key in jax.random.split(KEY, 3):
+        action = jax.vmap(lambda k: draw_action(env.spec.action, k))(jax.random.split(key, 2))
+        state, step = step_all(jax.random.split(key, 2), state, action)
+        assert dtypes(state) == kinds, "a scan could not carry this state"
+        assert step.obs.shape == obs.shape and step.obs.dtype == jnp.float32
+        assert step.reward.shape == (2,) and step.reward.dtype == jnp.float32
+        assert step.terminated.dtype == step.truncated.dtype == bool
+        assert np.isfinite(step.obs).all() and np.isfinite(step.reward).all()
+        assert (step.obs >= space.low - 1e-4).all() and (step.obs <= space.high + 1e-4).all()
+        assert not step.truncated.any()
+
+
+def test_gymnax_time_limits_never_terminate_unless_the_task_shows_its_clock(gymnax_case):
+    env, state, _, step_all = gymnax_case
+    task = env.name.partition("/")[2]
+    own_clock = {"UmbrellaChain-bsuite", "MemoryChain-bsuite"}  # the time drives their dynamics
+    if task in own_clock:
+        pytest.skip("the time is this task's state")
+    last = state.replace(time=jnp.full_like(state.time, env.spec.max_steps - 1))
+    action = jax.vmap(lambda k: draw_action(env.spec.action, k))(jax.random.split(KEY, 2))
+    _, step = step_all(jax.random.split(KEY, 2), last, action)
+    one_step = {"SimpleBandit-bsuite"}
+    assert step.terminated.all() == (task in gymnax_suite.CLOCKS | one_step)
+    assert not step.truncated.any()
+
+
+@pytest.mark.parametrize(
+    ("task", "length"),
+    [("SimpleBandit", 1), ("Catch", 9), ("DeepSea", 8), ("MemoryChain", 6), ("UmbrellaChain", 10)],
+)
+def test_gymnax_tasks_of_fixed_length_terminate_at_their_own_end(task, length):
+    env = envs.make(f"gymnax/{task}-bsuite")
+    state, _ = env.reset(KEY)
+    _, steps = jax.lax.scan(
+        lambda s, k: env.step(k, s, jnp.int32(0)), state, jax.random.split(KEY, 12)
+    )
+    assert int(np.argmax(steps.terminated)) + 1 == length <= env.spec.max_steps
+
+
+def test_gymnax_options_change_the_environment():
+    def second_velocity(**options):
+        env = envs.make("gymnax/Pendulum-v1", **options)
+        state, _ = env.reset(KEY)
+        return float(env.step(KEY, state, jnp.zeros(1))[1].obs[2])
+
+    assert second_velocity(g=1.0) != second_velocity() == second_velocity(g=10)
+    assert envs.make("gymnax/DeepSea-bsuite", size=5).spec.observation.shape == (5, 5)
+    assert envs.make("gymnax/DeepSea-bsuite", size=5).spec.max_steps == 5
+    assert envs.make("gymnax/CartPole-v1", max_steps=7).spec.max_steps == 7
+    heavy = envs.make("gymnax/CartPole-v1", masspole=1.0).params
+    assert (heavy.total_mass, heavy.polemass_length) == (2.0, 0.5)
+
+
+def test_frozen_lake_shows_its_tile_as_one_hot():
+    env = envs.make("gymnax/FrozenLake-misc")
+    _, obs = env.reset(KEY)
+    np.testing.assert_array_equal(obs, np.eye(16)[0])
+
+
+def test_gymnax_agrees_with_gymnaxs_own_step():
+    import gymnax
+
+    env = envs.make("gymnax/CartPole-v1")
+    reference, params = gymnax.make("CartPole-v1")
+    state, obs = env.reset(KEY)
+    theirs_obs, theirs = reference.reset(KEY, params)
+    np.testing.assert_array_equal(obs, theirs_obs)
+    for key in jax.random.split(KEY, 5):
+        state, step = env.step(key, state, 1)
+        theirs_obs, theirs, reward, terminated, _, _ = reference.step(key, theirs, 1, params)
+        np.testing.assert_allclose(step.obs, theirs_obs, rtol=1e-6)
+        assert (float(step.reward), bool(step.terminated)) == (float(reward), bool(terminated))
+
+
+# Illegal actions.
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "says"),
+    [
+        (2, ValueError, "action is 2; expected an integer 0 .. 1"),
+        (-1, ValueError, "action is -1"),
+        (jnp.int32(7), ValueError, "action is 7"),
+        (0.0, TypeError, "action has dtype float64; expected an integer 0 .. 1"),
+        (True, TypeError, "bool"),
+        (np.zeros(1, int), ValueError, r"action has shape \(1,\); expected \(\)"),
+    ],
+)
+def test_illegal_concrete_indices_raise(action, error, says):
+    env = envs.make("gymnax/CartPole-v1")
+    state, _ = env.reset(KEY)
+    with pytest.raises(error, match=says) as caught:
+        env.step(KEY, state, action)
+    one_line(caught)
+
+
+def test_wrong_shapes_and_dtypes_raise_while_tracing():
+    env = envs.make("gymnax/Pendulum-v1")
+    state, _ = env.reset(KEY)
+    with pytest.raises(ValueError, match=r"action has shape \(2,\); expected \(1,\)"):
+        jax.eval_shape(env.step, KEY, state, jnp.zeros(2))
+    with pytest.raises(TypeError, match="action has dtype bool; expected float32"):
+        jax.eval_shape(env.step, KEY, state, jnp.zeros(1, bool))
+    cart_pole = envs.make("gymnax/CartPole-v1")
+    with pytest.raises(TypeError, match="dtype float32"):
+        jax.eval_shape(cart_pole.step, KEY, cart_pole.reset(KEY)[0], jnp.float32(0))
+
+
+@pytest.mark.parametrize("name", ["gymnax/CartPole-v1", "gymnax/FourRooms-misc", "probe/both"])
+def test_a_traced_index_out_of_range_makes_the_reward_nan(name):
+    env = envs.make(name)
+    state, _ = env.reset(KEY)
+    step = jax.jit(lambda action: env.step(KEY, state, action)[1])
+    for action in (-1, env.spec.action.n):
+        assert np.isnan(step(action).reward)
+    assert np.isfinite(step(0).reward) and np.isfinite(step(1).reward)
+
+
+def test_the_vector_environment_ends_and_counts_an_illegal_action():
+    venv = envs.VectorEnv(envs.make("gymnax/CartPole-v1"), 2)
+    state = venv.reset(KEY)
+    _, step = jax.jit(venv.step)(state, jnp.array([1, 5]), venv.draw(KEY, 1).at(0))
+    np.testing.assert_array_equal(step.info["nonfinite"], [False, True])
+    np.testing.assert_array_equal(step.terminated, [False, True])
+    np.testing.assert_array_equal(step.reward, [1.0, 0.0])
+
+
+# Brax. Compiling its physics is nearly all that these tests cost: XLA is asked not to optimise.
+
+COMPILER = {"xla_backend_optimization_level": 0}
+
+
+def roll_out(reset, step, keys, actions):
+    """Observations, rewards and terminations ``[T, N, ...]`` of given actions ``[T, N, A]``."""
+
+    def run(keys, actions):
+        return jax.lax.scan(step, reset(keys), actions)[1]
+
+    return jax.jit(run, compiler_options=COMPILER)(keys, actions)
+
+
+def adapted(env, keys, actions):
+    def step(state, action):
+        state, out = jax.vmap(env.step)(keys, state, action)
+        return state, (out.obs, out.reward, out.terminated)
+
+    return roll_out(lambda k: jax.vmap(env.reset)(k)[0], step, keys, actions)
+
+
+def raw(env, keys, actions):
+    def step(state, action):
+        state = jax.vmap(env.env.step)(state, action)
+        return state, (state.obs, state.reward, state.done > 0)
+
+    def reset(keys):
+        return jax.vmap(env.env.reset)(jax.random.key_data(keys))
+
+    return roll_out(reset, step, keys, actions)
+
+
+@pytest.mark.parametrize("backend", ["spring", "generalized", "mjx"])
+def test_brax_agrees_bit_for_bit_with_raw_brax(backend):
+    """Although only a part of Brax's state is carried from step to step."""
+    env = envs.make("brax/inverted_pendulum", backend=backend)
+    keys = jax.random.split(KEY, 2)
+    push = jnp.linspace(0.0, 1.0, 2)[None, :, None]  # The first pendulum is left alone.
+    actions = jnp.broadcast_to(push, (12, 2, 1))
+    got, wanted = adapted(env, keys, actions), raw(env, keys, actions)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+    np.testing.assert_array_equal(got[2].any(axis=0), [False, True])
+
+
+def test_brax_ant_steps_and_shows_its_spec():
+    env = envs.make("brax/ant", max_steps=77)
+    assert isinstance(env, Environment) and not env.cheap and env.env.backend == "spring"
+    assert (env.spec.observation.shape, env.spec.action.shape) == ((27,), (8,))
+    assert env.spec.max_steps == 77
+    obs, reward, terminated = adapted(env, jax.random.split(KEY, 2), jnp.ones((3, 2, 8)))
+    assert np.isfinite(obs).all() and np.isfinite(reward).all() and not terminated.any()
+    assert np.unique(obs).size > 100
+
+
+def test_brax_resets_move_the_reachers_target():
+    env = envs.make("brax/reacher")
+    reset = jax.jit(jax.vmap(env.reset), compiler_options=COMPILER)
+    _, obs = reset(jax.random.split(KEY, 8))
+    targets = np.asarray(obs[:, 4:6])
+    assert np.unique(targets, axis=0).shape == (8, 2)
+    assert (np.linalg.norm(targets, axis=1) <= 0.2 + 1e-6).all()
+
+
+def test_brax_may_be_told_not_to_terminate():
+    env = envs.make("brax/hopper", terminate_when_unhealthy=False, n_frames=1)
+    state, _ = jax.eval_shape(env.reset, KEY)
+    _, step = jax.eval_shape(env.step, KEY, state, jnp.zeros(3))
+    assert (step.terminated.shape, step.terminated.dtype) == ((), bool)
+
+
+def test_brax_refuses_actions_of_the_wrong_shape():
+    env = envs.make("brax/inverted_pendulum")
+    state, _ = jax.eval_shape(env.reset, KEY)
+    with pytest.raises(ValueError, match=r"action has shape \(\); expected \(1,\)") as error:
+        jax.eval_shape(env.step, KEY, state, jnp.float32(0))
+    one_line(error)
+
+
+# Probes.
+
+
+def discounted_returns(env, gamma, steps):
+    """Observations ``[T, 1]`` and the returns ``[T]`` of the best actions, by playing them."""
+    state, obs = env.reset(KEY)
+    seen, rewards = [], []
+    for key in jax.random.split(KEY, steps):
+        seen.append(obs)
+        state, step = env.step(key, state, env.best_action(obs))
+        rewards.append(float(step.reward))
+        obs = step.obs
+        if step.terminated:
+            break
+    returns = np.zeros(len(rewards) + 1)
+    for t in reversed(range(len(rewards))):
+        returns[t] = rewards[t] + gamma * returns[t + 1]
+    return jnp.stack(seen), returns[:-1]
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize("task", probe.TASKS)
+def test_probes_have_the_values_they_state(task, continuous):
+    env = envs.make(f"probe/{task}", continuous=continuous)
+    assert isinstance(env, Environment) and env.name == f"probe/{task}"
+    assert isinstance(env.spec.action, Box if continuous else Discrete)
+    gamma = 0.7
+    seen, returns = discounted_returns(env, gamma, 80)
+    stated = env.value(seen, gamma)
+    assert stated.shape == returns.shape
+    played = 40 if task == "time_limit" else len(returns)
+    np.testing.assert_allclose(returns[:played], stated[:played], rtol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["action", "both"])
+@pytest.mark.parametrize("continuous", [False, True])
+def test_the_best_actions_are_the_best(task, continuous):
+    env = envs.make(f"probe/{task}", continuous=continuous)
+    actions = np.linspace(-1, 1, 41)[:, None].astype(np.float32) if continuous else np.arange(2)
+    for key in jax.random.split(KEY, 4):
+        state, obs = env.reset(key)
+        rewards = [float(env.step(key, state, action)[1].reward) for action in actions]
+        best = actions[int(np.argmax(rewards))]
+        np.testing.assert_allclose(env.best_action(obs), best, atol=1e-6)
+        np.testing.assert_allclose(max(rewards), env.value(obs, 0.9), atol=1e-6)
+
+
+def test_probes_show_both_observations_and_their_lengths():
+    both = envs.make("probe/both")
+    _, obs = jax.vmap(both.reset)(jax.random.split(KEY, 32))
+    assert set(np.unique(obs)) == {-1.0, 1.0}
+    seen, _ = discounted_returns(envs.make("probe/termination", length=4), 1.0, 9)
+    np.testing.assert_allclose(seen[:, 0], [1.0, 0.75, 0.5, 0.25])
+    assert envs.make("probe/time_limit", max_steps=3).spec.max_steps == 3
+    assert envs.make("probe/termination").spec.max_steps is None
+
+
+def test_the_vector_environment_truncates_one_limit_probe_and_lets_the_other_end():
+    ends = {}
+    for task in ("time_limit", "termination"):
+        venv = envs.VectorEnv(envs.make(f"probe/{task}"), 1)
+        draws = venv.draw(KEY, 10)
+        state, out = venv.reset(KEY), None
+        for t in range(10):
+            state, out = venv.step(state, jnp.zeros(1, jnp.int32), draws.at(t))
+        ends[task] = (bool(out.terminated[0]), bool(out.truncated[0]))
+    assert ends == {"time_limit": (False, True), "termination": (True, False)}

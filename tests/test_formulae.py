@@ -1,0 +1,223 @@
+"""Closed forms: returns, losses, distributions, statistics, permutations, initialisers, optimiser."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+from jaxrl import losses, optim
+from jaxrl.nn import statistics
+from jaxrl.nn.distributions import Categorical, Normal, TanhNormal
+from jaxrl.nn.networks import flat_input, flatten_to, orthogonal
+from jaxrl.shuffle import permutations
+from jaxrl.types import Box, counter_add, counter_value, counter_zero
+
+RNG = np.random.default_rng(0)
+
+
+def gae_by_definition(reward, value, next_value, terminated, truncated, gamma, lam):
+    """Every advantage as its own sum of discounted TD errors, within its episode."""
+    T, N = reward.shape
+    advantage = np.zeros((T, N))
+    for n in range(N):
+        for t in range(T):
+            weight = 1.0
+            for k in range(t, T):
+                bootstrap = 0.0 if terminated[k, n] else next_value[k, n]
+                advantage[t, n] += weight * (reward[k, n] + gamma * bootstrap - value[k, n])
+                weight *= gamma * lam
+                if terminated[k, n] or truncated[k, n]:
+                    break
+    return advantage
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
+def test_gae_equals_its_definition_with_both_kinds_of_end(lam):
+    T, N = 23, 4
+    reward, value, next_value = RNG.normal(size=(3, T, N)).astype(np.float32)
+    terminated = RNG.random((T, N)) < 0.15
+    truncated = (RNG.random((T, N)) < 0.15) & ~terminated
+    found = losses.gae(reward, value, next_value, terminated, truncated, 0.97, lam)
+    expected = gae_by_definition(reward, value, next_value, terminated, truncated, 0.97, lam)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_clipped_losses_equal_the_papers():
+    ratio, advantage = np.exp(RNG.normal(size=100)), RNG.normal(size=100)
+    expected = -np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
+    found = losses.clipped_surrogate(jnp.array(ratio), jnp.array(advantage), 0.2)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    value, old, target = RNG.normal(size=(3, 100))
+    clipped = old + np.clip(value - old, -0.2, 0.2)
+    expected = np.maximum((value - target) ** 2, (clipped - target) ** 2)
+    found = losses.clipped_value_loss(*map(jnp.array, (value, old, target)), 0.2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_categorical_against_scipy():
+    logits = jnp.array(RNG.normal(size=(5,)) * 2)
+    p = np.exp(np.float64(logits))
+    p /= p.sum()
+    dist = Categorical(jnp.broadcast_to(logits, (40_000, 5)))
+    counts = np.bincount(dist.sample(jax.random.key(1)), minlength=5)
+    assert stats.chisquare(counts, p * counts.sum()).pvalue > 1e-3
+    one = Categorical(logits)
+    np.testing.assert_allclose(one.log_prob(jnp.arange(5)[:, None])[:, 0], np.log(p), rtol=1e-5)
+    np.testing.assert_allclose(one.entropy(), stats.entropy(p), rtol=1e-5)
+    assert one.mode() == np.argmax(p)
+
+
+def test_normal_against_scipy():
+    mean, std, x = RNG.normal(size=3), np.exp(RNG.normal(size=3)), RNG.normal(size=(7, 3))
+    dist = Normal(jnp.array(mean), jnp.array(std))
+    expected = stats.norm(mean, std)
+    np.testing.assert_allclose(dist.log_prob(jnp.array(x)), expected.logpdf(x).sum(-1), rtol=1e-4)
+    np.testing.assert_allclose(dist.entropy(), expected.entropy().sum(), rtol=1e-5)
+
+
+def test_tanh_normal_density_integrates_to_one_and_entropy_is_its_mean():
+    dist = TanhNormal(jnp.array([0.3]), jnp.array([0.8]))
+    action = np.linspace(-1 + 1e-6, 1 - 1e-6, 400_001)
+    density = np.exp(dist.log_prob(jnp.arctanh(jnp.array(action))[:, None]))
+    assert np.trapezoid(density, action) == pytest.approx(1.0, abs=1e-3)
+    exact = -np.trapezoid(density * np.log(np.maximum(density, 1e-30)), action)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    sampled = np.asarray(jax.vmap(dist.entropy)(keys))
+    assert np.mean(sampled) == pytest.approx(exact, abs=4 * float(np.std(sampled)) / 20_000**0.5)
+
+
+def test_tanh_normal_stays_finite_where_tanh_saturates():
+    dist = TanhNormal(jnp.array([30.0, -30.0]), jnp.array([1.0, 1.0]))
+
+    def loss(mean):
+        action, log_prob = TanhNormal(mean, dist.std).sample_and_log_prob(jax.random.key(0))
+        return log_prob + action.sum()
+
+    value, grad = jax.value_and_grad(loss)(dist.mean)
+    assert np.isfinite(value) and np.all(np.isfinite(grad))
+
+
+@pytest.mark.parametrize("make", [lambda m, s: Categorical(m), Normal, TanhNormal])
+def test_noise_drawn_ahead_samples_as_a_key_does(make):
+    dist = make(jnp.zeros((3, 2)), jnp.ones((3, 2)))
+    key = jax.random.key(5)
+    np.testing.assert_array_equal(dist.sample(key), dist.sample(dist.noise(key)))
+    assert dist.noise(key, (7,)).shape == (7, 3, 2)
+
+
+def test_running_statistics_equal_numpys_over_all_batches():
+    batches = [RNG.normal(3.0, 2.0, size=(4, n, 3)).astype(np.float32) for n in (1, 5, 64)]
+    running = statistics.start(jax.ShapeDtypeStruct((3,), jnp.float32))
+    np.testing.assert_array_equal(statistics.normalise(running, batches[0], 10.0), batches[0])
+    for batch in batches:
+        running = statistics.merge(running, jnp.array(batch))
+    everything = np.concatenate([batch.reshape(-1, 3) for batch in batches])
+    np.testing.assert_allclose(running.mean, everything.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(running.m2 / running.count, everything.var(0), rtol=1e-4)
+    normalised = statistics.normalise(running, jnp.array(everything), 10.0)
+    np.testing.assert_allclose(normalised.std(0), 1.0, rtol=1e-3)
+
+
+def test_running_statistics_survive_large_offsets():
+    running = statistics.start(jax.ShapeDtypeStruct((1,), jnp.float32))
+    for _ in range(50):
+        running = statistics.merge(running, jnp.array(1e4 + RNG.normal(size=(256, 1)), jnp.float32))
+    assert (running.m2 / running.count)[0] == pytest.approx(1.0, rel=0.1)
+
+
+@pytest.mark.parametrize("n", [1, 7, 512, 20480, 2 * 1009, 1000])
+def test_permutations_are_permutations_and_differ(n):
+    found = np.asarray(permutations(jax.random.key(3), n, 4))
+    np.testing.assert_array_equal(np.sort(found, axis=1), np.tile(np.arange(n), (4, 1)))
+    if n > 100:
+        assert all((found[0] != other).mean() > 0.9 for other in found[1:])
+
+
+def test_permutations_put_every_index_everywhere_and_mix_minibatches():
+    n, count, blocks = 256, 4096, 4
+    found = np.asarray(permutations(jax.random.key(0), n, count))
+    where = np.argsort(found, axis=1) // (n // blocks)  # the minibatch of each index
+    for index in (0, 1, 17, 255):
+        counts = np.bincount(where[:, index], minlength=blocks)
+        assert stats.chisquare(counts).pvalue > 1e-4
+    # Two indices share a minibatch as often as under a uniform permutation, neighbours included.
+    expected = (n / blocks - 1) / (n - 1)
+    for a, b in [(0, 1), (0, 16), (0, 128), (5, 250), (32, 48)]:
+        together = np.mean(where[:, a] == where[:, b])
+        assert together == pytest.approx(expected, abs=5 * (expected / count) ** 0.5)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (4, 64), (64, 2), (256, 256), (1, 1), (3, 3, 8, 16)])
+def test_orthogonal_matrices_are_orthogonal(shape):
+    keys = jax.random.split(jax.random.key(0), 8)
+    for q in jax.vmap(lambda k: orthogonal(2.0)(k, shape))(keys):
+        q = np.asarray(q).reshape(-1, shape[-1]) / 2.0
+        gram = q.T @ q if q.shape[0] >= q.shape[1] else q @ q.T
+        np.testing.assert_allclose(gram, np.eye(len(gram)), atol=2e-4)
+
+
+def test_orthogonal_matrices_have_no_preferred_direction():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    q = np.asarray(jax.vmap(lambda k: orthogonal()(k, (3, 3)))(keys))
+    assert np.abs(q.mean(0)).max() < 0.05
+    np.testing.assert_allclose((q**2).mean(0), 1 / 3, atol=0.02)
+    assert (np.linalg.det(q) > 0).mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_networks_flatten_what_they_are_given():
+    assert flatten_to(jnp.zeros((7, 5, 4, 3)), 12).shape == (7, 5, 12)
+    assert flatten_to(jnp.zeros((7, 1)), 1).shape == (7, 1)
+    with pytest.raises(ValueError, match="does not fit a network of 5 inputs"):
+        flatten_to(jnp.zeros((7, 4)), 5)
+    with pytest.raises(ValueError, match="leading axis of size 1"):
+        flat_input(Box(-1, 1, (1, 4)))
+
+
+def test_flattened_adam_equals_optax_tensor_by_tensor():
+    params = {"a": jnp.array(RNG.normal(size=(3, 2))), "b": jnp.array(RNG.normal(size=(5,)))}
+    ours, theirs = params, params
+    optimiser = optim.adam(max_grad_norm=0.5, eps=1e-5)
+    state = optim.start(optimiser, params)
+    reference = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2, eps=1e-5))
+    reference_state = reference.init(params)
+    for _ in range(5):
+        grads = jax.tree.map(lambda p: jnp.array(RNG.normal(size=p.shape) * 3), params)
+        ours, state, _ = optim.apply(optimiser, grads, state, ours, 1e-2)
+        updates, reference_state = reference.update(grads, reference_state)
+        theirs = optax.apply_updates(theirs, updates)
+    for name in params:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(bad):
+    params = {"a": jnp.ones(3)}
+    optimiser = optim.adam(0.5)
+    state = optim.start(optimiser, params)
+    good, rotten = {"a": jnp.ones(3)}, {"a": jnp.array([1.0, bad, 1.0])}
+    params, state, _ = optim.apply(optimiser, good, state, params, 0.1)
+    after, skipped, metrics = optim.apply(optimiser, rotten, state, params, 0.1)
+    np.testing.assert_array_equal(after["a"], params["a"])
+    jax.tree.map(np.testing.assert_array_equal, skipped.moments, state.moments)
+    assert (skipped.skipped, skipped.in_a_row) == (1, 1)
+    assert metrics["skipped_updates"].total == 1 and metrics["grad_norm"].weight == 0
+    _, again, _ = optim.apply(optimiser, rotten, skipped, after, 0.1)
+    _, healed, _ = optim.apply(optimiser, good, again, after, 0.1)
+    assert (again.in_a_row, healed.in_a_row, healed.skipped) == (2, 0, 2)
+
+
+def test_linear_decay_and_polyak():
+    assert optim.linear_decay(jnp.int32(7), 0.0) == 1.0
+    np.testing.assert_allclose(optim.linear_decay(jnp.arange(6), 4.0), [1, 0.75, 0.5, 0.25, 0, 0])
+    np.testing.assert_allclose(optim.polyak(jnp.ones(2), jnp.zeros(2), 0.1), 0.9)
+
+
+def test_counters_pass_two_to_the_32():
+    counter = counter_zero()
+    for _ in range(5):
+        counter = counter_add(counter, 3_000_000_000)
+    assert counter_value(counter) == 15_000_000_000

@@ -1,0 +1,158 @@
+"""The vector environment against a plain Python loop, and its guards."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl.envs.vector import VectorEnv, rescale
+from jaxrl.errors import UsageError
+from jaxrl.types import Box, Spec, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """A walk on the line that terminates beyond ``edge``; continuous actions of 0.5 to 1.5 a step."""
+
+    edge: float = 5.0
+    limit: int = 5
+    poison: float = np.inf  # an action above it makes the observation NaN
+    name: str = "test/walk"
+    cheap: bool = True
+
+    @property
+    def spec(self):
+        return Spec(Box(-np.inf, np.inf, (2,)), Box(0.5, 1.5, (1,)), self.limit)
+
+    def reset(self, key):
+        start = jax.random.uniform(key)
+        return start, jnp.stack([start, 0.0])
+
+    def step(self, key, state, action):
+        noise = 0.1 * jax.random.normal(key)
+        state = state + action[0] + noise
+        obs = jnp.stack([jnp.where(action[0] > self.poison, jnp.nan, state), action[0]])
+        return state, Step(obs, state, state > self.edge, jnp.bool_(False), {})
+
+
+def python_reference(env, resets, keys, starts, actions, reset_to):
+    """One environment at a time, one step at a time; ``reset_to(t, n)`` gives the next episode's start."""
+    T, N = actions.shape[:2]
+    rows = []
+    state = [starts[n][0] for n in range(N)]
+    obs = [starts[n][1] for n in range(N)]
+    steps, returns = [0] * N, [0.0] * N
+    for t in range(T):
+        for n in range(N):
+            action = rescale(env.spec.action, actions[t, n])
+            new, out = env.step(keys[t, n], state[n], action)
+            steps[n] += 1
+            returns[n] += float(out.reward)
+            terminated = bool(out.terminated)
+            truncated = steps[n] >= env.limit and not terminated
+            row = {
+                "obs": np.asarray(out.obs),
+                "reward": float(out.reward),
+                "terminated": terminated,
+                "truncated": truncated,
+                "episode_return": returns[n],
+                "episode_length": steps[n],
+            }
+            state[n], obs[n] = new, out.obs
+            if terminated or truncated:
+                state[n], obs[n] = reset_to(t, n)
+                steps[n], returns[n] = 0, 0.0
+            rows.append(row | {"next": np.asarray(obs[n])})
+    return rows
+
+
+@pytest.mark.parametrize("resets", ["fresh", "bank", "first"])
+def test_equals_a_plain_python_loop_step_by_step(resets):
+    env, N, T = Walk(), 3, 24
+    venv = VectorEnv(env, N, resets=resets, bank_size=4)
+    start_key, draw_key, action_key = jax.random.split(jax.random.key(0), 3)
+    state = venv.reset(start_key)
+    draws = venv.draw(draw_key, T)
+    actions = jax.random.uniform(action_key, (T, N, 1), minval=-1.3, maxval=1.3)
+    starts = [env.reset(key) for key in jax.random.split(start_key, N)]
+
+    def reset_to(t, n):
+        if resets == "first":
+            return starts[n]
+        source = draws.resets if resets == "fresh" else draws.bank
+        index = (t, n) if resets == "fresh" else (int(draws.resets[t, n]),)
+        return jax.tree.map(lambda x: x[index], source)
+
+    expected = iter(python_reference(env, resets, draws.keys, starts, actions, reset_to))
+    ends = {"both": 0, "terminated": 0, "truncated": 0}
+    for t in range(T):
+        state, out = venv.step(state, actions[t], draws.at(t))
+        for n in range(N):
+            row = next(expected)
+            np.testing.assert_allclose(out.obs[n], row["obs"], rtol=1e-5)
+            np.testing.assert_allclose(state.obs[n], row["next"], rtol=1e-5)
+            np.testing.assert_allclose(out.reward[n], row["reward"], rtol=1e-5)
+            assert bool(out.terminated[n]) == row["terminated"]
+            assert bool(out.truncated[n]) == row["truncated"]
+            assert int(out.info["episode_length"][n]) == row["episode_length"]
+            np.testing.assert_allclose(out.info["episode_return"][n], row["episode_return"], rtol=1e-5)
+            at_limit = row["episode_length"] == env.limit
+            ends["both"] += row["terminated"] and at_limit
+            ends["terminated"] += row["terminated"] and not at_limit
+            ends["truncated"] += row["truncated"]
+    assert min(ends.values()) > 0, ends  # every kind of end was seen, also both at once
+
+
+def test_fresh_and_bank_resets_differ_and_first_ones_do_not():
+    def starts(resets):
+        venv = VectorEnv(Walk(limit=1), 4, resets=resets, bank_size=8)
+        state = venv.reset(jax.random.key(0))
+        seen = [state.obs[:, 0]]
+        for i in range(20):
+            draws = venv.draw(jax.random.key(1 + i), 1).at(0)
+            state, _ = venv.step(state, jnp.zeros((4, 1)), draws)
+            seen.append(state.obs[:, 0])
+        return len(np.unique(np.asarray(seen)))
+
+    assert starts("fresh") == 84
+    assert starts("bank") > 60
+    assert starts("first") == 4
+
+
+def test_a_non_finite_step_ends_its_own_episode_alone_and_is_stored_as_zeros():
+    env = Walk(poison=1.4, limit=100, edge=1e9)
+    venv = VectorEnv(env, 64)
+    state = venv.reset(jax.random.key(0))
+    actions = jnp.zeros((64, 1)).at[17].set(1.0)  # rescaled to 1.5, above the poison
+    for i in range(3):
+        state, out = venv.step(state, actions, venv.draw(jax.random.key(i), 1).at(0))
+        bad = np.asarray(out.info["nonfinite"])
+        assert bad[17] and bad.sum() == 1
+        assert out.terminated[17] and not out.truncated[17]
+        assert np.all(out.obs[17] == 0) and out.reward[17] == 0
+        assert np.all(np.isfinite(out.obs)) and np.all(np.isfinite(state.obs))
+        assert state.steps[17] == 0 and np.all(np.delete(np.asarray(state.steps), 17) == i + 1)
+
+
+def test_actions_are_clipped_and_rescaled_to_the_space():
+    space = Box([-2.0, 0.0], [2.0, 10.0], (2,))
+    found = rescale(space, jnp.array([[-1.0, -1.0], [1.0, 1.0], [0.0, 0.0], [9.0, -9.0]]))
+    np.testing.assert_allclose(found, [[-2, 0], [2, 10], [0, 5], [2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_envs": 0}, "num_envs is 0; it must be at least 1"),
+        ({"num_envs": 4, "resets": "frsh"}, "resets is 'frsh'; choose one of fresh, bank, first"),
+        ({"num_envs": 4, "max_steps": -1}, "max_steps is -1; it must be at least 1"),
+        ({"num_envs": 4, "bank_size": 0}, "bank_size is 0; it must be at least 1"),
+    ],
+)
+def test_bad_sizes_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        VectorEnv(Walk(), **options)
