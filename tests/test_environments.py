@@ -155,9 +155,6 @@ def test_every_gymnax_task_steps(gymnax_case):
 def test_gymnax_time_limits_never_terminate_unless_the_task_shows_its_clock(gymnax_case):
     env, state, _, step_all = gymnax_case
     task = env.name.partition("/")[2]
-    own_clock = {"UmbrellaChain-bsuite", "MemoryChain-bsuite"}  # the time drives their dynamics
-    if task in own_clock:
-        pytest.skip("the time is this task's state")
     last = state.replace(time=jnp.full_like(state.time, env.spec.max_steps - 1))
     action = jax.vmap(lambda k: draw_action(env.spec.action, k))(jax.random.split(KEY, 2))
     _, step = step_all(jax.random.split(KEY, 2), last, action)

@@ -44,7 +44,7 @@ TASKS = (
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 
 # Fields of MJX's data from which a step computes all others, and Brax's own, for rewards and
-# rendering. Together they are a tenth of the data.
+# rendering. Together they are less than a tenth of the data.
 _MJX_FIELDS = frozenset(
     ("time", "qpos", "qvel", "act", "ctrl", "qacc_warmstart", "eq_active", "mocap_pos")
     + ("mocap_quat", "q", "qd", "x", "xd")

@@ -130,13 +130,13 @@ def make(task: str, max_steps: int | None = None, **options: Any) -> Environment
     if max_steps is not None:
         check_positive(name, "max_steps", max_steps)
 
-    from gymnax import registration
+    import gymnax
 
-    factory = registration._registry[task]
-    own = inspect.signature(factory).parameters
+    env, _ = gymnax.make(task)
+    own = inspect.signature(type(env)).parameters
     built = {option: value for option, value in options.items() if option in own}
     try:
-        env = factory(**built)
+        env = type(env)(**built)
     except (AssertionError, TypeError, ValueError) as error:
         raise UsageError(f"{name}: {built} is refused by gymnax: {error}") from error
 

@@ -1,0 +1,235 @@
+"""PPO: one update against numpy, the probes, and its options."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrl import PPO, NormalizeObs, OnPolicy, ScaleReward, UsageError, VectorEnv, make
+from jaxrl import metrics as m
+from jaxrl.training import rollout
+
+CONTINUOUS = {"gymnax/CartPole-v1": False, "gymnax/Pendulum-v1": True}
+
+
+def one_rollout(agent, env="gymnax/CartPole-v1", num_envs=4, unroll=8):
+    """A fresh agent's state and its first rollout."""
+    venv = VectorEnv(make(env), num_envs, max_steps=5)
+    state = agent.init(jax.random.key(0), venv.spec)
+    env_state = venv.reset(jax.random.key(1))
+    _, batch, _ = rollout(agent, state, venv, env_state, jax.random.key(2), unroll)
+    return state, batch
+
+
+# --- numpy transcription ------------------------------------------------------------------------
+
+
+def mlp(params, x):
+    layer, head = params["params"]["layer_0"], params["params"]["head"]
+    return np.tanh(x @ layer["kernel"] + layer["bias"]) @ head["kernel"] + head["bias"]
+
+
+def log_prob_and_entropy(params, obs, action, continuous):
+    if continuous:
+        mean = mlp({"params": params["params"]["normal"]}, obs)
+        log_std = params["params"]["log_std"]
+        z = (action - mean) / np.exp(log_std)
+        log_prob = -(0.5 * z**2 + log_std + 0.5 * np.log(2 * np.pi)).sum(-1)
+        return log_prob, (log_std + 0.5 + 0.5 * np.log(2 * np.pi)).sum() * np.ones(len(obs))
+    logits = mlp({"params": params["params"]["logits"]}, obs)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return log_p[np.arange(len(obs)), action], -(np.exp(log_p) * log_p).sum(-1)
+
+
+def loss_of(params, rows, agent, continuous):
+    obs, action, old_log_prob, advantage, target = rows
+    log_prob, entropy = log_prob_and_entropy(params["policy"], obs, action, continuous)
+    ratio = np.exp(log_prob - old_log_prob)
+    A = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    clipped = np.clip(ratio, 1 - agent.clip, 1 + agent.clip)
+    policy_loss = -np.minimum(ratio * A, clipped * A).mean()
+    value_loss = 0.5 * ((mlp(params["value"], obs)[:, 0] - target) ** 2).mean()
+    return policy_loss + agent.value * value_loss - agent.entropy * entropy.mean()
+
+
+def numerical_gradient(f, params):
+    leaves, tree = jax.tree.flatten(params)
+    gradient = [np.zeros_like(leaf) for leaf in leaves]
+    for leaf, slot in zip(leaves, gradient, strict=True):
+        for index in np.ndindex(leaf.shape):
+            center, step = leaf[index], 1e-6
+            leaf[index] = center + step
+            above = f(tree.unflatten(leaves))
+            leaf[index] = center - step
+            below = f(tree.unflatten(leaves))
+            leaf[index] = center
+            slot[index] = (above - below) / (2 * step)
+    return gradient, leaves, tree
+
+
+@pytest.mark.parametrize(("env", "continuous"), CONTINUOUS.items())
+def test_one_update_equals_a_numpy_transcription(env, continuous):
+    agent = PPO(
+        learning_rate=0.01, entropy=0.02, epochs=2, minibatches=1, hidden=(3,), anneal_over=4.0
+    )
+    state, batch = one_rollout(agent, env)
+    state = state._replace(updates=jnp.int32(1))  # so the rate is 0.01 * 3/4
+    # Weights of every size, lest the small policy head hide a mistake.
+    noise = jax.tree.map(
+        lambda p: p + 0.3 * jax.random.normal(jax.random.key(7), p.shape), state.params
+    )
+    new, metrics = jax.jit(agent.update)(state._replace(params=noise), batch, jax.random.key(3))
+
+    params = jax.tree.map(lambda p: np.array(p, np.float64), noise)
+    b = jax.tree.map(lambda x: np.asarray(x, np.float64 if x.dtype == jnp.float32 else None), batch)
+    old_params = jax.tree.map(lambda p: np.array(p, np.float64), state.params)
+    values, next_values = (mlp(params["value"], x)[..., 0] for x in (b.obs, b.next_obs))
+    T, N = b.reward.shape
+    advantage = np.zeros((T, N))
+    for n in range(N):
+        g = 0.0
+        for t in reversed(range(T)):
+            alive = 0.0 if b.terminated[t, n] else 1.0
+            delta = b.reward[t, n] + agent.gamma * alive * next_values[t, n] - values[t, n]
+            cut = b.terminated[t, n] or b.truncated[t, n]
+            g = delta + (0.0 if cut else agent.gamma * agent.gae_lambda * g)
+            advantage[t, n] = g
+
+    def flat(x):
+        return x.reshape(T * N, *x.shape[2:])
+
+    obs, action = flat(b.obs), flat(b.action)
+    old_log_prob, _ = log_prob_and_entropy(old_params["policy"], obs, action, continuous)
+    rows = (obs, action, old_log_prob, flat(advantage), flat(advantage + values))
+
+    mean = var = 0.0
+    for step in (1, 2):
+        gradient, leaves, tree = numerical_gradient(
+            lambda p: loss_of(p, rows, agent, continuous), params
+        )
+        norm = np.sqrt(sum((g**2).sum() for g in gradient))
+        g = np.concatenate([x.ravel() for x in gradient]) * min(1.0, agent.max_grad_norm / norm)
+        mean, var = 0.9 * mean + 0.1 * g, 0.999 * var + 0.001 * g**2
+        update = (mean / (1 - 0.9**step)) / (np.sqrt(var / (1 - 0.999**step)) + 1e-5)
+        moved = np.concatenate([x.ravel() for x in leaves]) - 0.01 * 0.75 * update
+        splits = np.cumsum([x.size for x in leaves])[:-1]
+        pieces = np.split(moved, splits)
+        params = tree.unflatten([p.reshape(x.shape) for p, x in zip(pieces, leaves, strict=True)])
+
+    for found, expected in zip(jax.tree.leaves(new.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
+    assert m.values(metrics)["skipped_updates"] == 0
+
+
+# --- properties ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("std", ["independent", "dependent"])
+def test_the_ratio_is_one_before_the_first_step(squash, std):
+    agent = NormalizeObs(PPO(epochs=1, minibatches=1, squash=squash, std=std, hidden=(8,)))
+    state, batch = one_rollout(agent, "gymnax/Pendulum-v1")
+    state = agent.observe(state, batch)
+    venv = VectorEnv(make("gymnax/Pendulum-v1"), 4)
+    _, batch, _ = rollout(agent, state, venv, venv.reset(jax.random.key(5)), jax.random.key(6), 8)
+    _, metrics = agent.update(state, batch, jax.random.key(3))
+    values = m.values(metrics)
+    assert values["kl"] == pytest.approx(0.0, abs=1e-6) and values["clip_fraction"] == 0
+    assert values["policy_loss"] == pytest.approx(0.0, abs=1e-5)  # normalised advantages have mean 0
+
+
+def test_target_kl_turns_the_rest_of_an_update_into_a_no_op():
+    agent = PPO(learning_rate=0.05, epochs=8, minibatches=2, hidden=(8,))
+    state, batch = one_rollout(agent)
+    free, _ = agent.update(state, batch, jax.random.key(3))
+    stopped, _ = agent.replace(target_kl=1e-9).update(state, batch, jax.random.key(3))
+    never, _ = agent.replace(target_kl=1e9).update(state, batch, jax.random.key(3))
+    # The first minibatch has KL 0, so exactly one step is made.
+    counts = [optax.tree.get(s.optim.moments, "count") for s in (stopped, free, never)]
+    assert counts == [1, 16, 16]
+    assert 0 < distance(state, stopped) < 0.2 * distance(state, free)
+    assert distance(never, free) == 0
+
+
+def distance(a, b):
+    pairs = zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True)
+    return float(sum(jnp.abs(x - y).sum() for x, y in pairs))
+
+
+def test_scaling_rewards_scales_what_the_value_learns():
+    agent = PPO(hidden=(8,))
+    state, batch = one_rollout(agent)
+    scaled, _ = ScaleReward(agent, 0.5).update(state, batch, jax.random.key(0))
+    direct, _ = agent.update(state, batch._replace(reward=0.5 * batch.reward), jax.random.key(0))
+    assert distance(scaled, direct) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate is 0; it must be more than 0"),
+        ({"gamma": 1.2}, "gamma is 1.2; it must be at least 0 and at most 1"),
+        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"minibatches": 3}, "minibatches is 3, which does not divide the 32 transitions .* 2 would"),
+        ({"clip": -0.1}, "clip is -0.1; it must be more than 0"),
+        ({"hidden": (64, 0)}, "hidden is 0; it must be at least 1"),
+    ],
+)
+def test_hyper_parameters_that_cannot_work_are_refused(options, message):
+    trainer = OnPolicy(PPO(**options), VectorEnv(make("gymnax/CartPole-v1"), 4), unroll=8)
+    with pytest.raises(UsageError, match=message):
+        trainer.check()
+
+
+# --- probes -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def solve():
+    """Train on a probe, and give the values and actions the agent has for observations."""
+
+    def train(name, continuous=False, steps=40_000, **options):
+        env = make(f"probe/{name}", **({"continuous": True} if continuous else {}))
+        agent = PPO(learning_rate=3e-3, gamma=0.9, hidden=(32,), anneal_over=steps / 512, **options)
+        trainer = OnPolicy(agent, VectorEnv(env, 16), unroll=32)
+        ts, _ = jax.jit(trainer.train, static_argnums=1)(jax.random.key(0), steps)
+
+        def value(obs):
+            return np.asarray(agent.values(ts.agent.params, jnp.array(obs)))
+
+        def act(obs):
+            return np.asarray(agent.act(ts.agent, jnp.array(obs), jax.random.key(0), "greedy")[0])
+
+        return env, value, act
+
+    return train
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize("name", ["constant", "observation", "delayed", "action", "both"])
+def test_solves_the_probes(solve, name, continuous):
+    env, value, act = solve(name, continuous)
+    seen = {"constant": [0.0], "delayed": [0.0, 1.0], "action": [1.0]}
+    obs = jnp.array(seen.get(name, [-1.0, 1.0]))[:, None]
+    best = np.asarray(env.value(obs, 0.9))
+    np.testing.assert_allclose(value(obs), best, atol=0.12 if continuous else 0.05)
+    if name in ("action", "both"):
+        expected = np.asarray(env.best_action(obs))
+        np.testing.assert_allclose(act(obs), expected, atol=0.15 if continuous else 0)
+
+
+def test_a_time_limit_is_not_an_end(solve):
+    """The learnt value is that of going on for ever, within 2 %."""
+    env, value, _ = solve("time_limit", steps=150_000)
+    assert value([[0.0]])[0] == pytest.approx(1 / (1 - 0.9), rel=0.02)
+
+
+def test_termination_is_an_end(solve):
+    """The learnt values are those of the finite sums, within 2 %."""
+    env, value, _ = solve("termination", steps=150_000)
+    _, obs = env.reset(jax.random.key(0))
+    starts = np.asarray(env.value(obs[None], 0.9))
+    np.testing.assert_allclose(value(obs[None]), starts, rtol=0.02)
