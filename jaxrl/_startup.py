@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import jax
 
-_CPU_POOL = 8  # threads
+_LARGE_POOL = 8  # threads
 
 
 def configure() -> None:
-    """On a CPU: one XLA device per core, and a thread pool that cannot block itself.
-
-    Several batched factorisations in one program can block every thread of XLA's CPU pool for good
-    when the pool is small, as it is by default on machines with few cores. The size of the pool is read
-    from the environment variable ``NPROC`` at the first computation.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    if cores < _CPU_POOL:
-        os.environ.setdefault("NPROC", str(_CPU_POOL))
+    """On a CPU: one XLA device per core."""
     flags = os.environ.get("XLA_FLAGS", "")
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in flags
     if not chosen and jax.config.jax_num_cpu_devices == -1:
-        cpu_devices(cores)
+        cpu_devices(_cores())
 
 
 def cpu_devices(count: int) -> None:
     """Ask for ``count`` XLA devices on the CPU; too late, and ignored, once JAX has computed."""
-    try:
+    with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass
+
+
+def large_pool() -> None:
+    """Give XLA's CPU pool enough threads for batched factorisations, on machines with few cores.
+
+    Several of them in one program can block every thread of a small pool for good. The size is read from
+    the environment variable ``NPROC`` at JAX's first computation. Small programs lose by a pool larger
+    than the machine (a quarter to a half of their speed on two cores), so only physics that
+    factorises asks for it.
+    """
+    if _cores() < _LARGE_POOL:
+        os.environ.setdefault("NPROC", str(_LARGE_POOL))
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

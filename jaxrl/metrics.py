@@ -65,6 +65,26 @@ def combine(a: Metrics, b: Metrics) -> Metrics:
     return jax.tree.map(both, a, b, is_leaf=_is_metric)
 
 
+def summed(history: Metrics) -> Metrics:
+    """Metrics stacked along a leading axis, as a scan leaves them, taken together."""
+
+    def reduce(x: Any) -> Any:
+        operation = jnp.max if isinstance(x, Peak) else jnp.sum
+        return type(x)(*(operation(leaf, axis=0) for leaf in x))
+
+    return jax.tree.map(reduce, history, is_leaf=_is_metric)
+
+
+def pack(metrics: Metrics) -> Array:
+    """All numbers as one vector ``[M]``: inside a loop, one small array is cheaper than many."""
+    return jnp.stack(jax.tree.leaves(metrics))
+
+
+def unpack(packed: Array, like: Metrics) -> Metrics:
+    """``packed[..., M]`` as metrics of the structure of ``like``."""
+    return jax.tree.unflatten(jax.tree.structure(like), jnp.moveaxis(packed, -1, 0))
+
+
 def over_shards(metrics: Metrics) -> Metrics:
     """The metrics of all shards together."""
 

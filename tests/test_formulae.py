@@ -180,13 +180,13 @@ def test_networks_flatten_what_they_are_given():
 def test_flattened_adam_equals_optax_tensor_by_tensor():
     params = {"a": jnp.array(RNG.normal(size=(3, 2))), "b": jnp.array(RNG.normal(size=(5,)))}
     ours, theirs = params, params
-    optimiser = optim.adam(max_grad_norm=0.5, eps=1e-5)
-    state = optim.start(optimiser, params)
+    optimiser = optim.Adam(max_grad_norm=0.5, eps=1e-5)
+    state = optimiser.init(params)
     reference = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2, eps=1e-5))
     reference_state = reference.init(params)
     for _ in range(5):
         grads = jax.tree.map(lambda p: jnp.array(RNG.normal(size=p.shape) * 3), params)
-        ours, state, _ = optim.apply(optimiser, grads, state, ours, 1e-2)
+        ours, state, _ = optimiser.step(grads, state, ours, 1e-2)
         updates, reference_state = reference.update(grads, reference_state)
         theirs = optax.apply_updates(theirs, updates)
     for name in params:
@@ -196,17 +196,17 @@ def test_flattened_adam_equals_optax_tensor_by_tensor():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(bad):
     params = {"a": jnp.ones(3)}
-    optimiser = optim.adam(0.5)
-    state = optim.start(optimiser, params)
+    optimiser = optim.Adam(0.5)
+    state = optimiser.init(params)
     good, rotten = {"a": jnp.ones(3)}, {"a": jnp.array([1.0, bad, 1.0])}
-    params, state, _ = optim.apply(optimiser, good, state, params, 0.1)
-    after, skipped, metrics = optim.apply(optimiser, rotten, state, params, 0.1)
+    params, state, _ = optimiser.step(good, state, params, 0.1)
+    after, skipped, metrics = optimiser.step(rotten, state, params, 0.1)
     np.testing.assert_array_equal(after["a"], params["a"])
     jax.tree.map(np.testing.assert_array_equal, skipped.moments, state.moments)
     assert (skipped.skipped, skipped.in_a_row) == (1, 1)
     assert metrics["skipped_updates"].total == 1 and metrics["grad_norm"].weight == 0
-    _, again, _ = optim.apply(optimiser, rotten, skipped, after, 0.1)
-    _, healed, _ = optim.apply(optimiser, good, again, after, 0.1)
+    _, again, _ = optimiser.step(rotten, skipped, after, 0.1)
+    _, healed, _ = optimiser.step(good, again, after, 0.1)
     assert (again.in_a_row, healed.in_a_row, healed.skipped) == (2, 0, 2)
 
 

@@ -12,7 +12,7 @@ from jaxrl import losses, optim
 from jaxrl.axes import shard_key, shard_mean
 from jaxrl.errors import UsageError
 from jaxrl.hyper import require
-from jaxrl.metrics import Metrics, combine, empty_like, mean_of
+from jaxrl.metrics import Metrics, mean_of, pack, summed, unpack
 from jaxrl.nn.distributions import Distribution, Noise, TanhNormal
 from jaxrl.nn.networks import MLP, Activation, Init, Policy, Std, flat_input
 from jaxrl.shuffle import permutations
@@ -119,9 +119,9 @@ class PPO:
         return self.value_net().apply(params["value"], obs)[..., 0]
 
     @property
-    def optimiser(self) -> Any:
-        """Rebuilt from the hyper-parameters on every trace; it lives in no state."""
-        return optim.adam(self.max_grad_norm, eps=1e-5)
+    def optimiser(self) -> optim.Adam:
+        """Of both networks together."""
+        return optim.Adam(self.max_grad_norm, eps=1e-5)
 
     def init(self, key: Key, spec: Spec) -> PPOState:
         """Fresh networks for ``spec``."""
@@ -131,7 +131,7 @@ class PPO:
             "policy": self.policy_net(spec).init(policy_key, x),
             "value": self.value_net().init(value_key, x),
         }
-        return PPOState(params, optim.start(self.optimiser, params), jnp.int32(0))
+        return PPOState(params, self.optimiser.init(params), jnp.int32(0))
 
     # Losses
 
@@ -222,20 +222,21 @@ class PPO:
         entropy_keys = jax.random.split(entropy_key, steps)
         rate = self.learning_rate * optim.linear_decay(state.updates, self.anneal_over)
 
-        def minibatch_step(carry: tuple, xs: tuple) -> tuple[tuple, None]:
-            params, opt, metrics, going = carry
+        def minibatch_step(carry: tuple, xs: tuple) -> tuple[tuple, Metrics]:
             indices, step_key = xs
             minibatch = jax.tree.map(lambda x: x[indices], rows)
-            params, opt, new, going = self.step(params, opt, minibatch, step_key, rate, going)
-            return (params, opt, combine(metrics, new), going), None
+            *carry, metrics = self.step(*carry, minibatch, step_key, rate)
+            return tuple(carry), metrics
 
-        def first() -> Metrics:
-            indices, step_key = order[0], entropy_keys[0]
-            minibatch = jax.tree.map(lambda x: x[indices], rows)
-            return self.step(state.params, state.optim, minibatch, step_key, rate, True)[2]
+        def packed_step(carry: tuple, xs: tuple) -> tuple[tuple, Array]:
+            carry, metrics = minibatch_step(carry, xs)
+            return carry, pack(metrics)
 
-        start = (state.params, state.optim, empty_like(jax.eval_shape(first)), jnp.bool_(True))
-        (params, opt, metrics, _), _ = jax.lax.scan(minibatch_step, start, (order, entropy_keys))
+        start = (state.params, state.optim, jnp.bool_(True))
+        xs = (order, entropy_keys)
+        _, like = jax.eval_shape(minibatch_step, start, (order[0], entropy_keys[0]))
+        (params, opt, _), history = jax.lax.scan(packed_step, start, xs)
+        metrics = summed(unpack(history, like))
 
         target_variance = jnp.var(samples.target)
         unexplained = jnp.var(samples.target - samples.value) / (target_variance + 1e-8)
@@ -243,22 +244,28 @@ class PPO:
         return PPOState(params, opt, state.updates + 1), metrics
 
     def step(
-        self, params: PyTree, opt: optim.OptimState, batch: Samples, key: Key, rate: Array, going: Any
-    ) -> tuple[PyTree, optim.OptimState, Metrics, Array]:
+        self,
+        params: PyTree,
+        opt: optim.OptimState,
+        going: Array,
+        batch: Samples,
+        key: Key,
+        rate: Array,
+    ) -> tuple[PyTree, optim.OptimState, Array, Metrics]:
         """One gradient step on a minibatch ``[B]``; none once ``going`` is false.
 
-        Returns the parameters, the optimiser's state, the metrics and whether to go on.
+        Returns the parameters, the optimiser's state, whether to go on, and the metrics.
         """
         grads, metrics = jax.grad(self.loss, has_aux=True)(params, batch, key)
-        new_params, new_opt, step_metrics = optim.apply(self.optimiser, grads, opt, params, rate)
+        new_params, new_opt, step_metrics = self.optimiser.step(grads, opt, params, rate)
         metrics |= step_metrics
         if self.target_kl is None:
-            return new_params, new_opt, metrics, going
-        going = going & (shard_mean(metrics["kl"].total / metrics["kl"].weight) <= self.target_kl)
-        kept = jax.tree.map(
-            lambda a, b: jnp.where(going, a, b), (new_params, new_opt), (params, opt)
-        )
-        return *kept, metrics, going
+            return new_params, new_opt, going, metrics
+        kl = shard_mean(metrics["kl"].total / metrics["kl"].weight)
+        going = going & (kl <= self.target_kl)
+        new, old = (new_params, new_opt), (params, opt)
+        kept = jax.tree.map(lambda a, b: jnp.where(going, a, b), new, old)
+        return *kept, going, metrics
 
     def observe(self, state: PPOState, transitions: Transition) -> PPOState:
         """PPO keeps no statistics."""

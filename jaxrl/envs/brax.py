@@ -1,12 +1,13 @@
 """Adapter of Brax: its own tasks on its four physics backends.
 
 Options of every task, beside those of its Brax class (``reset_noise_scale``, ``healthy_z_range``,
-``n_frames``, ...): ``backend`` (``spring``, ``positional``, ``generalized`` or ``mjx``) and
-``max_steps``, the time limit.
+``n_frames``, ...): ``backend`` (``spring`` unless given, ``positional``, ``generalized``, ``mjx``)
+and ``max_steps``, the time limit.
 
 Raw ``Env.reset`` and ``Env.step`` are used, never Brax's wrappers, so ``done`` is termination only.
 Actions are in [-1, 1]; tasks whose actuators have another range rescale by themselves. These tasks
 are Brax's own: their scores do not compare with those of Gymnasium's environments of like names.
+Brax's swimmer is left out: Brax 0.14 calls a function that JAX 0.10 no longer has.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl._startup import large_pool
 from jaxrl.envs.checks import check_action, check_options, check_positive, refuse
 from jaxrl.errors import UsageError, nearest
 from jaxrl.types import Array, Box, Environment, Key, PyTree, Spec, Step
@@ -38,7 +40,6 @@ TASKS = (
     "inverted_pendulum",
     "pusher",
     "reacher",
-    "swimmer",
     "walker2d",
 )
 BACKENDS = ("spring", "positional", "generalized", "mjx")
@@ -104,23 +105,18 @@ class BraxEnv:
         return {name: getattr(pipeline_state, name) for name in self._carried}
 
 
-def make(
-    task: str, backend: str | None = None, max_steps: int = 1000, **options: Any
-) -> Environment:
+def make(task: str, backend: str = "spring", max_steps: int = 1000, **options: Any) -> Environment:
     """The environment ``brax/<task>``, with Brax's class options by keyword.
-
-    ``backend`` is ``spring`` unless given (swimmer: ``generalized``, the only one it has).
 
     Raises:
         UsageError: unknown backend (said before Brax is imported), unknown option, or a value that
             Brax refuses.
     """
     name = f"brax/{task}"
-    supported = ("generalized",) if task == "swimmer" else BACKENDS
-    backend = supported[0] if backend is None else backend
-    if backend not in supported:
-        hint = nearest(backend, supported)
-        raise UsageError(f"{name}: backend is {backend!r}; {hint}")
+    if backend not in BACKENDS:
+        raise UsageError(f"{name}: backend is {backend!r}; {nearest(str(backend), BACKENDS)}")
+    if backend in ("generalized", "mjx"):
+        large_pool()
     check_positive(name, "max_steps", max_steps)
 
     with quiet():

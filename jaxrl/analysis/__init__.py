@@ -1,0 +1,34 @@
+"""Reading run folders: frames, statistics, curves. ``python -m jaxrl.analysis RUN [RUN ...]``."""
+
+from jaxrl.analysis.curves import plot_comparison, plot_run
+from jaxrl.analysis.load import (
+    Curve,
+    load,
+    load_config,
+    load_curves,
+    load_summary,
+    load_timing,
+)
+from jaxrl.analysis.statistics import (
+    bootstrap_ci,
+    final_return,
+    iqm,
+    performance_profile,
+    probability_of_improvement,
+)
+
+__all__ = [
+    "Curve",
+    "bootstrap_ci",
+    "final_return",
+    "iqm",
+    "load",
+    "load_config",
+    "load_curves",
+    "load_summary",
+    "load_timing",
+    "performance_profile",
+    "plot_comparison",
+    "plot_run",
+    "probability_of_improvement",
+]

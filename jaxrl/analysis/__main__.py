@@ -1,0 +1,155 @@
+"""``python -m jaxrl.analysis RUN [RUN ...]``: a table with intervals, a picture to compare runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jaxrl.analysis.curves import plot_comparison, plot_run
+from jaxrl.analysis.load import (
+    Curve,
+    load_config,
+    load_curves,
+    load_summary,
+    load_timing,
+)
+from jaxrl.analysis.statistics import final_return
+from jaxrl.errors import UsageError
+
+PICTURE = "comparison.png"
+TEXTS = ("run", "algorithm", "env", "sweep")
+NUMBERS = ("seeds", "steps", "final IQM", "95% interval", "mean", "steps/s")
+ABOUT = """\
+Print a table of runs: the interquartile mean (IQM) of the seeds' final evaluation returns with its
+95% bootstrap interval, the mean, and environment steps/s of all seeds together. Of several runs,
+also draw the comparison. A run that is not finished is shown as far as it is."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print the table and draw the picture; returns the exit code: 0, or 2 on bad usage."""
+    try:
+        options = _parser().parse_args(words)
+        _print_table([row for run in options.runs for row in table_rows(run)])
+        out = _picture(options.out, options.runs)
+        if out is not None:
+            if len(options.runs) > 1:
+                plot_comparison(options.runs, out)
+            else:
+                plot_run(options.runs[0], out)
+            print(f"picture: {out}")
+    except (UsageError, OSError) as error:
+        print(f"jaxrl.analysis: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def table_rows(run_dir: str | Path) -> list[list[str]]:
+    """The cells of ``TEXTS + NUMBERS``, a row for each configuration of a run."""
+    config, summary = load_config(run_dir), load_summary(run_dir)
+    timing = load_timing(run_dir)
+    reached = 0 if timing.empty else int(timing["step"].iloc[-1])
+    name = str(run_dir)
+    # A finished run that was resumed for longer still has the summary of its first end.
+    if summary is None or summary["total_steps"] < reached:
+        name += " (unfinished)"
+        entries = _so_far(run_dir)
+        members = sum(len(entry["final_return"]["per_seed"]) for entry in entries)
+        seconds = 0.0 if timing.empty else timing["seconds"].iloc[-1]
+        speed = f"{reached * members / seconds:,.0f}" if seconds else "-"
+    else:
+        steps = f"{summary['total_steps']:,}"
+        entries = [{"steps": steps} | e for e in summary.get("configurations", [summary])]
+        speed = f"{summary['steps_per_second']:,.0f}"
+    start = [name, str(config["algorithm"]), str(config["env"])]
+    rows = [[*start, *_cells(entry)] for entry in entries]
+    # The speed is of all configurations together.
+    return [[*row, speed if i == 0 else ""] for i, row in enumerate(rows)]
+
+
+def _so_far(run_dir: str | Path) -> list[dict[str, Any]]:
+    """What an unfinished run has: for each configuration, the newest returns of all seeds."""
+    _, curves = load_curves(run_dir)
+    return [_newest(curve) for curve in curves] or [
+        {"steps": "0", "final_return": final_return([])}
+    ]
+
+
+def _newest(curve: Curve) -> dict[str, Any]:
+    whole = curve.complete()
+    seeds = whole.returns.shape[1]
+    known = len(whole.steps) > 0
+    return {
+        "sweep": curve.sweep,
+        "steps": f"{int(whole.steps[-1]) if known else 0:,}",
+        "final_return": final_return(whole.returns[-1] if known else [None] * seeds),
+    }
+
+
+def _cells(entry: dict[str, Any]) -> list[str]:
+    """Swept values, seeds, steps, final IQM, interval and mean."""
+    final = entry["final_return"]
+    swept = " ".join(f"{name}={value:g}" for name, value in entry.get("sweep", {}).items())
+    cells = [swept, str(len(final["per_seed"])), entry["steps"]]
+    if final["iqm"] is None:
+        return [*cells, "-", "-", "-"]
+    low, high = final["ci95"]
+    size = max(abs(low), abs(high))
+    digits = 1 if size >= 100 else 2 if size >= 10 else 3
+    text = [f"{x:,.{digits}f}" for x in (final["iqm"], low, high, final["mean"])]
+    return [*cells, text[0], f"{text[1]} to {text[2]}", text[3]]
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = [i for i in range(len(rows[0])) if any(row[i] for row in rows)]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in [(TEXTS + NUMBERS)[i] for i in shown]:
+        number = name in NUMBERS
+        justify: Any = "right" if number else "left"
+        wide = len(name)
+        table.add_column(name, justify=justify, no_wrap=number, overflow="fold", min_width=wide)
+    for row in rows:
+        table.add_row(*(Text(row[i]) for i in shown))
+    console = Console()
+    need = console.measure(table, options=console.options.update(max_width=10_000))
+    # Names may be folded on a narrow terminal, figures never; in a pipe a row is one line.
+    width = max(console.width, need.minimum) if console.is_terminal else need.maximum
+    Console(width=width).print(table)
+
+
+def _picture(out: str | None, runs: Sequence[str]) -> str | None:
+    """Where to draw; what is there already is replaced only if it was named."""
+    if out is not None or len(runs) == 1:
+        return out
+    if Path(PICTURE).exists():
+        raise UsageError(f"{PICTURE} exists; to replace it or name another, give --out {PICTURE}")
+    return PICTURE
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for wrong usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("python -m jaxrl.analysis", description=ABOUT)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
+    parser.add_argument(
+        "--out",
+        metavar="PICTURE",
+        help=f"where to draw, replacing what is there (default for several runs: {PICTURE})",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Learning curves: every seed thin, the interquartile mean bold, its bootstrap interval shaded.
+
+Figures are made without pyplot: no backend, no global state, nothing to close.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from jaxrl.analysis.load import Curve, load_config, load_curves
+from jaxrl.analysis.statistics import bootstrap_ci, iqm
+from jaxrl.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito: told apart by the colour-blind, and in this order dark enough for thin lines.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+Y_LABELS = {"eval": "evaluation return", "train": "return in training"}
+LONG_LEGEND = 6  # entries; a longer legend stands beside the axes
+
+
+class Entry(NamedTuple):
+    """A curve with its place in a comparison."""
+
+    env: str
+    label: str
+    kind: str
+    curve: Curve | None  # None: the run has no returns yet
+
+
+def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
+    """The evaluation return of one run against environment steps, also written to ``path``.
+
+    Every seed thin, the IQM bold, its pointwise 95% bootstrap interval shaded, a colour for each
+    configuration of a sweep. Of a run that was never evaluated, returns in training.
+
+    Raises:
+        UsageError: if ``run_dir`` is not a run folder, is damaged or has no returns yet, or
+            ``path`` does not end in a picture format.
+        OSError: if ``path`` cannot be written.
+    """
+    config = load_config(run_dir)
+    kind, curves = load_curves(run_dir)
+    if not curves:
+        raise UsageError(f"{run_dir} has no returns yet; wait for its first evaluation")
+    figure, (ax,) = _figure(1, len(curves))
+    for curve, colour in zip(curves, _colours(len(curves)), strict=True):
+        _seeds(ax, curve, colour)
+        _middle(ax, curve, colour, curve.label)
+    _finish(ax, f"{config['algorithm']} on {config['env']}", Y_LABELS[kind], curves)
+    return _written(figure, path)
+
+
+def plot_comparison(run_dirs: Sequence[str | Path], path: str | Path | None = None) -> Figure:
+    """The IQM and 95% interval of several runs, a panel for each environment.
+
+    A label is the algorithm, with the folder where several runs of it share a panel; it has the
+    same colour in all panels. A run without returns yet stands in the legend alone.
+
+    Raises:
+        UsageError: if there is no run, or as ``plot_run`` does.
+        OSError: if ``path`` cannot be written.
+    """
+    if not run_dirs:
+        raise UsageError("there is no run to compare; give at least one run folder")
+    entries = _entries(run_dirs)
+    envs = list(dict.fromkeys(entry.env for entry in entries))
+    labels = list(dict.fromkeys(entry.label for entry in entries))
+    colours = dict(zip(labels, _colours(len(labels)), strict=True))
+    panels = [[entry for entry in entries if entry.env == env] for env in envs]
+    figure, axes = _figure(len(envs), max(map(len, panels)))
+    for ax, env, panel in zip(axes, envs, panels, strict=True):
+        kinds = {entry.kind for entry in panel if entry.curve is not None}
+        for entry in panel:
+            label = entry.label
+            if len(kinds) > 1 and entry.curve is not None and entry.kind == "train":
+                label += " (in training)"
+            _compared(ax, entry.curve, colours[entry.label], label)
+        name = Y_LABELS[kinds.pop()] if len(kinds) == 1 else "episode return"
+        _finish(ax, env, name, [entry.curve for entry in panel if entry.curve is not None])
+    return _written(figure, path)
+
+
+def _entries(run_dirs: Sequence[str | Path]) -> list[Entry]:
+    configs = [load_config(run_dir) for run_dir in run_dirs]
+    taken = [(config["env"], config["algorithm"]) for config in configs]
+    folders = [Path(run_dir).resolve().name for run_dir in run_dirs]
+    entries = []
+    for run_dir, folder, (env, algorithm) in zip(run_dirs, folders, taken, strict=True):
+        name = algorithm
+        if taken.count((env, algorithm)) > 1:
+            name += f" ({folder if folders.count(folder) == 1 else run_dir})"
+        kind, curves = load_curves(run_dir)
+        entries += [Entry(env, f"{name} {curve.label}".strip(), kind, curve) for curve in curves]
+        if not curves:
+            entries.append(Entry(env, name, kind, None))
+    return entries
+
+
+def _compared(ax: Axes, curve: Curve | None, colour: str, label: str) -> None:
+    if curve is None:
+        ax.plot([], [], color=colour, label=f"{label}: no returns yet")
+        return
+    seeds = curve.returns.shape[1]
+    _middle(ax, curve, colour, f"{label}, {seeds} seeds" if seeds > 1 else f"{label}, 1 seed")
+
+
+def _seeds(ax: Axes, curve: Curve, colour: str) -> None:
+    if curve.returns.shape[1] > 1:
+        ax.plot(curve.steps, curve.returns, color=colour, alpha=0.3, linewidth=0.7, zorder=2)
+
+
+def _middle(ax: Axes, curve: Curve, colour: str, label: str) -> None:
+    """The IQM and its interval where every seed has a return."""
+    _, steps, returns = curve.complete()
+    seeds = returns.shape[1]
+    text = label or (f"{seeds} seeds" if seeds > 1 else "1 seed")
+    middle = [float(iqm(row)) for row in returns]
+    # One point of a run that has just begun would be no line.
+    marker = "o" if len(steps) == 1 else ""
+    ax.plot(steps, middle, marker=marker, color=colour, linewidth=2.0, label=text, zorder=4)
+    if seeds > 1 and len(steps):
+        # Every point has the same draws of seeds, so the edges are as smooth as the curves.
+        low, high = np.transpose([bootstrap_ci(row) for row in returns])
+        ax.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, zorder=3)
+
+
+def _colours(count: int) -> list[str]:
+    """So many colours: distinct ones, or beyond their number steps of a dark to light scale."""
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colormaps["viridis"](x)) for x in np.linspace(0.0, 0.92, count)]
+
+
+def _figure(panels: int, entries: int) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    class Drawing(Figure):
+        """A figure that notebooks show, though pyplot does not know of it."""
+
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    width = 5.2 if entries <= LONG_LEGEND else 7.0
+    figure = Drawing(figsize=(width * columns, 3.6 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for ax in axes[panels:]:
+        ax.set_axis_off()
+    return figure, axes[:panels]
+
+
+def _finish(ax: Axes, title: str, y_label: str, curves: Sequence[Curve]) -> None:
+    """Labels, grid and legend."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    members = any(curve.returns.shape[1] > 1 for curve in curves)
+    ax.set_title(title, fontsize=11)
+    ax.set_xlabel("environment steps per seed" if members else "environment steps")
+    ax.set_ylabel(f"{y_label} (IQM, 95% interval)" if members else y_label)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.grid(color="#B0B0B0", alpha=0.35, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.margins(x=0.01)
+    if len(ax.get_legend_handles_labels()[1]) <= LONG_LEGEND:
+        ax.legend(frameon=False, fontsize=9)
+    else:
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _written(figure: Figure, path: str | Path | None) -> Figure:
+    if path is None:
+        return figure
+    formats = figure.canvas.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in formats:
+        raise UsageError(f"out {path} is not a picture's name; end it in .png, .pdf or .svg")
+    figure.savefig(path, dpi=160)
+    return figure

@@ -1,0 +1,165 @@
+"""Reading run folders, of finished runs and of those still being written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxrl.errors import UsageError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+RETURNS = ("kind", "seed", "step", "episode_return")  # what every row of metrics has
+TIMING = ("step", "seconds", "steps_per_second")
+
+
+class Curve(NamedTuple):
+    """The returns of one configuration: steps ``[T]``, returns ``[T, seeds]`` (NaN where none)."""
+
+    sweep: dict[str, float]  # the swept values; empty if nothing is swept
+    steps: NDArray[np.int64]
+    returns: NDArray[np.float64]
+
+    @property
+    def label(self) -> str:
+        """``"learning_rate=0.001"``, or nothing."""
+        return " ".join(f"{name}={value:g}" for name, value in self.sweep.items())
+
+    def complete(self) -> Curve:
+        """The steps at which every seed has a return; a mean over fewer would flatter some."""
+        whole = np.isfinite(self.returns).all(axis=1)
+        return Curve(self.sweep, self.steps[whole], self.returns[whole])
+
+
+def load(run_dir: str | Path, kind: str | None = None) -> DataFrame:
+    """The metrics of a run, a row per chunk and member, of ``kind`` "train", "eval" or both.
+
+    Columns are the names in ``metrics.jsonl``, swept values ``sweep.learning_rate``; what was not
+    finite is NaN. A last line that a killed process left unfinished is passed over.
+
+    Raises:
+        UsageError: if ``run_dir`` is not a run folder, a line is damaged, or ``kind`` is another.
+    """
+    if kind not in (None, "train", "eval"):
+        raise UsageError(f"kind is '{kind}'; choose train or eval, or None for both")
+    load_config(run_dir)
+    rows = _rows(Path(run_dir) / "metrics.jsonl", RETURNS)
+    return _frame([_flat(row) for row in rows if kind in (None, row["kind"])], RETURNS)
+
+
+def load_timing(run_dir: str | Path) -> DataFrame:
+    """When each step was reached: columns step, seconds (of training so far), steps_per_second.
+
+    Raises:
+        UsageError: as ``load``.
+    """
+    load_config(run_dir)
+    return _frame(_rows(Path(run_dir) / "timing.jsonl", TIMING), TIMING)
+
+
+def load_config(run_dir: str | Path) -> dict[str, Any]:
+    """``config.json`` of a run: every option and hyper-parameter.
+
+    Raises:
+        UsageError: if ``run_dir`` is not a run folder, or the file is damaged.
+    """
+    return _read_json(Path(run_dir), "config.json", ("algorithm", "env"))
+
+
+def load_summary(run_dir: str | Path) -> dict[str, Any] | None:
+    """``summary.json`` of a run, or None until it has one.
+
+    Raises:
+        UsageError: as ``load_config``.
+    """
+    load_config(run_dir)
+    if not (Path(run_dir) / "summary.json").exists():
+        return None
+    names = ("final_return", "total_steps", "steps_per_second")
+    return _read_json(Path(run_dir), "summary.json", names)
+
+
+def load_curves(run_dir: str | Path) -> tuple[str, list[Curve]]:
+    """``"eval"`` and the evaluation returns of every configuration.
+
+    Of a run that was never evaluated, ``"train"`` and the returns in training; a seed of which no
+    episode ended in a chunk keeps its return of the chunk before.
+
+    Raises:
+        UsageError: as ``load``.
+    """
+    everything = load(run_dir)
+    frame = everything[everything["kind"] == "eval"]
+    kind = "train" if frame.empty else "eval"
+    if frame.empty:
+        frame = everything
+    groups = frame.groupby("config") if "config" in frame else [(0, frame)]
+    return kind, [_curve(group, kind) for _, group in groups if not group.empty]
+
+
+def _curve(group: DataFrame, kind: str) -> Curve:
+    swept = [column for column in group if column.startswith("sweep.")]
+    sweep = {column.removeprefix("sweep."): group[column].iloc[0] for column in swept}
+    unique = group.drop_duplicates(["step", "seed"], keep="last")
+    table = unique.pivot(index="step", columns="seed", values="episode_return").astype(float)
+    table = table.ffill() if kind == "train" else table
+    return Curve(sweep, table.index.to_numpy(), table.to_numpy())
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    swept = {f"sweep.{name}": value for name, value in row.get("sweep", {}).items()}
+    return {name: value for name, value in row.items() if name != "sweep"} | swept
+
+
+def _rows(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The whole lines of a file (none if there is no file), each an object with these names."""
+    *lines, _torn = (path.read_bytes() if path.exists() else b"").split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        row = _parse(line) or {}
+        if not row.keys() >= set(names) or not isinstance(row.get("sweep", {}), dict):
+            raise UsageError(
+                f"{path} line {number} is damaged: it must be a JSON object with "
+                f"{', '.join(names)}; mend or delete the line"
+            )
+        rows.append(row)
+    return rows
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    """The JSON object of a text, or None."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _frame(rows: list[dict[str, Any]], columns: Sequence[str]) -> DataFrame:
+    """A frame in which what is null everywhere is a column of numbers (NaN) too."""
+    import pandas as pd
+
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(columns))
+    return frame.astype({name: float for name in frame if frame[name].isna().all()})
+
+
+def _read_json(run_dir: Path, name: str, needed: Sequence[str]) -> dict[str, Any]:
+    path = run_dir / name
+    try:
+        content = _parse(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(
+            f"{run_dir} is not a run folder (it has no {name}); give the --run-dir of a run"
+        ) from None
+    if content is None:
+        raise UsageError(f"{path} is not a JSON object; was it cut off or edited?")
+    missing = [each for each in needed if each not in content]
+    if missing:
+        raise UsageError(f"{path} has no {', '.join(missing)}; is it the {name} of a run?")
+    return content
