@@ -14,7 +14,7 @@ def configure() -> None:
     """On a CPU: one XLA device per core."""
     flags = os.environ.get("XLA_FLAGS", "")
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in flags
-    if not chosen and jax.config.jax_num_cpu_devices == -1:
+    if not chosen and jax.config.values["jax_num_cpu_devices"] == -1:
         cpu_devices(_cores())
 
 
@@ -27,10 +27,10 @@ def cpu_devices(count: int) -> None:
 def large_pool() -> None:
     """Give XLA's CPU pool enough threads for batched factorisations, on machines with few cores.
 
-    Several of them in one program can block every thread of a small pool for good. The size is read from
-    the environment variable ``NPROC`` at JAX's first computation. Small programs lose by a pool larger
-    than the machine (a quarter to a half of their speed on two cores), so only physics that
-    factorises asks for it.
+    Several of them in one program can block every thread of a small pool for good. The size is read
+    from the environment variable ``NPROC`` at JAX's first computation. Small programs lose by a
+    pool larger than the machine (a quarter to a half of their speed on two cores), so only physics
+    that factorises asks for it.
     """
     if _cores() < _LARGE_POOL:
         os.environ.setdefault("NPROC", str(_LARGE_POOL))

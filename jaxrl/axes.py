@@ -1,7 +1,7 @@
 """Reductions over the shards of a run, written so that no algorithm knows whether there are any.
 
-A trainer that runs inside ``shard_map`` traces its body under ``reducing_over(axis)``; there ``shard_sum``
-and ``shard_mean`` reduce over that mesh axis. Everywhere else they are the identity.
+A trainer that runs inside ``shard_map`` traces its body under ``reducing_over(axis)``; there
+``shard_sum`` and ``shard_mean`` reduce over that mesh axis. Everywhere else they are the identity.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ class RunError(RuntimeError):
 
 
 def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
-    """``"did you mean a, b?"`` for the choices nearest to ``name``, or all of them if none is near."""
+    """``"did you mean a, b?"`` for the choices nearest to ``name``; all if none is near."""
     known = sorted(choices)
     lowered = {choice.lower(): choice for choice in known}
     near = difflib.get_close_matches(name.lower(), lowered, n=most, cutoff=0.5)

@@ -75,7 +75,9 @@ def _replace(node: T, values: Mapping[str, Any]) -> T:
     return dataclasses.replace(node, **new)  # type: ignore[type-var]
 
 
-def require(name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False) -> None:
+def require(
+    name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False
+) -> None:
     """Raise UsageError unless ``low <= value <= high`` (``low <`` if ``above``); tracers pass."""
     if value is None or isinstance(value, jax.core.Tracer):
         return

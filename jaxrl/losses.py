@@ -22,8 +22,8 @@ def gae(
 
     ``next_value[t]`` is the value of the true successor of step ``t``. Bootstrapping stops at
     ``terminated``; the sum over lambda stops at ``terminated`` and at ``truncated``, since the next
-    row belongs to another episode. (Schulman et al. 2016, "High-Dimensional Continuous Control Using
-    Generalized Advantage Estimation", eq. 16.)
+    row belongs to another episode. (Schulman et al. 2016, "High-Dimensional Continuous Control
+    Using Generalized Advantage Estimation", eq. 16.)
     """
     delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
     decay = jnp.where(terminated | truncated, 0.0, gamma * gae_lambda)
@@ -50,9 +50,7 @@ def clipped_surrogate(ratio: Array, advantage: Array, clip: Array | float) -> Ar
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantage)
 
 
-def clipped_value_loss(
-    value: Array, old_value: Array, target: Array, clip: Array | float
-) -> Array:
+def clipped_value_loss(value: Array, old_value: Array, target: Array, clip: Array | float) -> Array:
     """Squared error per sample, where leaving ``old_value`` by more than ``clip`` earns nothing.
 
     ``clip`` is in units of the value: harmful with large rewards that are not scaled.

@@ -1,7 +1,8 @@
 """Metrics that can be added up: over iterations, environments and shards, in any grouping.
 
-An iteration returns ``{name: Sum | Mean | Peak}`` of scalars; reducing a thousand of them is as simple
-as reducing two, so the memory of metrics does not grow with the length of a rollout or a chunk.
+An iteration returns ``{name: Sum | Mean | Peak}`` of scalars; reducing a thousand of them is as
+simple as reducing two, so the memory of metrics does not grow with the length of a rollout or a
+chunk.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ class OptimState(NamedTuple):
 class Adam(NamedTuple):
     """Adam after clipping the gradient's global norm (None: no clipping).
 
-    It is rebuilt from the hyper-parameters on every trace and lives in no state. All tensors are stepped
-    as one vector: a dozen small tensors one after another cost more than the arithmetic.
+    It is rebuilt from the hyper-parameters on every trace and lives in no state. All tensors are
+    stepped as one vector: a dozen small tensors one after another cost more than the arithmetic.
     """
 
     max_grad_norm: Array | float | None = None
@@ -42,8 +42,9 @@ class Adam(NamedTuple):
     ) -> tuple[PyTree, OptimState, Metrics]:
         """One descent step on the mean gradient over all shards.
 
-        A gradient with a NaN or an infinity changes nothing but the count of skipped updates. Returns the
-        parameters, the state and the metrics ``grad_norm``, ``skipped_updates``, ``skipped_in_a_row``.
+        A gradient with a NaN or an infinity changes nothing but the count of skipped updates.
+        Returns the parameters, the state and the metrics ``grad_norm``, ``skipped_updates``,
+        ``skipped_in_a_row``.
         """
         gradient, unravel = ravel_pytree(grads)
         gradient = shard_mean(gradient)
@@ -53,7 +54,8 @@ class Adam(NamedTuple):
             gradient = gradient * jnp.minimum(1.0, self.max_grad_norm / (norm + 1e-12))
         update, moments = optax.scale_by_adam(eps=self.eps).update(gradient, state.moments)
 
-        # Where nothing is stepped the update is zero; ``where`` keeps the NaN out, a product would not.
+        # Where nothing is stepped the update is zero; ``where`` keeps the NaN out, a product would
+        # not.
         update = unravel(jnp.where(finite, learning_rate * update, 0.0))
         params = jax.tree.map(jnp.subtract, params, update)
         moments = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moments, state.moments)

@@ -1,7 +1,8 @@
 """Tuned settings per environment family, as data.
 
-A key is a pattern of environment names; what a later, more specific pattern says replaces what an earlier one
-said. Names are those of the options of ``experiments/*.py``; those under ``agent`` are hyper-parameters.
+A key is a pattern of environment names; what a later, more specific pattern says replaces what an
+earlier one said. Names are those of the options of ``experiments/*.py``; those under ``agent`` are
+hyper-parameters.
 """
 
 from __future__ import annotations
@@ -24,20 +25,31 @@ PPO: dict[str, Settings] = {
         "agent": {},
     },
     "gymnax/*": {
-        "num_envs": 4,
-        "agent": {"learning_rate": 2.5e-4, "entropy": 0.01, "epochs": 4, "minibatches": 4},
+        "unroll": 64,
+        "agent": {"learning_rate": 1e-3, "entropy": 0.01, "epochs": 4, "minibatches": 4},
     },
     "gymnax/*-MinAtar": {
         "total_steps": 5_000_000,
         "num_envs": 64,
-        "agent": {"learning_rate": 1e-3, "minibatches": 8, "hidden": (128, 128), "activation": "relu"},
+        "agent": {
+            "learning_rate": 1e-3,
+            "minibatches": 8,
+            "hidden": (128, 128),
+            "activation": "relu",
+        },
     },
     "gymnax/Pendulum-v1": {
         "num_envs": 16,
         "unroll": 64,
         "normalize_obs": True,
         "reward_scale": 0.1,
-        "agent": {"learning_rate": 1e-3, "entropy": 0.0, "gamma": 0.9, "epochs": 10, "minibatches": 8},
+        "agent": {
+            "learning_rate": 1e-3,
+            "entropy": 0.0,
+            "gamma": 0.9,
+            "epochs": 10,
+            "minibatches": 8,
+        },
     },
     "brax/*": {
         "total_steps": 10_000_000,

@@ -144,7 +144,7 @@ class Agent(Protocol):
         ...
 
     def draw(self, state: PyTree, obs: PyTree, key: Key, steps: int) -> PyTree:
-        """All the randomness of ``steps`` exploring calls of ``act`` at such ``obs``: ``[steps, ...]``.
+        """The randomness of ``steps`` exploring calls of ``act`` at such ``obs``: ``[steps, ...]``.
 
         Keys, or noise: on a CPU, one large draw costs far less than many small ones inside a loop.
         """

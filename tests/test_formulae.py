@@ -1,4 +1,4 @@
-"""Closed forms: returns, losses, distributions, statistics, permutations, initialisers, optimiser."""
+"""Closed forms: losses, distributions, statistics, permutations, initialisers, optimiser."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_running_statistics_equal_numpys_over_all_batches():
         running = statistics.merge(running, jnp.array(batch))
     everything = np.concatenate([batch.reshape(-1, 3) for batch in batches])
     np.testing.assert_allclose(running.mean, everything.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(running.m2 / running.count, everything.var(0), rtol=1e-4)
+    np.testing.assert_allclose(running.m2 / running.size, everything.var(0), rtol=1e-4)
     normalised = statistics.normalise(running, jnp.array(everything), 10.0)
     np.testing.assert_allclose(normalised.std(0), 1.0, rtol=1e-3)
 
@@ -126,7 +126,7 @@ def test_running_statistics_survive_large_offsets():
     running = statistics.start(jax.ShapeDtypeStruct((1,), jnp.float32))
     for _ in range(50):
         running = statistics.merge(running, jnp.array(1e4 + RNG.normal(size=(256, 1)), jnp.float32))
-    assert (running.m2 / running.count)[0] == pytest.approx(1.0, rel=0.1)
+    assert (running.m2 / running.size)[0] == pytest.approx(1.0, rel=0.1)
 
 
 @pytest.mark.parametrize("n", [1, 7, 512, 20480, 2 * 1009, 1000])

@@ -138,7 +138,9 @@ def test_the_ratio_is_one_before_the_first_step(squash, std):
     _, metrics = agent.update(state, batch, jax.random.key(3))
     values = m.values(metrics)
     assert values["kl"] == pytest.approx(0.0, abs=1e-6) and values["clip_fraction"] == 0
-    assert values["policy_loss"] == pytest.approx(0.0, abs=1e-5)  # normalised advantages have mean 0
+    assert values["policy_loss"] == pytest.approx(
+        0.0, abs=1e-5
+    )  # normalised advantages have mean 0
 
 
 def test_target_kl_turns_the_rest_of_an_update_into_a_no_op():
@@ -173,7 +175,10 @@ def test_scaling_rewards_scales_what_the_value_learns():
         ({"learning_rate": 0.0}, "learning_rate is 0; it must be more than 0"),
         ({"gamma": 1.2}, "gamma is 1.2; it must be at least 0 and at most 1"),
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
-        ({"minibatches": 3}, "minibatches is 3, which does not divide the 32 transitions .* 2 would"),
+        (
+            {"minibatches": 3},
+            "minibatches is 3, which does not divide the 32 transitions .* 2 would",
+        ),
         ({"clip": -0.1}, "clip is -0.1; it must be more than 0"),
         ({"hidden": (64, 0)}, "hidden is 0; it must be at least 1"),
     ],

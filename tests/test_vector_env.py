@@ -16,7 +16,7 @@ from jaxrl.types import Box, Spec, Step
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """A walk on the line that terminates beyond ``edge``; continuous actions of 0.5 to 1.5 a step."""
+    """A walk on the line that terminates beyond ``edge``; actions of 0.5 to 1.5 a step."""
 
     edge: float = 5.0
     limit: int = 5
@@ -40,7 +40,7 @@ class Walk:
 
 
 def python_reference(env, resets, keys, starts, actions, reset_to):
-    """One environment at a time, one step at a time; ``reset_to(t, n)`` gives the next episode's start."""
+    """One environment and one step at a time; ``reset_to(t, n)`` is the next episode's start."""
     T, N = actions.shape[:2]
     rows = []
     state = [starts[n][0] for n in range(N)]
@@ -99,7 +99,9 @@ def test_equals_a_plain_python_loop_step_by_step(resets):
             assert bool(out.terminated[n]) == row["terminated"]
             assert bool(out.truncated[n]) == row["truncated"]
             assert int(out.info["episode_length"][n]) == row["episode_length"]
-            np.testing.assert_allclose(out.info["episode_return"][n], row["episode_return"], rtol=1e-5)
+            np.testing.assert_allclose(
+                out.info["episode_return"][n], row["episode_return"], rtol=1e-5
+            )
             at_limit = row["episode_length"] == env.limit
             ends["both"] += row["terminated"] and at_limit
             ends["terminated"] += row["terminated"] and not at_limit

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (Schulman et al. 2017, "Proximal Policy Optimization Algorithms")."""
+"""PPO (Schulman et al. 2017, "Proximal Policy Optimization Algorithms")."""
 
 from __future__ import annotations
 
@@ -42,13 +42,14 @@ class Samples(NamedTuple):
 class PPO:
     """PPO with a clipped surrogate, for discrete and continuous actions.
 
-    The defaults are the widespread continuous-control variant: separate tanh networks with orthogonal
-    initialisation, a normal whose log-std does not depend on the observation, minibatches of
-    single transitions, advantages normalised per minibatch, Adam with eps 1e-5, and the global norm of
-    the gradient clipped at 0.5. Departures from it: GAE is computed once per rollout, with the value of
-    the *true* successor at a time limit, and the value loss is not clipped. The variant of Brax (tanh-squashed
-    actions, ``std="dependent"``, ``init_kind="lecun"``, swish) is within reach of the options, but for its
-    advantages, whose first step lacks the factor lambda.
+    The defaults are the widespread continuous-control variant: separate tanh networks with
+    orthogonal initialisation, a normal whose log-std does not depend on the observation,
+    minibatches of single transitions, advantages normalised per minibatch, Adam with eps 1e-5, and
+    the global norm of the gradient clipped at 0.5. Departures from it: GAE is computed once per
+    rollout, with the value of the *true* successor at a time limit, and the value loss is not
+    clipped. The variant of Brax (tanh-squashed actions, ``std="dependent"``, ``init_kind="lecun"``,
+    swish) is within reach of the options, but for its advantages, whose first step lacks the factor
+    lambda.
 
     Attributes:
         learning_rate: of Adam; > 0.
@@ -112,11 +113,13 @@ class PPO:
 
     def policy(self, params: PyTree, obs: Array) -> Distribution:
         """The policy at ``obs[..., *O]``."""
-        return self.policy_net().apply(params["policy"], obs)
+        dist: Any = self.policy_net().apply(params["policy"], obs)
+        return dist
 
     def values(self, params: PyTree, obs: Array) -> Array:
         """State values of ``obs[..., *O]``: ``[...]``."""
-        return self.value_net().apply(params["value"], obs)[..., 0]
+        value: Any = self.value_net().apply(params["value"], obs)
+        return value[..., 0]
 
     @property
     def optimiser(self) -> optim.Adam:
@@ -185,7 +188,7 @@ class PPO:
         return Samples(batch.obs, raw, log_prob, value, advantage, advantage + value)
 
     def check(self, transitions: int) -> None:
-        """Raise UsageError for hyper-parameters that cannot work with ``transitions`` per update."""
+        """Raise UsageError for what cannot work with ``transitions`` per update."""
         for name in ("learning_rate", "clip", "max_grad_norm", "initial_std"):
             require(name, getattr(self, name), 0, above=True)
         for name in ("gamma", "gae_lambda"):
@@ -223,10 +226,10 @@ class PPO:
         rate = self.learning_rate * optim.linear_decay(state.updates, self.anneal_over)
 
         def minibatch_step(carry: tuple, xs: tuple) -> tuple[tuple, Metrics]:
-            indices, step_key = xs
+            (params, opt, going), (indices, step_key) = carry, xs
             minibatch = jax.tree.map(lambda x: x[indices], rows)
-            *carry, metrics = self.step(*carry, minibatch, step_key, rate)
-            return tuple(carry), metrics
+            *new, metrics = self.step(params, opt, going, minibatch, step_key, rate)
+            return tuple(new), metrics
 
         def packed_step(carry: tuple, xs: tuple) -> tuple[tuple, Array]:
             carry, metrics = minibatch_step(carry, xs)
@@ -274,14 +277,14 @@ class PPO:
     # Acting
 
     def draw(self, state: PPOState, obs: Array, key: Key, steps: int) -> Array:
-        """The noise of ``steps`` calls of ``act`` at observations shaped like ``obs``: ``[steps, ...]``."""
+        """The noise of ``steps`` calls of ``act`` at such ``obs``: ``[steps, ...]``."""
         return jax.eval_shape(self.policy, state.params, obs).noise(key, (steps,))
 
     def act(self, state: PPOState, obs: Array, key: Noise, mode: Mode) -> tuple[Array, Extras]:
         """Sample from the policy, or take its mode if ``greedy``. ``obs[..., *O]``.
 
-        ``key`` may be noise that ``draw`` drew. The extras keep the distribution (and the sample before
-        squashing): log-probabilities are computed from it in one batch, after the rollout.
+        ``key`` may be noise that ``draw`` drew. The extras keep the distribution (and the sample
+        before squashing): log-probabilities are computed from it in one batch, after the rollout.
         """
         dist = self.policy(state.params, obs)
         if mode == "greedy":

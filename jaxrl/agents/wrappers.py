@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 from flax import struct
 
-import jax
 from jaxrl.hyper import require
 from jaxrl.metrics import Metrics
 from jaxrl.nn import statistics
@@ -24,9 +24,9 @@ class NormalizeObsState(NamedTuple):
 class NormalizeObs:
     """The inner agent sees observations of zero mean and unit variance, clipped at ``obs_clip``.
 
-    The statistics are part of the state, so a saved policy cannot be parted from them. They take in a
-    rollout after the update on it: the policy is updated under the statistics it acted with, and its
-    probability ratios start at 1.
+    The statistics are part of the state, so a saved policy cannot be parted from them. They take in
+    a rollout after the update on it: the policy is updated under the statistics it acted with, and
+    its probability ratios start at 1.
     """
 
     agent: Any
@@ -53,7 +53,8 @@ class NormalizeObs:
     ) -> tuple[NormalizeObsState, Metrics]:
         """The inner agent's update on normalised observations."""
         obs, next_obs = (
-            statistics.normalise(state.statistics, x, self.obs_clip) for x in (batch.obs, batch.next_obs)
+            statistics.normalise(state.statistics, x, self.obs_clip)
+            for x in (batch.obs, batch.next_obs)
         )
         batch = batch._replace(obs=obs, next_obs=next_obs)
         inner, metrics = self.agent.update(state.agent, batch, key)
@@ -72,7 +73,7 @@ class NormalizeObs:
 
 @struct.dataclass
 class ScaleReward:
-    """The inner agent learns from rewards times ``reward_scale``; reported returns are the raw ones."""
+    """The inner agent learns from rewards times ``reward_scale``; returns are reported raw."""
 
     agent: Any
     reward_scale: float = 1.0
@@ -91,7 +92,9 @@ class ScaleReward:
 
     def update(self, state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
         """The inner agent's update on scaled rewards."""
-        return self.agent.update(state, batch._replace(reward=batch.reward * self.reward_scale), key)
+        return self.agent.update(
+            state, batch._replace(reward=batch.reward * self.reward_scale), key
+        )
 
     def observe(self, state: PyTree, transitions: Transition) -> PyTree:
         """The inner agent's; it sees scaled rewards here too."""

@@ -26,7 +26,7 @@ class VectorState(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """The randomness of ``T`` steps, drawn at once: one large draw is far cheaper than ``T`` small ones.
+    """The randomness of ``T`` steps at once: one large draw is far cheaper than ``T`` small ones.
 
     ``keys`` and ``resets`` are indexed by time; ``bank`` serves all ``T`` steps.
     """
@@ -77,9 +77,10 @@ class VectorEnv:
 
     ``resets``:
 
-    - ``"fresh"``: every ended episode starts from a new draw of its own (default where resets are cheap);
-    - ``"bank"``: ``bank_size`` fresh states are drawn per rollout and every ended episode takes one of
-      them at random (default for physics, whose resets are dear);
+    - ``"fresh"``: every ended episode starts from a new draw of its own (default where resets
+      are cheap);
+    - ``"bank"``: ``bank_size`` fresh states are drawn per rollout and every ended episode takes one
+      of them at random (default for physics, whose resets are dear);
     - ``"first"``: every environment returns to its own first state, as Brax does; only for
       reproducing numbers made that way.
 
@@ -181,7 +182,7 @@ class VectorEnv:
         return next_state, Step(obs, reward, terminated, truncated, info)
 
     def _starts(self, state: VectorState, draws: Draws) -> PyTree:
-        """The states and observations from which episodes that end now start again: ``[N, ...]``."""
+        """The states and observations where episodes that end now start again: ``[N, ...]``."""
         if self.policy == "first":
             return state.first
         if self.policy == "fresh":

@@ -1,12 +1,13 @@
 """Action distributions: NamedTuples of parameters with a batch shape ``[...]`` and one interface.
 
-``sample(noise)`` gives a *raw* sample, ``log_prob(raw)`` its log-density, ``emit(raw)`` the action that an
-agent sends out. For all but ``TanhNormal`` the action is the raw sample itself; there, keeping the
-raw sample is what makes the log-density safe where ``tanh`` saturates. ``entropy(key)`` is exact
-where there is a closed form, which then needs no key.
+``sample(noise)`` gives a *raw* sample, ``log_prob(raw)`` its log-density, ``emit(raw)`` the action
+that an agent sends out. For all but ``TanhNormal`` the action is the raw sample itself; there,
+keeping the raw sample is what makes the log-density safe where ``tanh`` saturates. ``entropy(key)``
+is exact where there is a closed form, which then needs no key.
 
-The noise of many samples can be drawn at once, by ``noise(key, leading shape)``: inside a loop a call of
-the random number generator costs more than a small network. Wherever noise is asked for, a key will do.
+The noise of many samples can be drawn at once, by ``noise(key, leading shape)``: inside a loop a
+call of the random number generator costs more than a small network. Wherever noise is asked for, a
+key will do.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def orthogonal(scale: float = 1.0, iterations: int = 48) -> Callable[..., Array]
     """An initialiser of (semi-)orthogonal matrices, uniformly distributed, by matrix products only.
 
     The polar factor of a Gaussian matrix is Haar-distributed, and Newton-Schulz iterations find it.
-    The usual way, a QR factorisation, can block XLA's CPU pool for good when several run at once, as
-    they do under ``vmap`` over seeds.
+    The usual way, a QR factorisation, can block XLA's CPU pool for good when several run at once,
+    as they do under ``vmap`` over seeds.
     """
 
     def init(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
@@ -58,14 +58,14 @@ def kernel_init(kind: Init, scale: float) -> Callable[..., Array]:
 class MLP(nn.Module):
     """Hidden layers and a linear head: ``[..., *I] -> [..., outputs]``.
 
-    A network reads its sizes off its own parameters: ``outputs`` is needed by ``init`` alone (which takes
-    a flat input), and ``apply`` flattens as many trailing axes as the first layer asks for. So an
-    agent's state, which is arrays and nothing else, is all that acting needs.
+    A network reads its sizes off its own parameters: ``outputs`` is needed by ``init`` alone (which
+    takes a flat input), and ``apply`` flattens as many trailing axes as the first layer asks for.
+    So an agent's state, which is arrays and nothing else, is all that acting needs.
     With orthogonal initialisation the hidden layers have gain sqrt(2) and the head ``head_scale``.
     """
 
     hidden: tuple[int, ...]
-    outputs: int | None = None
+    outputs: int = 0
     activation: Activation = "tanh"
     init_kind: Init = "orthogonal"
     head_scale: float = 1.0
@@ -85,7 +85,7 @@ class MLP(nn.Module):
 
 
 def flatten_to(x: Array, width: int) -> Array:
-    """Merge the fewest trailing axes whose sizes multiply to ``width``: ``[..., *I] -> [..., width]``.
+    """Merge the fewest trailing axes that make ``width``: ``[..., *I] -> [..., width]``.
 
     Raises:
         ValueError: if no number of trailing axes does.
@@ -104,7 +104,8 @@ def flat_input(space: Box) -> Array:
     """
     if len(space.shape) > 1 and space.shape[0] == 1:
         raise UsageError(
-            f"observation shape {space.shape} has a leading axis of size 1; drop it: {space.shape[1:]}"
+            f"observation shape {space.shape} has a leading axis of size 1; "
+            f"drop it: {space.shape[1:]}"
         )
     return jnp.zeros((math.prod(space.shape),))
 
@@ -112,10 +113,10 @@ def flat_input(space: Box) -> Array:
 class Policy(nn.Module):
     """A stochastic policy ``[..., *I] -> Distribution[...]``.
 
-    ``action`` (needed by ``init`` alone) decides between a ``Categorical`` and a normal. For normals:
-    ``std``: ``"independent"`` is one learnt log-std per action element, whatever the observation
-    (initially ``initial_std``); ``"dependent"`` is a second output of the network, through a softplus
-    that gives ``initial_std`` for a zero output, kept above 1e-3.
+    ``action`` (needed by ``init`` alone) decides between a ``Categorical`` and a normal. For
+    normals: ``std``: ``"independent"`` is one learnt log-std per action element, whatever the
+    observation (initially ``initial_std``); ``"dependent"`` is a second output of the network,
+    through a softplus that gives ``initial_std`` for a zero output, kept above 1e-3.
     ``squash``: whether continuous actions pass through ``tanh``.
     """
 
@@ -131,16 +132,16 @@ class Policy(nn.Module):
     def __call__(self, x: Array) -> Distribution:
         known = self.variables.get("params", {})
         discrete = "logits" in known if known else isinstance(self.action, Discrete)
-        size = None if self.action is None else action_size(self.action)
+        size = 0 if self.action is None else action_size(self.action)
 
-        def mlp(name: str, outputs: int | None) -> Array:
+        def mlp(name: str, outputs: int) -> Array:
             net = MLP(self.hidden, outputs, self.activation, self.init_kind, 0.01, name=name)
             return net(x)
 
         if discrete:
             return Categorical(mlp("logits", size))
         if self.std == "dependent":
-            mean, spread = jnp.split(mlp("normal", size and 2 * size), 2, axis=-1)
+            mean, spread = jnp.split(mlp("normal", 2 * size), 2, axis=-1)
             std = nn.softplus(spread + math.log(math.expm1(self.initial_std))) + 1e-3
         else:
             mean = mlp("normal", size)
@@ -159,5 +160,7 @@ def action_size(space: Box | Discrete) -> int:
     if isinstance(space, Discrete):
         return space.n
     if len(space.shape) != 1:
-        raise UsageError(f"continuous actions of shape {space.shape}; policies emit vectors, as (3,)")
+        raise UsageError(
+            f"continuous actions of shape {space.shape}; policies emit vectors, as (3,)"
+        )
     return space.shape[0]

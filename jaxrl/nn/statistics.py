@@ -14,7 +14,7 @@ from jaxrl.types import Array, PyTree
 class RunningStatistics(NamedTuple):
     """Of observations ``*O`` (an array or a tree of arrays)."""
 
-    count: Array  # float32, how many were seen
+    size: Array  # float32, how many were seen
     mean: PyTree
     m2: PyTree  # sum of squared deviations from the mean
 
@@ -28,7 +28,7 @@ def start(example: PyTree) -> RunningStatistics:
 def merge(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
     """Take in ``batch[..., *O]`` of every shard (Chan, Golub and LeVeque 1983, pairwise update).
 
-    The count is kept in float32: beyond 2^24 observations it rounds, which changes the weight of a
+    The size is kept in float32: beyond 2^24 observations it rounds, which changes the weight of a
     batch by less than one part in 10^7.
     """
     some, mean_of_some = jax.tree.leaves(batch)[0], jax.tree.leaves(statistics.mean)[0]
@@ -37,13 +37,13 @@ def merge(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
     for axis in axes:
         rows *= some.shape[axis]
     size = shard_sum(jnp.float32(rows))
-    total = statistics.count + size
+    total = statistics.size + size
 
     def update(mean: Array, m2: Array, x: Array) -> tuple[Array, Array]:
         batch_mean = shard_sum(jnp.sum(x, axes)) / size
         batch_m2 = shard_sum(jnp.sum(jnp.square(x - batch_mean), axes))
         delta = batch_mean - mean
-        correction = jnp.square(delta) * statistics.count * (size / total)
+        correction = jnp.square(delta) * statistics.size * (size / total)
         return mean + delta * (size / total), m2 + batch_m2 + correction
 
     pairs = jax.tree.map(update, statistics.mean, statistics.m2, batch)
@@ -53,11 +53,11 @@ def merge(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
 
 
 def normalise(statistics: RunningStatistics, x: PyTree, clip: Array | float) -> PyTree:
-    """``(x - mean) / std`` for ``x[..., *O]``, clipped to ``[-clip, clip]``; ``x`` before any data."""
-    seen = statistics.count > 0
+    """``(x - mean) / std`` clipped to ``[-clip, clip]``, for ``x[..., *O]``; ``x`` before data."""
+    seen = statistics.size > 0
 
     def one(mean: Array, m2: Array, x: Array) -> Array:
-        std = jnp.sqrt(m2 / jnp.maximum(statistics.count, 1.0))
+        std = jnp.sqrt(m2 / jnp.maximum(statistics.size, 1.0))
         # An element that never varies carries nothing: a floor keeps its rounding errors small.
         scaled = (x - mean) / jnp.where(seen, jnp.maximum(std, 1e-6), 1.0)
         return jnp.clip(scaled, -clip, clip)

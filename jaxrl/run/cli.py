@@ -53,7 +53,7 @@ class Options:
     devices: int | None = None
     """Local devices to use; default all that the sizes divide over (on a CPU: one per core)."""
     sweep: tuple[str, ...] = ()
-    """Hyper-parameters to sweep in the same program, as in: learning_rate=1e-4,3e-4 gamma=0.97,0.99"""
+    """Hyper-parameters to sweep in one program, as in: learning_rate=1e-4,3e-4 gamma=0.97,0.99"""
     max_skipped: int = 100
     """Stop once so many gradient steps in a row were not finite."""
     log: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ def parse(
     agent: type,
     args: Sequence[str] | None = None,
 ) -> Config:
-    """The options of a script from its command line; defaults are those of ``table`` for its ``--env``.
+    """The options of a script from its command line; defaults are ``table``'s for its ``--env``.
 
     Raises:
         UsageError: for anything that tyro refuses, in one line.
@@ -216,7 +216,7 @@ def prepare(devices: int | None) -> None:
     if devices is not None and devices > 1:
         cpu_devices(devices)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "jaxrl" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

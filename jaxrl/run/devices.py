@@ -1,8 +1,8 @@
 """Placement: which device computes what. No algorithm knows of it.
 
-The members of a run (seeds, times the configurations of a sweep) are spread over devices first, which needs
-no communication; what devices are left share the environments of each member, which needs gradient and
-statistics sums alone. Within a device the members are one ``vmap``.
+The members of a run (seeds, times the configurations of a sweep) are spread over devices first,
+which needs no communication; what devices are left share the environments of each member, which
+needs gradient and statistics sums alone. Within a device the members are one ``vmap``.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from jaxrl.types import Array, Key, PyTree, TrainState
 
 MEMBER, SHARD = "member", "shard"
 
+_MEMBER: Any = P(MEMBER)
+
 # How the leading axes of a stacked TrainState lie on the mesh.
 STATE = TrainState(
     agent=P(MEMBER),
     env=P(MEMBER, SHARD),
     replay=P(MEMBER, SHARD),
-    key=P(MEMBER),
-    env_steps=P(MEMBER),
-    updates=P(MEMBER),
+    key=_MEMBER,
+    env_steps=_MEMBER,
+    updates=_MEMBER,
 )
 
 
@@ -58,8 +60,8 @@ def choose(trainer: Trainer, members: int, devices: int | None = None) -> Placem
     """The placement of ``members`` runs of ``trainer`` on ``devices`` (default: all local ones).
 
     A user's number of devices is kept to, or refused; left to itself, the choice drops devices that
-    the sizes do not divide over, and does not shard the environments of toy dynamics, whose gradient
-    sums would cost more than the sharding gains.
+    the sizes do not divide over, and does not shard the environments of toy dynamics, whose
+    gradient sums would cost more than the sharding gains.
 
     Raises:
         UsageError: for more devices than there are, or sizes that do not divide over them.
@@ -102,7 +104,7 @@ class Programs:
 
     def _member(self, sweep: dict[str, Array]) -> Trainer:
         trainer = hyper.replace(self.trainer, sweep)
-        return trainer.replace(axis=SHARD if self.placement.shards > 1 else None)
+        return dataclasses.replace(trainer, axis=SHARD if self.placement.shards > 1 else None)
 
     def init(self, sweep: dict[str, Array], keys: Key) -> TrainState:
         """The first states ``[M, ...]``."""

@@ -59,8 +59,13 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], names: set[str] | None) -> list[str]:
-    """``"agent.clip (0.2, now 0.3)"`` for what differs outside ``FREE`` and ``RECORDED``, or within ``names``."""
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], names: set[str] | None
+) -> list[str]:
+    """What differs outside ``FREE`` and ``RECORDED``, or within ``names``.
+
+    Each as ``"agent.clip (0.2, now 0.3)"``.
+    """
 
     def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
         outside = FREE | RECORDED
@@ -82,8 +87,8 @@ class RunFolder:
     ``path`` gets a ``config.json``; with ``resume`` it must hold one that agrees with ``config``.
 
     Raises:
-        UsageError: if there is already something in the folder; with ``resume``, if there is nothing
-            to resume or the configuration differs (naming the options).
+        UsageError: if there is already something in the folder; with ``resume``, if there is
+            nothing to resume or the configuration differs (naming the options).
         RunError: if another process is writing in it.
     """
 
@@ -97,7 +102,11 @@ class RunFolder:
         self.path = Path(path).absolute()
         self.config = json.loads(json.dumps(config))
         self._lock: TextIO | None = None
-        stored = self._check_resume(report) if resume else self._check_new()
+        stored: dict[str, Any] | None = None
+        if resume:
+            stored = self._check_resume(report)
+        else:
+            self._check_new()
         self.path.mkdir(parents=True, exist_ok=True)
         self._acquire()
         if stored != self.config:
@@ -132,7 +141,9 @@ class RunFolder:
                 f"run-dir {self.path} holds nothing to resume; start it without --resume"
             ) from None
         except ValueError:
-            raise UsageError(f"{self.path / CONFIG} is not JSON; the run cannot be resumed") from None
+            raise UsageError(
+                f"{self.path / CONFIG} is not JSON; the run cannot be resumed"
+            ) from None
         changed = differences(stored, self.config, None)
         if changed:
             raise UsageError(

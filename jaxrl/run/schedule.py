@@ -18,7 +18,8 @@ class Schedule:
     def next(self, done: int) -> int:
         """The iteration at which the chunk that begins after ``done`` ends.
 
-        It depends on absolute positions alone, so a resumed run has the chunks of an uninterrupted one.
+        It depends on absolute positions alone, so a resumed run has the chunks of an uninterrupted
+        one.
         """
         periods = (self.log_every, self.eval_every, self.checkpoint_every)
         return min(self.total, *((done // period + 1) * period for period in periods))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +78,9 @@ class Session:
         self.bar: ProgressBar | None = None
 
     @contextmanager
-    def opened(self, run_dir: str | Path | None, resume: bool, log: Sequence[str]) -> Iterator[None]:
+    def opened(
+        self, run_dir: str | Path | None, resume: bool, log: Sequence[str]
+    ) -> Iterator[None]:
         """Hold the run's folder, files and writers."""
         if log and run_dir is None:
             raise UsageError(f"log {', '.join(log)} needs a run-dir to write to")
@@ -94,8 +97,8 @@ class Session:
             yield
         finally:
             self._close_bar()
-            for each in (*self.writers, self.metrics, self.timing):
-                self._despite_full_disk(each.close)
+            for close in (*(w.close for w in self.writers), self.metrics.close, self.timing.close):
+                self._despite_full_disk(close)
             self.folder.close()
 
     def report(self, text: str) -> None:
@@ -207,16 +210,18 @@ class Session:
         return ts, target
 
     def check_gradients(self, metrics: m.Metrics, done: int) -> None:
-        """Stop when updates have been skipped as not finite for too long, leaving the checkpoints."""
+        """Stop when updates have been skipped as not finite for too long; checkpoints stay."""
         worst = metrics.get("skipped_in_a_row")
         most = self.config["max_skipped"]
         if worst is not None and np.max(worst[0]) >= most:
             self._close_bar()
             kept = checkpoint.available(self.folder.checkpoints) if self.folder else []
-            where = f"the checkpoint of step {kept[-1]} is kept" if kept else "there is no checkpoint"
+            where = (
+                f"the checkpoint of step {kept[-1]} is kept" if kept else "there is no checkpoint"
+            )
             raise RunError(
-                f"stopped at step {self.step(done)}: {int(np.max(worst[0]))} gradients in a row were "
-                f"not finite (max-skipped is {most}); {where}"
+                f"stopped at step {self.step(done)}: {int(np.max(worst[0]))} gradients in a row "
+                f"were not finite (max-skipped is {most}); {where}"
             )
 
     # Records
@@ -259,7 +264,7 @@ class Session:
         if self.folder is not None:
             self._despite_full_disk(lambda: self.metrics.append(rows))
         for writer in self.writers:
-            self._despite_full_disk(lambda writer=writer: writer.write(rows))
+            self._despite_full_disk(partial(writer.write, rows))
 
     def time_step(self, done: int, steps_per_second: float) -> None:
         """Wall-clock has a file of its own, so that resumed metrics are the same bytes."""
@@ -282,7 +287,7 @@ class Session:
         return None
 
     def save(self, ts: TrainState, done: int) -> None:
-        """A checkpoint. If it cannot be written, say so and go on: the older ones are as they were."""
+        """A checkpoint. If it cannot be written, say so and go on; older ones are as they were."""
         if self.folder is None:
             return
         try:

@@ -38,9 +38,9 @@ def evaluate(
 ) -> Evaluation:
     """Run one episode from each of ``keys[E]`` to its end or to ``max_steps``, whichever is first.
 
-    Equal keys give equal starts, so evaluations are paired over seeds and checkpoints. The loop stops
-    as soon as every episode has ended. An episode whose observation or reward turns non-finite
-    ends there, without that reward.
+    Equal keys give equal starts, so evaluations are paired over seeds and checkpoints. The loop
+    stops as soon as every episode has ended. An episode whose observation or reward turns
+    non-finite ends there, without that reward.
     """
     limit = max_steps or env.spec.max_steps or DEFAULT_LIMIT
     episodes = keys.shape[0]

@@ -15,7 +15,8 @@ from jaxrl.axes import reducing_over
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
 from jaxrl.training.evaluate import Evaluation, evaluate
-from jaxrl.types import Agent, Array, Key, Mode, TrainState
+from jaxrl.types import Array, Key, Mode, TrainState
+
 
 @struct.dataclass
 class Trainer:
@@ -104,8 +105,8 @@ class Trainer:
     def train(self, key: Key, steps: int) -> tuple[TrainState, dict[str, Array]]:
         """A whole run of at least ``steps`` environment steps: one function to jit, vmap and shard.
 
-        Returns the final state and every metric per iteration ``[I]``; means are NaN where there was
-        nothing to average, as ``episode_return`` before any episode has ended.
+        Returns the final state and every metric per iteration ``[I]``; means are NaN where there
+        was nothing to average, as ``episode_return`` before any episode has ended.
         """
 
         def body(ts: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
@@ -125,8 +126,9 @@ class Trainer:
         limit = self.env.spec.max_steps
         return evaluate(self.agent, ts.agent, self.env.env, keys, mode, limit)
 
+
 def episode_metrics(ended: Array, returns: Array, lengths: Array, nonfinite: Array) -> m.Metrics:
-    """Of a rollout ``[T, N]``: the episodes that ended in it, and how many. Never a 0 for "none yet"."""
+    """Of a rollout ``[T, N]``: the episodes that ended in it, and how many."""
     return {
         "episode_return": m.mean_of(returns, where=ended),
         "episode_length": m.mean_of(lengths, where=ended),
