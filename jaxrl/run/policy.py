@@ -82,7 +82,7 @@ def load_policy(
     agent = hyper.replace(agent, configurations[config])
     spec = envs.make(stored["env"], **stored["env_options"]).spec
     members = len(seeds) * len(configurations)
-    one = jax.eval_shape(agent.init, jax.random.key(0), spec)
+    one = jax.eval_shape(lambda key: agent.init(key, spec), jax.random.key(0))
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), one)
     restored = checkpoint.restore(
         folder / "checkpoints", template, step, prefix="agent", report=warnings.warn
