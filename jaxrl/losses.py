@@ -45,6 +45,11 @@ def normalised(x: Array) -> Array:
     return deviation / (jnp.sqrt(shard_mean(jnp.mean(deviation**2))) + 1e-8)
 
 
+def variance(x: Array) -> Array:
+    """The variance of ``x`` of any shape, over all shards: ``[]``."""
+    return shard_mean(jnp.mean(jnp.square(x - shard_mean(jnp.mean(x)))))
+
+
 def clipped_surrogate(ratio: Array, advantage: Array, clip: Array | float) -> Array:
     """PPO's policy loss per sample (Schulman et al. 2017, eq. 7, negated): any equal shapes."""
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantage)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxrl.axes import shard_mean
+from jaxrl.axes import shard_count, shard_mean
 from jaxrl.metrics import Metrics, Peak, Sum, mean_of
 from jaxrl.types import Array, PyTree
 
@@ -63,7 +63,7 @@ class Adam(NamedTuple):
         state = OptimState(moments, state.skipped + skip, (state.in_a_row + 1) * skip)
         metrics: Metrics = {
             "grad_norm": mean_of(norm, where=finite),
-            "skipped_updates": Sum(skip.astype(jnp.float32)),
+            "skipped_updates": Sum(skip / shard_count()),  # all shards skip the same ones
             "skipped_in_a_row": Peak(state.in_a_row.astype(jnp.float32)),
         }
         return params, state, metrics

@@ -31,33 +31,37 @@ PPO: dict[str, Settings] = {
     "gymnax/*-MinAtar": {
         "total_steps": 5_000_000,
         "num_envs": 64,
-        "agent": {
-            "learning_rate": 1e-3,
-            "minibatches": 8,
-            "hidden": (128, 128),
-            "activation": "relu",
-        },
+        "unroll": 128,
+        "agent": {"learning_rate": 2e-3, "minibatches": 8, "activation": "relu"},
     },
     "gymnax/Pendulum-v1": {
         "num_envs": 16,
-        "unroll": 64,
+        "unroll": 256,
         "normalize_obs": True,
         "reward_scale": 0.1,
         "agent": {
             "learning_rate": 1e-3,
             "entropy": 0.0,
-            "gamma": 0.9,
+            "gamma": 0.95,
             "epochs": 10,
-            "minibatches": 8,
+            "minibatches": 32,
         },
     },
     "brax/*": {
-        "total_steps": 10_000_000,
-        "num_envs": 512,
-        "unroll": 20,
+        "total_steps": 4_000_000,
+        "num_envs": 1024,
+        "unroll": 10,
         "normalize_obs": True,
-        "agent": {"learning_rate": 3e-4, "gamma": 0.97, "epochs": 4, "minibatches": 16},
+        "agent": {
+            "learning_rate": 1e-3,
+            "gamma": 0.97,
+            "entropy": 0.005,
+            "minibatches": 16,
+            "hidden": (128, 128),
+        },
     },
+    "brax/reacher": {"total_steps": 20_000_000, "agent": {"entropy": 0.01}},
+    "brax/inverted_pendulum": {"total_steps": 2_000_000},
 }
 
 

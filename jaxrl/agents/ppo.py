@@ -241,8 +241,8 @@ class PPO:
         (params, opt, _), history = jax.lax.scan(packed_step, start, xs)
         metrics = summed(unpack(history, like))
 
-        target_variance = jnp.var(samples.target)
-        unexplained = jnp.var(samples.target - samples.value) / (target_variance + 1e-8)
+        target_variance = losses.variance(samples.target)
+        unexplained = losses.variance(samples.target - samples.value) / (target_variance + 1e-8)
         metrics["explained_variance"] = mean_of(1.0 - unexplained)
         return PPOState(params, opt, state.updates + 1), metrics
 
