@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from jaxrl.errors import UsageError, nearest
 
@@ -81,12 +82,12 @@ def require(
     """Raise UsageError unless ``low <= value <= high`` (``low <`` if ``above``); tracers pass."""
     if value is None or isinstance(value, jax.core.Tracer):
         return
-    for number in jax.numpy.atleast_1d(value).tolist():
+    for number in np.atleast_1d(value).tolist():
         fits = (low < number if above else low <= number) and number <= high
         if not fits:
             bounds = f"more than {low:g}" if above else f"at least {low:g}"
-            bounds += "" if high == math.inf else f" and at most {high:g}"
-            raise UsageError(f"{name} is {number:g}; it must be {bounds}")
+            bounds += "" if high == math.inf else f" and at most {high:.10g}"
+            raise UsageError(f"{name} is {number:.10g}; it must be {bounds}")
 
 
 def to_config(node: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -92,7 +93,9 @@ def parse(
                 config, args=given, default=defaults, return_unknown_args=True
             )
     except SystemExit:
-        raise UsageError(_first_panel(printed.getvalue())) from None
+        raise UsageError(_complaint(printed.getvalue())) from None
+    if unknown and not unknown[0].startswith("-"):
+        raise UsageError(f"{unknown[0]!r} belongs to no option; see --help")
     if unknown:
         flags = [f"--{name.replace('_', '-')}" for name in _field_names(defaults)]
         raise UsageError(f"unknown option {unknown[0]}; {nearest(unknown[0], flags)}")
@@ -118,30 +121,35 @@ def _field_names(node: Any) -> list[str]:
     return names
 
 
-def _first_panel(text: str) -> str:
-    """The message in the first section of the box that tyro draws around an error."""
-    lines = []
+def _complaint(text: str) -> str:
+    """What tyro says in its box of several lines: a title, the message, the option's help."""
+    sections = [""]
     for line in text.splitlines():
-        content = line.strip().strip("│").strip()
-        if content.startswith(("╭", "╰")):
-            continue
-        if content.startswith("──"):
-            break
-        lines.append(content)
-    return " ".join(lines)
+        content = line.strip(" │")
+        if re.match("[─╭╰]|---", content):
+            sections.append("")
+        else:
+            sections[-1] = f"{sections[-1]} {content}".strip()
+    message = sections[1] if len(sections) > 1 else sections[0]
+    known = re.search(r"\(default: (.*)\)$", sections[2] if len(sections) > 2 else "")
+    return f"{message}; the default is {known[1]}" if known else message
 
 
-def assignments(words: Sequence[str], option: str) -> dict[str, Any]:
+def assignments(
+    words: Sequence[str], option: str, example: str = "backend=mjx"
+) -> dict[str, Any]:
     """``["backend=mjx", "max_steps=500"]`` as a dictionary; values are Python literals or text.
 
     Raises:
-        UsageError: for a word without "=".
+        UsageError: for a word without "=", or a name that is given twice.
     """
     found: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not (name and equals and value):
-            raise UsageError(f"{option} {word!r} is not NAME=VALUE, as backend=mjx")
+            raise UsageError(f"{option} {word!r} is not NAME=VALUE, as {example}")
+        if name in found:
+            raise UsageError(f"{option} {name} is given twice; once is enough, as {example}")
         try:
             found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -156,9 +164,10 @@ def swept(words: Sequence[str]) -> dict[str, tuple[float, ...]] | None:
         UsageError: for what is not numbers.
     """
     sweep = {}
-    for name, value in assignments(words, "sweep").items():
+    for name, value in assignments(words, "sweep", "gamma=0.9,0.99").items():
         values = value if isinstance(value, tuple) else (value,)
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        if not (values and numbers):
             raise UsageError(f"sweep {name}={value} is not a list of numbers, as gamma=0.9,0.99")
         sweep[name] = tuple(float(v) for v in values)
     return sweep or None

@@ -107,7 +107,12 @@ class RunFolder:
             stored = self._check_resume(report)
         else:
             self._check_new()
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"run-dir {self.path} cannot be made ({error.strerror}); give another --run-dir"
+            ) from None
         self._acquire()
         if stored != self.config:
             write_json(self.path / CONFIG, self.config)
@@ -136,7 +141,7 @@ class RunFolder:
     def _check_resume(self, report: Callable[[str], Any]) -> dict[str, Any]:
         try:
             stored: dict[str, Any] = json.loads((self.path / CONFIG).read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UsageError(
                 f"run-dir {self.path} holds nothing to resume; start it without --resume"
             ) from None

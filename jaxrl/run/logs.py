@@ -5,6 +5,7 @@ Everything takes the same rows: ``{"kind": "train" | "eval", "seed": 0, "step": 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import math
@@ -103,10 +104,8 @@ class TensorBoardWriter:
     """Events in ``RUN_DIR/tensorboard``, one run of the dashboard for each member."""
 
     def __init__(self, run_dir: Path | str) -> None:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise _missing("tensorboard", "tensorboardX") from None
+        from tensorboardX import SummaryWriter
+
         self._make = SummaryWriter
         self._folder = Path(run_dir) / "tensorboard"
         self._members: dict[str, Any] = {}
@@ -134,10 +133,8 @@ class WandbWriter:
     """
 
     def __init__(self, run_dir: Path | str, config: Row | None = None, resume: bool = False):
-        try:
-            import wandb
-        except ImportError:
-            raise _missing("wandb", "wandb") from None
+        import wandb
+
         folder = Path(run_dir).absolute()
         identity = folder / "wandb_id.txt"
         if not (resume and identity.exists()):
@@ -170,20 +167,29 @@ WRITERS: dict[str, Callable[..., Writer]] = {
     "tensorboard": lambda run_dir, config, resume: TensorBoardWriter(run_dir),
     "wandb": WandbWriter,
 }
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+
+
+def check_writers(names: Sequence[str]) -> None:
+    """Raise ``UsageError`` for an unknown writer, or one whose package is not installed."""
+    for name in names:
+        if name not in WRITERS:
+            raise UsageError(f"unknown log writer '{name}'; {nearest(name, WRITERS)}")
+        try:
+            importlib.import_module(PACKAGES[name])
+        except ImportError:
+            raise UsageError(
+                f"log writer '{name}' needs the package {PACKAGES[name]}: "
+                "pip install 'jaxrl[log]'"
+            ) from None
 
 
 def make_writers(
     names: Sequence[str], run_dir: Path | str, config: Row | None = None, resume: bool = False
 ) -> list[Writer]:
     """The event writers of these names; raises ``UsageError`` for an unknown or missing one."""
-    for name in names:
-        if name not in WRITERS:
-            raise UsageError(f"unknown log writer '{name}'; {nearest(name, WRITERS)}")
+    check_writers(names)
     return [WRITERS[name](run_dir, config, resume) for name in names]
-
-
-def _missing(name: str, package: str) -> UsageError:
-    return UsageError(f"log writer '{name}' needs the package {package}: pip install 'jaxrl[log]'")
 
 
 def _member(row: Row) -> str:

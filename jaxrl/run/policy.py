@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -68,7 +69,7 @@ def load_policy(
     folder = Path(run_dir)
     try:
         stored = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{folder} is not a run folder: it has no config.json") from None
     seeds = stored["seeds"]
     seed = seeds[0] if seed is None else seed
@@ -81,6 +82,7 @@ def load_policy(
     agent = hyper.from_config(stored["agent"], AGENTS)
     agent = hyper.replace(agent, configurations[config])
     spec = envs.make(stored["env"], **stored["env_options"]).spec
+    spec = dataclasses.replace(spec, max_steps=stored["max_steps"])
     members = len(seeds) * len(configurations)
     one = jax.eval_shape(lambda key: agent.init(key, spec), jax.random.key(0))
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), one)

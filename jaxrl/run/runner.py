@@ -20,7 +20,7 @@ from jaxrl.run import devices as placing
 from jaxrl.run.folder import circumstances
 from jaxrl.run.policy import Policy
 from jaxrl.run.schedule import Schedule
-from jaxrl.run.session import Member, Row, Session
+from jaxrl.run.session import Member, Row, Session, memory_told
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Mode, TrainState
 
@@ -51,7 +51,14 @@ class Run:
 
 
 def grid(sweep: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
-    """All combinations of the swept values: ``{"gamma": [0.9, 0.99]}`` gives two."""
+    """All combinations of the swept values: ``{"gamma": [0.9, 0.99]}`` gives two.
+
+    Raises:
+        UsageError: for a name without values.
+    """
+    for name, values in sweep.items():
+        if not len(values):
+            raise UsageError(f"sweep of {name} has no values; give some, as gamma=0.9,0.99")
     names = list(sweep)
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*sweep.values())]
 
@@ -123,7 +130,7 @@ def run(
         return trainer.iterations(steps) if steps else max(default, 1)
 
     total = trainer.iterations(total_steps)
-    evaluations = iterations(eval_every, total // 10)
+    evaluations = iterations(eval_every, -(-total // 10))
     schedule = Schedule(
         total=total,
         log_every=iterations(log_every, evaluations // 5),
@@ -147,7 +154,11 @@ def run(
     }
     members = [Member(i, c, seed) for i, c in enumerate(configurations) for seed in names]
     session = Session(trainer, placement, schedule, config, members, quiet)
-    with session.opened(run_dir, resume, log), interruptible() as interrupted:
+    with (
+        session.opened(run_dir, resume, log),
+        interruptible() as interrupted,
+        memory_told(config),
+    ):
         state, summary = session.train(interrupted)
     folder = None if run_dir is None else Path(run_dir)
     return Run(trainer, members, state, session.rows, summary, folder)

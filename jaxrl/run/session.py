@@ -21,7 +21,7 @@ from jaxrl.errors import Interrupted, RunError, UsageError
 from jaxrl.run import checkpoint
 from jaxrl.run.devices import Placement, Programs
 from jaxrl.run.folder import RunFolder, write_json
-from jaxrl.run.logs import MetricsFile, ProgressBar, Writer, make_writers
+from jaxrl.run.logs import MetricsFile, ProgressBar, Writer, check_writers, make_writers
 from jaxrl.run.schedule import Schedule
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import TrainState
@@ -73,6 +73,7 @@ class Session:
         self.writers: list[Writer] = []
         self.folder: RunFolder | None = None
         self.resume = False
+        self.told_nonfinite = False
         self.unsaved: str | None = None  # why the newest checkpoint could not be saved
         self.clock = {"train_seconds": 0.0, "compile_seconds": 0.0, "wall_seconds": 0.0}
         self.bar: ProgressBar | None = None
@@ -84,16 +85,16 @@ class Session:
         """Hold the run's folder, files and writers."""
         if log and run_dir is None:
             raise UsageError(f"log {', '.join(log)} needs a run-dir to write to")
+        check_writers(log)
         if run_dir is None:
             yield
             return
-        writers = make_writers(log, run_dir, None, resume) if log else []
         self.folder = RunFolder(run_dir, self.config, resume, self.report)
         self.resume = resume
         try:
             self.metrics = MetricsFile(self.folder.path / METRICS)
             self.timing = MetricsFile(self.folder.path / TIMING)
-            self.writers = writers
+            self.writers = make_writers(log, self.folder.path, self.folder.config, resume)
             yield
         finally:
             self._close_bar()
@@ -155,7 +156,8 @@ class Session:
             self.timing.truncate(0)
             return self._first_state(), 0
         template = jax.eval_shape(self.programs.init, self.sweep, self.keys)
-        restored = checkpoint.restore(self.folder.checkpoints, template, report=self.report)
+        warn = lambda text: self.report(f"warning: {text}")  # noqa: E731
+        restored = checkpoint.restore(self.folder.checkpoints, template, report=warn)
         done = restored.meta["iteration"]
         if done > self.schedule.total:
             raise UsageError(
@@ -200,6 +202,7 @@ class Session:
 
         rows = self.train_rows(metrics, target)
         self.record(rows)
+        self.check_physics(rows)
         if self.schedule.due(target, self.schedule.eval_every):
             self.record(self.evaluation_rows(compiled, ts, target))
         steps = self.step(target - done) * len(self.members)
@@ -208,6 +211,16 @@ class Session:
             self.bar.update(self.step(target), self.latest_return())
         self.check_gradients(metrics, target)
         return ts, target
+
+    def check_physics(self, rows: Sequence[Row]) -> None:
+        """Warn, once a sitting, of environments that left the finite numbers."""
+        steps = sum(row["nonfinite_steps"] for row in rows)
+        if steps and not self.told_nonfinite:
+            self.told_nonfinite = True
+            self.report(
+                f"warning: {steps:.0f} environment steps before step {rows[0]['step']} were not "
+                f"finite and ended their episodes; nonfinite_steps in {METRICS} counts them"
+            )
 
     def check_gradients(self, metrics: m.Metrics, done: int) -> None:
         """Stop when updates have been skipped as not finite for too long; checkpoints stay."""
@@ -327,6 +340,26 @@ class Session:
             write()
         except OSError as error:
             self.report(f"warning: {error}; training goes on")
+
+
+@contextmanager
+def memory_told(config: Mapping[str, Any]) -> Iterator[None]:
+    """XLA's running out of memory as one line that names what to lower."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
+            raise
+        sizes = {
+            "num-envs": config["num_envs"],
+            "unroll": config["trainer"].get("unroll"),
+            "num-seeds": len(config["seeds"]),
+            "configurations of the sweep": len(config["sweep"]) or None,
+        }
+        given = ", ".join(f"{name} ({size})" for name, size in sizes.items() if size is not None)
+        reason = text.splitlines()[0][:120]
+        raise RunError(f"the device's memory is too small; lower {given}: {reason}") from error
 
 
 def _draw(path: Path) -> None:

@@ -1,0 +1,238 @@
+"""What test_devices.py computes, in a process of its own, on eight simulated devices."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import math
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl import PPO, NormalizeObs, OnPolicy, VectorEnv, make, run
+from jaxrl import metrics as m
+from jaxrl.axes import reducing_over
+from jaxrl.envs.probe import Both
+from jaxrl.run.devices import SHARD, Placement, Programs, choose
+from jaxrl.training import rollout
+
+COLLECTIVE = re.compile(
+    r"= (\S+|\([^()]*\)) (all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter"
+    r"|collective-permute|collective-broadcast|send|recv)(?:-start)?\("
+)
+P = jax.P
+MEMBERS, ENVS, UNROLL, EPISODES = 8, 8, 32, 16
+LEARNING = 240  # iterations within which it has learnt
+TARGET_KL = (1e9, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+
+
+class Dear(Both):
+    """An environment that is worth sharding."""
+
+    cheap = False
+
+
+def tiny(env="gymnax/CartPole-v1", num_envs=ENVS):
+    ppo = PPO(hidden=(4,), minibatches=1)
+    return OnPolicy(ppo, VectorEnv(Dear() if env == "dear" else make(env), num_envs), unroll=8)
+
+
+def learner():
+    ppo = PPO(hidden=(32,), learning_rate=1e-2, entropy=0.01, anneal_over=LEARNING)
+    venv = VectorEnv(make("gymnax/CartPole-v1"), ENVS)
+    return OnPolicy(NormalizeObs(ppo), venv, unroll=UNROLL)
+
+
+def first_keys(members=MEMBERS):
+    return jax.vmap(jax.random.key)(jnp.arange(members))
+
+
+def plain(tree):
+    """The tree with numpy arrays as leaves, keys as their data: it can leave the process."""
+
+    def convert(x):
+        key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(x) if key else x)
+
+    return jax.tree.map(convert, tree)
+
+
+def copies(tree):
+    """What each device holds of the arrays of a tree: ``[leaf][device]``."""
+    return [[np.asarray(s.data) for s in x.addressable_shards] for x in jax.tree.leaves(tree)]
+
+
+def choices(sizes, env="gymnax/CartPole-v1"):
+    """What is chosen for each of ``(members, devices)``, or why nothing is."""
+
+    def chosen(members, devices):
+        try:
+            return choose(tiny(env), members, devices)
+        except ValueError as error:
+            return str(error)
+
+    return [chosen(*each) for each in sizes]
+
+
+@functools.cache
+def compiled(members, groups, shards):
+    """The first state, and the compiled programs of ``learner``."""
+    programs = Programs(learner(), Placement(groups, shards))
+    keys = first_keys(members)
+    init = jax.jit(programs.init).lower({}, keys).compile()
+    ts = init({}, keys)
+    chunk = jax.jit(programs.chunk, donate_argnums=1).lower({}, ts, jnp.int32(0)).compile()
+    episodes = jax.random.split(jax.random.key(0), EPISODES)
+    evaluate = jax.jit(programs.evaluate).lower({}, ts, episodes).compile()
+    return programs, init, chunk, evaluate
+
+
+def compile_all():
+    """Every placement of ``learner`` that the tests ask for, two at a time."""
+    layouts = [(MEMBERS, n, 1) for n in (1, 2, 4, 8)] + [(MEMBERS, 1, n) for n in (2, 4, 8)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda layout: compiled(*layout), [*layouts, (1, 1, 2), (1, 1, 8)]))
+
+
+def collectives(members, groups, shards):
+    """Of the optimised init, chunk and evaluate: devices, and ``(operation, sizes of results)``."""
+    found = []
+    for program in compiled(members, groups, shards)[1:]:
+        text = program.as_text()
+        operations = []
+        for shapes, operation in COLLECTIVE.findall(text):
+            dims = re.findall(r"\w\[([\d,]*)\]", shapes)
+            sizes = {math.prod(int(n) for n in each.split(",") if n) for each in dims}
+            operations.append((operation, sizes))
+        partitions = re.search(r"num_partitions=(\d+)", text)
+        found.append((int(partitions[1]) if partitions else 1, operations))
+    return found
+
+
+def iterations(groups, count):
+    """The state after ``count`` iterations, and the metrics."""
+    _, init, chunk, _ = compiled(MEMBERS, groups, 1)
+    ts, metrics = chunk({}, init({}, first_keys()), jnp.int32(count))
+    return plain((ts, m.values(metrics)))
+
+
+def learn(shards):
+    """Eight seeds, each over ``shards``: returns ``[M]`` of the first and the last third of the
+    training and of the final policy. And what every device then holds: of agents and metrics, and
+    of environments.
+    """
+    _, init, chunk, evaluate = compiled(MEMBERS, 1, shards)
+    ts, third = init({}, first_keys()), jnp.int32(LEARNING // 3)
+    ts, early = chunk({}, ts, third)
+    ts, _ = chunk({}, ts, third)
+    ts, metrics = chunk({}, ts, third)
+    returns = evaluate({}, ts, jax.random.split(jax.random.key(0), EPISODES)).returns
+    results = [m.values(x)["episode_return"] for x in (early, metrics)] + [returns.mean(axis=1)]
+    return plain(results), copies((ts.agent, metrics)), copies(ts.env)
+
+
+def evaluations(episodes, shards):
+    """The returns ``[M, E]`` of one and the same policies, by the number of shards."""
+    _, init, chunk, _ = compiled(MEMBERS, 1, 1)
+    ts, _ = chunk({}, init({}, first_keys()), jnp.int32(20))
+    found = {}
+    for count in shards:
+        programs = Programs(learner(), Placement(1, count))
+        keys = jax.random.split(jax.random.key(1), episodes)
+        found[count] = plain(jax.jit(programs.evaluate)({}, programs.put(ts), keys).returns)
+    return found
+
+
+def rollouts(shards):
+    """Observations and actions ``[T, N]`` of a fresh policy whose environments are sharded."""
+    trainer = tiny("probe/both")
+
+    def experience(key):
+        with reducing_over(SHARD):
+            ts = trainer.start(key)
+            transitions = rollout(trainer.agent, ts.agent, trainer.env, ts.env, key, 128)[1]
+        return transitions.obs[..., 0], transitions.action
+
+    mesh = Placement(1, shards).mesh
+    place = jax.shard_map(
+        experience, mesh=mesh, in_specs=P(), out_specs=P(None, SHARD), check_vma=False
+    )
+    return plain(jax.jit(place)(jax.random.key(0)))
+
+
+def _agent(target_kl):
+    ppo = PPO(hidden=(8,), epochs=3, minibatches=1, max_grad_norm=1e3, target_kl=target_kl)
+    return NormalizeObs(ppo.replace(learning_rate=3e-3, entropy=0.01))
+
+
+@functools.cache
+def _experience():
+    """A first state, and two rollouts of environments whose rewards differ by far."""
+    agent, venv, key = _agent(None), VectorEnv(make("gymnax/CartPole-v1"), 16), jax.random.key(0)
+    state, env = agent.init(key, venv.spec), venv.reset(key)
+    collect = jax.jit(lambda env, key: rollout(agent, state, venv, env, key, 16)[:2])
+    batches = []
+    for i in (1, 2):
+        env, batch = collect(env, jax.random.key(i))
+        batches.append(batch._replace(reward=batch.reward * jnp.arange(16.0)))
+    return state, batches
+
+
+def first_agent():
+    """The state before ``updates``."""
+    return plain(_experience()[0].agent)
+
+
+@functools.cache
+def _update(shards):
+    def update(state, batch, target_kl):
+        agent = _agent(target_kl)
+        with reducing_over(SHARD if shards > 1 else None):
+            state, metrics = agent.update(state, batch, jax.random.key(3))
+            return agent.observe(state, batch), m.over_shards(metrics)
+
+    def every(states, batch, target_kl):
+        new = jax.vmap(update, (0, None, 0))(states, batch, target_kl)
+        return jax.tree.map(lambda x: x[None], new)
+
+    specs = (P(), P(None, SHARD), P())
+    mesh = Placement(1, shards).mesh
+    place = jax.shard_map(every, mesh=mesh, in_specs=specs, out_specs=P(SHARD), check_vma=False)
+    return jax.jit(place)
+
+
+def updates(shards, poison=None):
+    """Two updates on the same data, shared out over ``shards``, for each of ``TARGET_KL``.
+
+    Returns states and metrics as every shard holds them, ``[S, K, ...]``, and all observations.
+    The environment ``poison`` pays NaN throughout.
+    """
+    state, batches = _experience()
+    states = jax.tree.map(lambda x: jnp.stack([x] * len(TARGET_KL)), state)
+    for batch in batches:
+        if poison is not None:
+            batch = batch._replace(reward=batch.reward.at[:, poison].set(jnp.nan))
+        found, metrics = _update(shards)(states, batch, jnp.array(TARGET_KL))
+        states = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[0]), found)
+    return plain(found), plain(m.values(metrics)), plain([b.obs for b in batches])
+
+
+def train(run_dir, members, devices, count, every, resume=False):
+    """``run`` for ``count`` iterations: its state, all rows, and what it said."""
+    steps = UNROLL * ENVS
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        result = run(
+            learner(),
+            count * steps,
+            seeds=members,
+            run_dir=run_dir,
+            resume=resume,
+            eval_every=every * steps,
+            eval_episodes=EPISODES,
+            devices=devices,
+        )
+    return plain(result.state), result.rows, said.getvalue()
