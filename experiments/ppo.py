@@ -29,7 +29,7 @@ class Config(cli.Options):
     reward_scale: float = 1.0
     """Learn from rewards times this."""
     anneal: bool = True
-    """Let the learning rate fall linearly to zero over the run."""
+    """Let the learning rate fall linearly to zero over the run, or over --agent.anneal-over."""
     agent: PPO = dataclasses.field(default_factory=PPO)
 
 
@@ -38,7 +38,7 @@ def build(config: Config) -> OnPolicy:
     env = make(config.env, **cli.assignments(config.env_options, "env-options"))
     venv = VectorEnv(env, config.num_envs, config.resets, max_steps=config.max_steps)
     agent = config.agent
-    if config.anneal:
+    if config.anneal and not agent.anneal_over:
         iterations = -(-config.total_steps // max(config.unroll * config.num_envs, 1))
         agent = agent.replace(anneal_over=float(iterations))
     if config.reward_scale != 1.0:

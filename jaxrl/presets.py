@@ -32,7 +32,12 @@ PPO: dict[str, Settings] = {
         "total_steps": 5_000_000,
         "num_envs": 64,
         "unroll": 128,
-        "agent": {"learning_rate": 2e-3, "minibatches": 8, "activation": "relu"},
+        "agent": {
+            "learning_rate": 2e-3,
+            "entropy": 0.1,
+            "minibatches": 8,
+            "activation": "relu",
+        },
     },
     "gymnax/Pendulum-v1": {
         "num_envs": 16,
@@ -61,7 +66,12 @@ PPO: dict[str, Settings] = {
         },
     },
     "brax/reacher": {"total_steps": 20_000_000, "agent": {"entropy": 0.01}},
-    "brax/inverted_pendulum": {"total_steps": 2_000_000},
+    "brax/inverted_pendulum": {
+        "total_steps": 2_000_000,
+        "num_envs": 256,
+        "unroll": 20,
+        "agent": {"learning_rate": 3e-4, "entropy": 0.0, "hidden": (64, 64)},
+    },
 }
 
 

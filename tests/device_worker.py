@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import PPO, NormalizeObs, OnPolicy, VectorEnv, make, run
+from jaxrl import PPO, NormalizeObs, OnPolicy, UsageError, VectorEnv, make, run
 from jaxrl import metrics as m
 from jaxrl.axes import reducing_over
 from jaxrl.envs.probe import Both
@@ -72,7 +72,7 @@ def choices(sizes, env="gymnax/CartPole-v1"):
     def chosen(members, devices):
         try:
             return choose(tiny(env), members, devices)
-        except ValueError as error:
+        except UsageError as error:
             return str(error)
 
     return [chosen(*each) for each in sizes]
@@ -80,7 +80,7 @@ def choices(sizes, env="gymnax/CartPole-v1"):
 
 @functools.cache
 def compiled(members, groups, shards):
-    """The first state, and the compiled programs of ``learner``."""
+    """The programs of ``learner``: as they are, then init, chunk and evaluate compiled."""
     programs = Programs(learner(), Placement(groups, shards))
     keys = first_keys(members)
     init = jax.jit(programs.init).lower({}, keys).compile()

@@ -24,6 +24,7 @@ from scipy import stats
 from jaxrl.run.devices import Placement
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "ppo.py"
+CPU = {"JAX_PLATFORMS": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def eight(cache):
     """Calls a function of the worker where there are eight devices."""
     context = multiprocessing.get_context("spawn")
     with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, context) as pool:
-        for name, value in {**cache, "JAX_NUM_CPU_DEVICES": "8"}.items():
+        for name, value in {**cache, **CPU, "JAX_NUM_CPU_DEVICES": "8"}.items():
             patch.setenv(name, value)
         yield lambda f, *args, **options: pool.submit(f, *args, **options).result()
 
@@ -248,7 +249,7 @@ def python(*args, **environment):
     kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     return subprocess.Popen(
         [sys.executable, *map(str, args)],
-        env={**kept, **environment},
+        env={**kept, **CPU, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

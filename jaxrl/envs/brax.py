@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl._startup import large_pool
-from jaxrl.envs.checks import check_action, check_options, check_positive, refuse
+from jaxrl.envs.checks import check_action, check_like, check_options, check_positive, refuse
 from jaxrl.errors import UsageError, nearest
 from jaxrl.types import Array, Box, Environment, Key, PyTree, Spec, Step
 
@@ -125,6 +125,11 @@ def make(task: str, backend: str = "spring", max_steps: int = 1000, **options: A
         own = inspect.signature(envs._envs[task]).parameters
         valid = {"backend", "max_steps", "n_frames", *own} - {"kwargs"}
         check_options(name, options, valid)
+        for option, value in options.items():
+            if option == "n_frames":
+                check_positive(name, option, value)
+            else:
+                check_like(name, option, value, own[option].default)
         try:
             env = envs.get_environment(task, backend=backend, **options)
         except (NotImplementedError, TypeError, ValueError) as error:

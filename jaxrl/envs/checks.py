@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -68,6 +68,23 @@ def check_positive(name: str, option: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise UsageError(f"{name}: {option} is {value!r}; it must be an integer of at least 1")
     return int(value)
+
+
+def check_like(name: str, option: str, value: Any, default: Any) -> None:
+    """Raise UsageError unless ``value`` is a bool, number or tuple of numbers as ``default`` is."""
+
+    def number(x: Any) -> bool:
+        return isinstance(x, Real) and not isinstance(x, bool)
+
+    if isinstance(default, bool):
+        fits = isinstance(value, bool)
+    elif isinstance(default, tuple):
+        fits = isinstance(value, (tuple, list)) and len(value) == len(default)
+        fits = fits and all(map(number, value))
+    else:
+        fits = number(value)
+    if not fits:
+        raise UsageError(f"{name}: {option} is {value!r}; it must be like {default!r}")
 
 
 def _integer(x: Any) -> bool:

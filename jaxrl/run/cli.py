@@ -104,12 +104,13 @@ def parse(
 
 def _env_of(args: Sequence[str], default: str) -> str:
     """The value of ``--env``, needed before all others: it decides their defaults."""
+    found = default
     for i, arg in enumerate(args):
         if arg == "--env" and i + 1 < len(args):
-            return args[i + 1]
+            found = args[i + 1]
         if arg.startswith("--env="):
-            return arg.removeprefix("--env=")
-    return default
+            found = arg.removeprefix("--env=")
+    return found
 
 
 def _field_names(node: Any) -> list[str]:
@@ -135,9 +136,7 @@ def _complaint(text: str) -> str:
     return f"{message}; the default is {known[1]}" if known else message
 
 
-def assignments(
-    words: Sequence[str], option: str, example: str = "backend=mjx"
-) -> dict[str, Any]:
+def assignments(words: Sequence[str], option: str, example: str = "backend=mjx") -> dict[str, Any]:
     """``["backend=mjx", "max_steps=500"]`` as a dictionary; values are Python literals or text.
 
     Raises:

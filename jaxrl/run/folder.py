@@ -84,7 +84,8 @@ def differences(
 class RunFolder:
     """The folder of one run, locked against a second process for as long as this object is open.
 
-    ``path`` gets a ``config.json``; with ``resume`` it must hold one that agrees with ``config``.
+    ``path`` gets a ``config.json``; with ``resume`` it must hold one that agrees with ``config``,
+    and that ``write_config`` brings up to date.
 
     Raises:
         UsageError: if there is already something in the folder; with ``resume``, if there is
@@ -102,9 +103,8 @@ class RunFolder:
         self.path = Path(path).absolute()
         self.config = json.loads(json.dumps(config))
         self._lock: TextIO | None = None
-        stored: dict[str, Any] | None = None
         if resume:
-            stored = self._check_resume(report)
+            self._check_resume(report)
         else:
             self._check_new()
         try:
@@ -114,13 +114,17 @@ class RunFolder:
                 f"run-dir {self.path} cannot be made ({error.strerror}); give another --run-dir"
             ) from None
         self._acquire()
-        if stored != self.config:
-            write_json(self.path / CONFIG, self.config)
+        if not resume:
+            self.write_config()
 
     @property
     def checkpoints(self) -> Path:
         """Where the checkpoints are."""
         return self.path / "checkpoints"
+
+    def write_config(self) -> None:
+        """Record this sitting's configuration; a resumed run is to be asked first if it can go on."""
+        write_json(self.path / CONFIG, self.config)
 
     def close(self) -> None:
         """Let others have the folder."""
@@ -138,9 +142,9 @@ class RunFolder:
         if taken or (self.path.exists() and not self.path.is_dir()):
             raise UsageError(f"run-dir {self.path} is not an empty folder; give another --run-dir")
 
-    def _check_resume(self, report: Callable[[str], Any]) -> dict[str, Any]:
+    def _check_resume(self, report: Callable[[str], Any]) -> None:
         try:
-            stored: dict[str, Any] = json.loads((self.path / CONFIG).read_text())
+            stored = json.loads((self.path / CONFIG).read_text())
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(
                 f"run-dir {self.path} holds nothing to resume; start it without --resume"
@@ -157,7 +161,6 @@ class RunFolder:
         recorded = differences(stored, self.config, RECORDED - {"command", "git"})
         if recorded:
             report(f"note: resumed under another {'; '.join(recorded)}: results may differ in bits")
-        return stored
 
     def _acquire(self) -> None:
         lock = open(self.path / LOCK, "a+")  # noqa: SIM115 (it stays open for the run)

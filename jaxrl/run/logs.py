@@ -179,8 +179,7 @@ def check_writers(names: Sequence[str]) -> None:
             importlib.import_module(PACKAGES[name])
         except ImportError:
             raise UsageError(
-                f"log writer '{name}' needs the package {PACKAGES[name]}: "
-                "pip install 'jaxrl[log]'"
+                f"log writer '{name}' needs the package {PACKAGES[name]}: pip install 'jaxrl[log]'"
             ) from None
 
 

@@ -18,6 +18,7 @@ from jaxrl import hyper
 from jaxrl.errors import UsageError
 from jaxrl.run import devices as placing
 from jaxrl.run.folder import circumstances
+from jaxrl.run.logs import check_writers
 from jaxrl.run.policy import Policy
 from jaxrl.run.schedule import Schedule
 from jaxrl.run.session import Member, Row, Session, memory_told
@@ -124,6 +125,9 @@ def run(
         raise UsageError(f"seeds {names} repeat; give every seed once")
     if resume and run_dir is None:
         raise UsageError("resume needs the run-dir of the run to continue")
+    if log and run_dir is None:
+        raise UsageError(f"log {', '.join(log)} needs a run-dir to write to")
+    check_writers(log)
     placement = choose_placement(trainer, configurations, len(names), devices)
 
     def iterations(steps: int | None, default: int) -> int:

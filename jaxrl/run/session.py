@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,10 @@ from jaxrl.errors import Interrupted, RunError, UsageError
 from jaxrl.run import checkpoint
 from jaxrl.run.devices import Placement, Programs
 from jaxrl.run.folder import RunFolder, write_json
-from jaxrl.run.logs import MetricsFile, ProgressBar, Writer, check_writers, make_writers
+from jaxrl.run.logs import MetricsFile, ProgressBar, Writer, make_writers
 from jaxrl.run.schedule import Schedule
 from jaxrl.training.trainer import Trainer
-from jaxrl.types import TrainState
+from jaxrl.types import Array, Key, TrainState
 
 Row = dict[str, Any]
 EVALUATION_SEED = 2**31 - 1  # evaluation starts are the same for all seeds, runs and checkpoints
@@ -62,13 +62,6 @@ class Session:
         self.trainer, self.placement, self.schedule = trainer, placement, schedule
         self.config, self.members, self.quiet = config, members, quiet
         self.programs = Programs(trainer, placement)
-        self.sweep = {
-            name: jnp.array([member.sweep[name] for member in members], jnp.float32)
-            for name in members[0].sweep
-        }
-        self.keys = jax.vmap(jax.random.key)(jnp.array([member.seed for member in members]))
-        episodes = config["eval_episodes"]
-        self.eval_keys = jax.random.split(jax.random.key(EVALUATION_SEED), episodes)
         self.rows: list[Row] = []
         self.writers: list[Writer] = []
         self.folder: RunFolder | None = None
@@ -78,14 +71,31 @@ class Session:
         self.clock = {"train_seconds": 0.0, "compile_seconds": 0.0, "wall_seconds": 0.0}
         self.bar: ProgressBar | None = None
 
+    # The programs' arguments are arrays, and so are not made until the folder is open.
+
+    @cached_property
+    def sweep(self) -> dict[str, Array]:
+        """The swept values of every member: ``{name: [M]}``."""
+        return {
+            name: jnp.array([member.sweep[name] for member in self.members], jnp.float32)
+            for name in self.members[0].sweep
+        }
+
+    @cached_property
+    def keys(self) -> Key:
+        """The key of every member ``[M]``."""
+        return jax.vmap(jax.random.key)(jnp.array([member.seed for member in self.members]))
+
+    @cached_property
+    def eval_keys(self) -> Key:
+        """The keys of the evaluation episodes, the same for all members."""
+        return jax.random.split(jax.random.key(EVALUATION_SEED), self.config["eval_episodes"])
+
     @contextmanager
     def opened(
         self, run_dir: str | Path | None, resume: bool, log: Sequence[str]
     ) -> Iterator[None]:
         """Hold the run's folder, files and writers."""
-        if log and run_dir is None:
-            raise UsageError(f"log {', '.join(log)} needs a run-dir to write to")
-        check_writers(log)
         if run_dir is None:
             yield
             return
@@ -154,6 +164,7 @@ class Session:
             self.report("note: no checkpoint yet; starting from the beginning")
             self.metrics.truncate(0)
             self.timing.truncate(0)
+            self.folder.write_config()
             return self._first_state(), 0
         template = jax.eval_shape(self.programs.init, self.sweep, self.keys)
         warn = lambda text: self.report(f"warning: {text}")  # noqa: E731
@@ -164,6 +175,7 @@ class Session:
                 f"total-steps is {self.config['total_steps']}, but the run in {self.folder.path} "
                 f"is at step {restored.step} already; give at least that"
             )
+        self.folder.write_config()
         self.metrics.truncate(restored.meta["metrics_bytes"])
         self.timing.truncate(restored.meta["timing_bytes"])
         lines = (self.folder.path / METRICS).read_text().splitlines()

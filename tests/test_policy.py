@@ -1,0 +1,175 @@
+"""Policies out of run folders: the live ones bit for bit, statistics and units included."""
+
+from __future__ import annotations
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl import PPO, NormalizeObs, OnPolicy, UsageError, VectorEnv, load_policy, make, run
+from jaxrl.nn import statistics
+from jaxrl.run import Policy, checkpoint
+from jaxrl.run.policy import AGENTS
+
+SEEDS = [3, 5]
+RATES = [1e-3, 1e-1]
+OBS = jax.random.normal(jax.random.key(7), (2, 5, 3)) * jnp.array([1.0, 1.0, 8.0])
+KEY = jax.random.key(11)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A swept run on a pendulum of its own gravity and time limit, with two checkpoints."""
+    agent = NormalizeObs(PPO(hidden=(8,), epochs=1, minibatches=1, initial_std=0.5))
+    env = VectorEnv(make("gymnax/Pendulum-v1", g=5.0), 2, max_steps=20)
+    return run(
+        OnPolicy(agent, env, unroll=8),
+        64,
+        seeds=SEEDS,
+        sweep={"learning_rate": RATES},
+        run_dir=tmp_path_factory.mktemp("policy") / "run",
+        eval_every=64,
+        eval_episodes=1,
+        checkpoint_every=32,
+        devices=1,
+        quiet=True,
+    )
+
+
+def assert_same(found, wanted):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+def test_every_member_is_loaded_bit_for_bit(finished):
+    actions = []
+    for index, member in enumerate(finished.members):
+        loaded = load_policy(finished.run_dir, seed=member.seed, config=member.config)
+        live = finished.policy(index)
+        assert_same(loaded.state, live.state)
+        assert (loaded.agent, loaded.mode) == (live.agent, "greedy")
+        assert loaded.spec.max_steps == live.spec.max_steps == 20
+        assert loaded.agent.agent.learning_rate == RATES[member.config]
+        np.testing.assert_array_equal(loaded(OBS), live(OBS))
+        actions.append(np.asarray(loaded(OBS)))
+    assert len(np.unique(np.stack(actions)[:, 0, 0], axis=0)) == 4
+    np.testing.assert_array_equal(load_policy(finished.run_dir)(OBS), actions[0])
+
+
+def test_an_older_checkpoint_is_had_by_its_step(finished):
+    older, newest = (load_policy(finished.run_dir, step=step) for step in (32, 64))
+    assert (int(older.state.agent.updates), int(newest.state.agent.updates)) == (2, 4)
+    np.testing.assert_array_equal(newest(OBS), load_policy(finished.run_dir)(OBS))
+    assert not np.array_equal(older(OBS), newest(OBS))
+
+
+def test_the_statistics_of_observations_are_inside(finished):
+    policy = load_policy(finished.run_dir)
+    seen = statistics.normalise(policy.state.statistics, OBS, policy.agent.obs_clip)
+    assert not np.allclose(seen, OBS, atol=0.05)
+    inner = policy.agent.agent
+
+    @jax.jit
+    def act(obs):
+        return 2.0 * jnp.clip(inner.act(policy.state.agent, obs, KEY, "greedy")[0], -1, 1)
+
+    np.testing.assert_allclose(policy(OBS), act(seen), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(policy(OBS), act(OBS), atol=1e-3)
+
+
+def test_sampling_needs_a_key_and_depends_on_it(finished):
+    policy, live = load_policy(finished.run_dir, mode="sample"), finished.policy(0, "sample")
+    with pytest.raises(UsageError, match=r"mode 'sample' needs a key: policy\(obs, key\)"):
+        policy(OBS)
+    np.testing.assert_array_equal(policy(OBS, KEY), live(OBS, KEY))
+    np.testing.assert_array_equal(policy(OBS, KEY), policy(OBS, KEY))
+    assert not np.array_equal(policy(OBS, KEY), policy(OBS, jax.random.key(12)))
+    greedy = load_policy(finished.run_dir)
+    np.testing.assert_array_equal(greedy(OBS, KEY), greedy(OBS))
+    assert not np.array_equal(greedy(OBS), policy(OBS, KEY))
+
+
+@pytest.mark.parametrize("mode", ["greedy", "sample"])
+def test_observations_may_have_any_leading_axes(finished, mode):
+    policy = load_policy(finished.run_dir, mode=mode)
+    for obs in (OBS, OBS[0], OBS[0, 0], np.asarray(OBS[0]), OBS[:0]):
+        action = policy(obs, KEY)
+        assert (action.shape, action.dtype) == ((*obs.shape[:-1], 1), jnp.float32)
+    if mode == "greedy":
+        rows = [[policy(obs) for obs in part] for part in OBS]
+        np.testing.assert_allclose(policy(OBS), rows, rtol=1e-5, atol=1e-6)
+
+
+class Constant:
+    """An agent that acts the same everywhere."""
+
+    def act(self, state, obs, key, mode):
+        return jnp.broadcast_to(state, obs.shape[:-1] + state.shape), {}
+
+
+def test_actions_are_in_the_units_of_the_environment_and_within_its_bounds(finished):
+    spec = finished.policy().spec
+    assert (float(np.min(spec.action.low)), float(np.max(spec.action.high))) == (-2.0, 2.0)
+    for value, wanted in [(-3, -2), (-1, -2), (-0.5, -1), (0, 0), (0.25, 0.5), (1, 2), (9, 2)]:
+        policy = Policy(Constant(), jnp.array([value], jnp.float32), spec, "greedy")
+        np.testing.assert_array_equal(policy(OBS), np.full((2, 5, 1), wanted))
+    index = Policy(Constant(), jnp.int32(1), make("gymnax/CartPole-v1").spec, "greedy")
+    np.testing.assert_array_equal(index(jnp.zeros((3, 4))), [1, 1, 1])
+
+    many = load_policy(finished.run_dir, mode="sample")(jnp.tile(OBS, (100, 1, 1)), KEY)
+    assert float(jnp.max(jnp.abs(many))) == 2.0 and jnp.mean(jnp.abs(many) < 2.0) > 0.5
+
+
+# --- what cannot be loaded
+
+
+def test_wrong_questions_are_answered_in_one_line(finished, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
+        with pytest.raises(UsageError, match=f"{folder} is not a run folder: it has no config"):
+            load_policy(folder)
+    for options, error, part in [
+        ({"seed": 4}, UsageError, "seed 4 is not in .*; it has 3, 5"),
+        ({"config": 2}, UsageError, "config is 2; .* has 0 to 1"),
+        ({"config": -1}, UsageError, "config is -1; .* has 0 to 1"),
+        ({"step": 33}, checkpoint.CheckpointError, "no checkpoint 33 in .*; there are 32, 64"),
+        ({"mode": "gredy"}, UsageError, "mode is 'gredy'; did you mean greedy?"),
+    ]:
+        with pytest.raises(error, match=part) as caught:
+            load_policy(finished.run_dir, **options)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_run_without_checkpoints_or_of_a_foreign_agent_is_told(finished, tmp_path, monkeypatch):
+    shutil.copy(finished.run_dir / "config.json", tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match=f"no checkpoint in {tmp_path}"):
+        load_policy(tmp_path)
+    monkeypatch.delitem(AGENTS, "PPO")
+    with pytest.raises(UsageError, match="unknown agent class 'PPO'; choose one of"):
+        load_policy(finished.run_dir)
+    (tmp_path / "config.json").write_text('{"seeds": [')
+    with pytest.raises(UsageError, match="config.json is not JSON"):
+        load_policy(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_older_one_taken(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.run_dir, folder)
+    files = [p for p in (folder / "checkpoints/64/state").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-5])
+    with pytest.warns(UserWarning, match="checkpoint .*64 is damaged .*; trying .*32") as told:
+        policy = load_policy(folder, seed=5)
+    assert len(told) == 1 and "\n" not in str(told[0].message)
+    wanted = load_policy(finished.run_dir, seed=5, step=32)
+    assert_same(policy.state, wanted.state)
+    with pytest.raises(checkpoint.CheckpointError, match="64 is damaged"):
+        load_policy(folder, step=64)
+    shutil.rmtree(folder / "checkpoints/32")
+    with pytest.raises(checkpoint.CheckpointError, match="64 is damaged .*no intact one is left"):
+        load_policy(folder)
