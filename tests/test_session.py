@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrl import PPO, OnPolicy, RunError, VectorEnv, make, run
+from jaxrl import PPO, OnPolicy, RunError, UsageError, VectorEnv, make, run
 from jaxrl.run import cli, logs, session
 from jaxrl.run.folder import RunFolder
 from jaxrl.types import Environment
@@ -23,6 +23,18 @@ SMALL = {"eval_every": 64, "eval_episodes": 1, "log_every": 16, "devices": 1, "q
 def tiny(env: Environment | None = None) -> OnPolicy:
     agent = PPO(hidden=(4,), epochs=1, minibatches=1)
     return OnPolicy(agent, VectorEnv(env or make("gymnax/CartPole-v1"), 2), unroll=8)
+
+
+def test_wrong_input_of_the_function_is_refused_too():
+    for options, part in [
+        ({"seeds": [1, 2, 1]}, r"seeds \[1, 2, 1\] repeat; give every seed once"),
+        ({"seeds": []}, "num_seeds is 0; it must be at least 1"),
+        ({"sweep": {"gamma": []}}, "gamma has no values"),
+        ({"resume": True}, "resume needs the run-dir"),
+        ({"log": ["tensorboard"]}, "log tensorboard needs a run-dir"),
+    ]:
+        with pytest.raises(UsageError, match=part):
+            run(tiny(), 32, quiet=True, **options)
 
 
 @dataclasses.dataclass(eq=False)

@@ -123,7 +123,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def write_config(self) -> None:
-        """Record this sitting's configuration; a resumed run is to be asked first if it can go on."""
+        """Record this sitting's configuration; of a resumed run, once it is sure to go on."""
         write_json(self.path / CONFIG, self.config)
 
     def close(self) -> None:

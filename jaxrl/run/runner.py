@@ -15,13 +15,13 @@ from typing import Any
 import jax
 
 from jaxrl import hyper
-from jaxrl.errors import UsageError
+from jaxrl.errors import RunError, UsageError
 from jaxrl.run import devices as placing
 from jaxrl.run.folder import circumstances
 from jaxrl.run.logs import check_writers
 from jaxrl.run.policy import Policy
 from jaxrl.run.schedule import Schedule
-from jaxrl.run.session import Member, Row, Session, memory_told
+from jaxrl.run.session import Member, Row, Session
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Mode, TrainState
 
@@ -175,6 +175,26 @@ def choose_placement(
     for configuration in configurations:
         hyper.replace(trainer, configuration).check()
     return placing.choose(trainer, len(configurations) * seeds, count)
+
+
+@contextmanager
+def memory_told(config: Mapping[str, Any]) -> Iterator[None]:
+    """XLA's running out of memory as one line that names what to lower."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
+            raise
+        sizes = {
+            "num-envs": config["num_envs"],
+            "unroll": config["trainer"].get("unroll"),
+            "num-seeds": len(config["seeds"]),
+            "configurations of the sweep": len(config["sweep"]) or None,
+        }
+        given = ", ".join(f"{name} ({size})" for name, size in sizes.items() if size is not None)
+        reason = text.splitlines()[0][:120]
+        raise RunError(f"the device's memory is too small; lower {given}: {reason}") from error
 
 
 @contextmanager

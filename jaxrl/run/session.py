@@ -354,26 +354,6 @@ class Session:
             self.report(f"warning: {error}; training goes on")
 
 
-@contextmanager
-def memory_told(config: Mapping[str, Any]) -> Iterator[None]:
-    """XLA's running out of memory as one line that names what to lower."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        text = str(error)
-        if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
-            raise
-        sizes = {
-            "num-envs": config["num_envs"],
-            "unroll": config["trainer"].get("unroll"),
-            "num-seeds": len(config["seeds"]),
-            "configurations of the sweep": len(config["sweep"]) or None,
-        }
-        given = ", ".join(f"{name} ({size})" for name, size in sizes.items() if size is not None)
-        reason = text.splitlines()[0][:120]
-        raise RunError(f"the device's memory is too small; lower {given}: {reason}") from error
-
-
 def _draw(path: Path) -> None:
     from jaxrl.analysis import plot_run
 
