@@ -29,7 +29,7 @@ PPO: dict[str, Settings] = {
         "agent": {"learning_rate": 1e-3, "entropy": 0.01, "epochs": 4, "minibatches": 4},
     },
     "gymnax/*-MinAtar": {
-        "total_steps": 5_000_000,
+        "total_steps": 4_000_000,
         "num_envs": 64,
         "unroll": 128,
         "agent": {

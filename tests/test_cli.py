@@ -109,16 +109,13 @@ WRONG = {  # options: what the line must say
     f"{CART_POLE} --env-options masspole=heavy": ["masspole is 'heavy'", "a float"],
     f"{CART_POLE} --env-options max_steps=abc": ["max_steps is 'abc'", "integer of at least 1"],
     f"{CART_POLE} --env-options gravity": ["env-options 'gravity'", "NAME=VALUE"],
-    f"{CART_POLE} --env-options =3": ["env-options '=3'", "NAME=VALUE"],
     f"{CART_POLE} --env-options gravity=1 gravity=2": ["env-options gravity", "twice"],
     "--totl-steps 5": ["unknown option --totl-steps", "--total-steps"],
     "--agent.learning-rat 0.1": ["--agent.learning-rat;", "did you mean --agent.learning-rate"],
     "--learning-rate 0.1": ["--learning-rate;", "did you mean --agent.learning-rate"],
     "--quiet please": ["'please'", "--help"],
     "--total-steps abc": ["--total-steps", "'abc'", f"the default is {DEFAULT['total_steps']}"],
-    "--total-steps 1e6": ["--total-steps", "'1e6'", f"the default is {DEFAULT['total_steps']}"],
     "--total-steps": ["'--total-steps'", "Expected 1 value"],
-    "--agent.epochs 1.5": ["--agent.epochs", "'1.5'", "the default is"],
     "--agent.gamma high": [
         "--agent.gamma",
         "'high'",
@@ -156,13 +153,11 @@ ON_CART_POLE = {
 }
 COUNTS = "total-steps num-envs unroll num-seeds eval-every eval-episodes log-every"
 COUNTS += " checkpoint-every max-skipped max-steps agent.epochs agent.minibatches"
+POSITIVE = "agent.learning-rate agent.clip agent.max-grad-norm agent.initial-std agent.target-kl"
 RANGES = {
     COUNTS: ((0, -3), "at least 1"),
     "agent.gamma agent.gae-lambda": ((-0.1, 1.5, "nan"), "at least 0 and at most 1"),
-    "agent.learning-rate agent.clip agent.max-grad-norm agent.initial-std agent.target-kl": (
-        (0, -1),
-        "more than 0",
-    ),
+    POSITIVE: ((0, -1), "more than 0"),
     "agent.entropy agent.value agent.anneal-over": ((-1,), "at least 0"),
 }
 for options, (values, needed) in RANGES.items():
