@@ -295,5 +295,5 @@ def test_help_lists_every_option_with_the_defaults_of_the_environment(script):
     names |= {f"agent.{field.name}" for field in dataclasses.fields(PPO)}
     assert {f"--{name.replace('_', '-')}" for name in names} <= shown
     settings = presets.lookup(presets.PPO, "gymnax/Breakout-MinAtar")
-    assert settings["total_steps"] != DEFAULT["total_steps"]
-    assert f"(default: {settings['total_steps']})" in result.stdout
+    assert settings["num_envs"] != DEFAULT["num_envs"]
+    assert re.search(rf"--num-envs INT .*\(default: {settings['num_envs']}\)", result.stdout)
