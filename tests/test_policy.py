@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import jax
@@ -54,6 +55,7 @@ def test_every_member_is_loaded_bit_for_bit(finished):
         assert_same(loaded.state, live.state)
         assert (loaded.agent, loaded.mode) == (live.agent, "greedy")
         assert loaded.spec.max_steps == live.spec.max_steps == 20
+        assert json.loads((finished.run_dir / "config.json").read_text())["env_options"] == {"g": 5}
         assert loaded.agent.agent.learning_rate == RATES[member.config]
         np.testing.assert_array_equal(loaded(OBS), live(OBS))
         actions.append(np.asarray(loaded(OBS)))

@@ -253,6 +253,13 @@ def test_a_folder_in_use_is_refused(finished, tmp_path):
     run(tiny(), STEPS, seeds=[3, 5], run_dir=folder, resume=True, **SMALL)
 
 
+def test_another_environment_is_refused(finished):
+    env = VectorEnv(make("gymnax/CartPole-v1", gravity=3.0), 4)
+    other = OnPolicy(tiny().agent, env, unroll=8)
+    with pytest.raises(UsageError, match=r"env_options.gravity \(absent, now 3.0\)"):
+        run(other, STEPS, seeds=[3, 5], run_dir=finished.run_dir, resume=True, **SMALL)
+
+
 def test_another_version_is_noted_and_recorded(finished, tmp_path, capsys):
     folder = copied(finished, tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())

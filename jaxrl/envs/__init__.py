@@ -37,7 +37,11 @@ def make(name: str, **options: Any) -> Environment:
     """
     suite, _, task = name.partition("/")
     if suite in SUITES and task in SUITES[suite].TASKS:
-        return SUITES[suite].make(task, **options)
+        env = SUITES[suite].make(task, **options)
+        # A run records its environment by name and options, as JSON.
+        plain = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in options.items()}
+        object.__setattr__(env, "options", plain)
+        return env
     wanted = (task or suite).lower()
     same = [known for known in names() if known.partition("/")[2].lower() == wanted]
     near = names(suite) if suite in SUITES else names()
