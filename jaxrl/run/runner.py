@@ -20,8 +20,9 @@ from jaxrl.run import devices as placing
 from jaxrl.run.folder import circumstances
 from jaxrl.run.logs import check_writers
 from jaxrl.run.policy import Policy
+from jaxrl.run.rows import Member, Row
 from jaxrl.run.schedule import Schedule
-from jaxrl.run.session import Member, Row, Session
+from jaxrl.run.session import Session
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Mode, TrainState
 

@@ -22,22 +22,13 @@ from jaxrl.run import checkpoint
 from jaxrl.run.devices import Placement, Programs
 from jaxrl.run.folder import RunFolder, write_json
 from jaxrl.run.logs import MetricsFile, ProgressBar, Writer, make_writers
+from jaxrl.run.rows import Member, Row, evaluation_rows, latest_return, train_rows
 from jaxrl.run.schedule import Schedule
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Key, TrainState
 
-Row = dict[str, Any]
 EVALUATION_SEED = 2**31 - 1  # evaluation starts are the same for all seeds, runs and checkpoints
-FIRST = ("episode_return", "episode_length", "episodes")  # of a row, after where it belongs
 METRICS, TIMING, SUMMARY = "metrics.jsonl", "timing.jsonl", "summary.json"
-
-
-class Member(NamedTuple):
-    """One of the runs that are trained together: a configuration of the sweep, and a seed."""
-
-    config: int
-    sweep: Mapping[str, float]
-    seed: int
 
 
 class Compiled(NamedTuple):
@@ -128,15 +119,16 @@ class Session:
 
     def train(self, interrupted: Callable[[], int | None]) -> tuple[TrainState, dict[str, Any]]:
         """Go on to the end. Returns the final state and the summary."""
-        began = time.monotonic() - self.clock["wall_seconds"]
+        began = time.monotonic()
         ts, done = self.start()
+        began -= self.clock["wall_seconds"]  # of earlier sittings
         if done >= self.schedule.total and self.rows:
             self.report(f"already finished at step {done * self.schedule.steps}")
             return ts, self.summarise()
         compiled = self.compile(ts)
         self.bar = self.progress(done)
         if done == 0:
-            self.record(self.evaluation_rows(compiled, ts, 0))
+            self.record(self.evaluate(compiled, ts, 0))
         while done < self.schedule.total:
             if signum := interrupted():
                 self.save(ts, done)
@@ -212,17 +204,22 @@ class Session:
         seconds = time.monotonic() - began
         self.clock["train_seconds"] += seconds
 
-        rows = self.train_rows(metrics, target)
+        rows = train_rows(self.members, metrics, self.step(target))
         self.record(rows)
         self.check_physics(rows)
         if self.schedule.due(target, self.schedule.eval_every):
-            self.record(self.evaluation_rows(compiled, ts, target))
+            self.record(self.evaluate(compiled, ts, target))
         steps = self.step(target - done) * len(self.members)
         self.time_step(target, steps / seconds)
         if self.bar is not None:
-            self.bar.update(self.step(target), self.latest_return())
+            self.bar.update(self.step(target), latest_return(self.rows, len(self.members)))
         self.check_gradients(metrics, target)
         return ts, target
+
+    def evaluate(self, compiled: Compiled, ts: TrainState, done: int) -> list[Row]:
+        """Rows of whole greedy episodes."""
+        result = jax.device_get(compiled.evaluate(self.sweep, ts, self.eval_keys))
+        return evaluation_rows(self.members, result, self.step(done))
 
     def check_physics(self, rows: Sequence[Row]) -> None:
         """Warn, once a sitting, of environments that left the finite numbers."""
@@ -251,38 +248,6 @@ class Session:
 
     # Records
 
-    def label(self, member: Member) -> Row:
-        """What marks a member's rows."""
-        swept = {"config": member.config, "sweep": dict(member.sweep)} if self.sweep else {}
-        return {"seed": member.seed, **swept}
-
-    def train_rows(self, metrics: m.Metrics, done: int) -> list[Row]:
-        """A row for each member, from metrics ``[M]``."""
-        with np.errstate(invalid="ignore"):
-            values = m.values(metrics)
-        names = [*FIRST, *sorted(values.keys() - set(FIRST))]
-        return [
-            {"kind": "train", **self.label(member), "step": self.step(done)}
-            | {name: float(values[name][i]) for name in names}
-            for i, member in enumerate(self.members)
-        ]
-
-    def evaluation_rows(self, compiled: Compiled, ts: TrainState, done: int) -> list[Row]:
-        """A row for each member, of whole greedy episodes."""
-        result = jax.device_get(compiled.evaluate(self.sweep, ts, self.eval_keys))
-        return [
-            {
-                "kind": "eval",
-                **self.label(member),
-                "step": self.step(done),
-                "episode_return": float(np.mean(result.returns[i], dtype=np.float64)),
-                "episode_length": float(np.mean(result.lengths[i])),
-                "nonfinite_episodes": int(np.sum(~result.finite[i])),
-                "returns": result.returns[i].tolist(),
-            }
-            for i, member in enumerate(self.members)
-        ]
-
     def record(self, rows: list[Row]) -> None:
         """Add rows to the record and show them to the other writers."""
         self.rows += rows
@@ -300,16 +265,6 @@ class Session:
                 "steps_per_second": round(steps_per_second, 1),
             }
             self._despite_full_disk(lambda: self.timing.append([row]))
-
-    def latest_return(self) -> float | None:
-        """The members' mean return of the newest rows that have one."""
-        for kind in ("train", "eval"):
-            newest = [row for row in self.rows[-2 * len(self.members) :] if row["kind"] == kind]
-            returns = [row["episode_return"] for row in newest]
-            known = [value for value in returns if value is not None and np.isfinite(value)]
-            if known:
-                return float(np.mean(known))
-        return None
 
     def save(self, ts: TrainState, done: int) -> None:
         """A checkpoint. If it cannot be written, say so and go on; older ones are as they were."""

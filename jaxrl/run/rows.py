@@ -1,0 +1,67 @@
+"""The rows of a run's record: one for each member, of training or of evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrl import metrics as m
+from jaxrl.training.evaluate import Evaluation
+
+Row = dict[str, Any]
+FIRST = ("episode_return", "episode_length", "episodes")  # of a row, after where it belongs
+
+
+class Member(NamedTuple):
+    """One of the runs that are trained together: a configuration of the sweep, and a seed."""
+
+    config: int
+    sweep: Mapping[str, float]
+    seed: int
+
+    @property
+    def label(self) -> Row:
+        """What marks its rows."""
+        swept = {"config": self.config, "sweep": dict(self.sweep)} if self.sweep else {}
+        return {"seed": self.seed, **swept}
+
+
+def train_rows(members: Sequence[Member], metrics: m.Metrics, step: int) -> list[Row]:
+    """Of metrics ``[M]``, up to environment step ``step``."""
+    with np.errstate(invalid="ignore"):
+        values = m.values(metrics)
+    names = [*FIRST, *sorted(values.keys() - set(FIRST))]
+    return [
+        {"kind": "train", **member.label, "step": step}
+        | {name: float(values[name][i]) for name in names}
+        for i, member in enumerate(members)
+    ]
+
+
+def evaluation_rows(members: Sequence[Member], result: Evaluation, step: int) -> list[Row]:
+    """Of whole episodes ``[M, E]``."""
+    return [
+        {
+            "kind": "eval",
+            **member.label,
+            "step": step,
+            "episode_return": float(np.mean(result.returns[i], dtype=np.float64)),
+            "episode_length": float(np.mean(result.lengths[i])),
+            "nonfinite_episodes": int(np.sum(~result.finite[i])),
+            "returns": result.returns[i].tolist(),
+        }
+        for i, member in enumerate(members)
+    ]
+
+
+def latest_return(rows: Sequence[Row], members: int) -> float | None:
+    """The members' mean return of the newest rows that have one, training before evaluation."""
+    for kind in ("train", "eval"):
+        newest = [row for row in rows[-2 * members :] if row["kind"] == kind]
+        returns = [row["episode_return"] for row in newest]
+        known = [value for value in returns if value is not None and np.isfinite(value)]
+        if known:
+            return float(np.mean(known))
+    return None
