@@ -28,6 +28,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "num_envs": 4,
         "unroll": 128,
         "normalize": False,
+        "times": "rollout, update and metrics; 4 epochs x 4 minibatches, two 64x64 networks",
         "iterations": 800,  # of one seed; several share them, so that all runs take as long
         "agent": {"learning_rate": 2.5e-4, "entropy": 0.01, "epochs": 4, "minibatches": 4},
     },
@@ -36,6 +37,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "num_envs": 2048,
         "unroll": 10,
         "normalize": True,
+        "times": "physics (spring), update, metrics; 4 epochs x 32 minibatches, 256x256 networks",
         "iterations": 10,
         "agent": {"hidden": (256, 256), "epochs": 4, "minibatches": 32},
     },
@@ -110,6 +112,9 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     heads = f"{'workload':10}{'seeds':>6}  {'command':12}"
     print(heads + "".join(f"{head:>12}" for head in ("steps/s", "min", "max")) + "  compile")
     for workload in options.workloads:
+        what = WORKLOADS[workload]
+        sizes = f"{what['env']}, {what['num_envs']} envs x {what['unroll']} steps a seed"
+        print(f"# {sizes}; timed: {what['times']}")
         for seeds in options.seeds:
             words = [part.partition("=") for part in options.beside]
             commands = {"jaxrl": [*own, "--workloads", workload, "--seeds", str(seeds)]} | {
@@ -122,6 +127,7 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
                     rows[name] += collect(command)
             for name, found in rows.items():
                 row = {"workload": workload, "seeds": seeds, "command": name} | summary(found)
+                row |= {"sizes": sizes, "times": what["times"]}
                 results.append(row)
                 print(
                     f"{workload:10}{seeds:6}  {name:12}{row['steps_per_second']:12,.0f}"

@@ -79,13 +79,17 @@ def _replace(node: T, values: Mapping[str, Any]) -> T:
 def require(
     name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False
 ) -> None:
-    """Raise UsageError unless ``low <= value <= high`` (``low <`` if ``above``); tracers pass."""
+    """Raise UsageError unless ``low <= value <= high`` (``low <`` if ``above``) and finite.
+
+    Tracers pass.
+    """
     if value is None or isinstance(value, jax.core.Tracer):
         return
     for number in np.atleast_1d(value).tolist():
         fits = (low < number if above else low <= number) and number <= high
-        if not fits:
+        if not fits or math.isinf(number):
             bounds = f"more than {low:g}" if above else f"at least {low:g}"
+            bounds += " and finite" if high == math.inf == number else ""
             bounds += "" if high == math.inf else f" and at most {high:.10g}"
             raise UsageError(f"{name} is {number:.10g}; it must be {bounds}")
 

@@ -82,6 +82,7 @@ def test_a_wrong_name_answers_with_the_nearest(name, answer):
         ("gymnax/CartPole-v1", {"max_steps_in_episode": 9}, ["did you mean max_steps"]),
         ("gymnax/Acrobot-v1", {"available_torque": [1.0]}, ["[1.0]", "[-1.0, 0.0, 1.0]"]),
         ("gymnax/FrozenLake-misc", {"map_name": "5x5"}, ["map_name", "'8x8'"]),
+        ("gymnax/DeepSea-bsuite", {"size": 0}, ["'size': 0", "refused by gymnax"]),
         ("brax/ant", {"backend": "mjxx"}, ["'mjxx'", "did you mean mjx?"]),
         ("brax/ant", {"backend": None}, ["backend is None"]),
         ("brax/reacher", {"max_steps": 1.5}, ["max_steps is 1.5"]),

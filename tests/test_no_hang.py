@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -55,3 +56,21 @@ def test_programs_factorise_nothing(env):
 def test_a_factorisation_would_be_seen():
     text = jax.jit(jnp.linalg.qr).lower(jnp.eye(3)).as_text()
     assert any("lapack" in name for name in re.findall(r"custom_call @(\w+)", text))
+
+
+def test_physics_that_factorises_gets_a_large_pool_and_ends():
+    """Batched factorisations of several seeds and environments, step after step."""
+    again = AGAIN.replace("gymnax/CartPole-v1", "brax/inverted_pendulum")
+    again = again.replace('pendulum")', 'pendulum", backend="generalized")').replace("16)", "2)")
+    environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
+    done = subprocess.run(
+        [sys.executable, "-c", again + "import os; print(os.environ.get('NPROC'))", "8"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        env=environment,
+    )
+    *ended, pool = done.stdout.split()
+    assert ended[-2:] == ["ended", "16"]
+    assert pool == ("8" if len(os.sched_getaffinity(0)) < 8 else "None")

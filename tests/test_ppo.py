@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,6 +175,7 @@ def test_scaling_rewards_scales_what_the_value_learns():
     ("options", "message"),
     [
         ({"learning_rate": 0.0}, "learning_rate is 0; it must be more than 0"),
+        ({"learning_rate": math.inf}, "learning_rate is inf; it must be more than 0 and finite"),
         ({"gamma": 1.2}, "gamma is 1.2; it must be at least 0 and at most 1"),
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
         (

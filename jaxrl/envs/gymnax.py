@@ -137,7 +137,7 @@ def make(task: str, max_steps: int | None = None, **options: Any) -> Environment
     built = {option: value for option, value in options.items() if option in own}
     try:
         env = type(env)(**built)
-    except (AssertionError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
         raise UsageError(f"{name}: {built} is refused by gymnax: {error}") from error
 
     defaults = {key: value for key, value in vars(env.default_params).items() if key != _LIMIT}
