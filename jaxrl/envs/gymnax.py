@@ -137,7 +137,7 @@ def make(task: str, max_steps: int | None = None, **options: Any) -> Environment
     built = {option: value for option, value in options.items() if option in own}
     try:
         env = type(env)(**built)
-    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
+    except (AssertionError, TypeError, ValueError) as error:
         raise UsageError(f"{name}: {built} is refused by gymnax: {error}") from error
 
     defaults = {key: value for key, value in vars(env.default_params).items() if key != _LIMIT}
@@ -153,7 +153,10 @@ def make(task: str, max_steps: int | None = None, **options: Any) -> Environment
     limit = limit if max_steps is None else type(limit)(max_steps)  # a float in BernoulliBandit
     params = env.default_params.replace(**changed, **{_LIMIT: limit})
     spec = Spec(_observation(task, env, params), _action(env, params), int(limit))
-    return GymnaxEnv(name, env, params, spec, clock=task in CLOCKS)
+    try:
+        return GymnaxEnv(name, env, params, spec, clock=task in CLOCKS)  # traces a reset
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UsageError(f"{name}: {options} is refused by gymnax: {error}") from error
 
 
 def _parameter(name: str, option: str, value: Any, default: Any) -> Any:
