@@ -57,9 +57,12 @@ class Config:
 
 def check(config: Config) -> None:
     """Refuse what cannot run, before anything is compiled. Raises ``ValueError``."""
-    for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, int) and name != "seed" and value < 1:
-            raise ValueError(f"{name} is {value}: it must be at least 1")
+    for field in dataclasses.fields(config):
+        name, value, least = field.name, getattr(config, field.name), int(field.type is int)
+        if name not in ("env", "seed") and not value >= least:
+            raise ValueError(f"{name} is {value}: it must be at least {least}")
+        if name in ("gamma", "gae_lambda") and value > 1:
+            raise ValueError(f"{name} is {value}: it must be at most 1")
     size = config.batch_size
     if size % config.minibatches:
         raise ValueError(f"minibatches is {config.minibatches}: it must divide {size}")

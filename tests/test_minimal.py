@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import runpy
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 
 from jaxrl import PPO, OnPolicy, VectorEnv, make
-from jaxrl.agents.ppo import Samples
+from jaxrl import metrics as m
+from jaxrl.agents.ppo import PPOState, Samples
 from jaxrl.losses import gae
 from jaxrl.nn.distributions import Categorical
+from jaxrl.types import Transition
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "minimal_ppo.py"
 STEPS, SEEDS, N, T = 60_000, 16, 8, 64
@@ -27,6 +30,28 @@ AGENT = PPO(learning_rate=1e-3, entropy=0.01)
 def minimal():
     """The script's names."""
     return runpy.run_path(str(SCRIPT), run_name="minimal_ppo")
+
+
+def learner_of(minimal, **options):
+    """The learner that the script's ``train`` builds, and the parameters it would start from."""
+    learners = []
+
+    def train(learner, key, params):
+        learners.append(learner)
+        return params, jnp.zeros(()), jnp.zeros(())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(minimal["Learner"], "train", train)
+        results = minimal["train"](minimal["Config"](**options), jax.random.key(0)[None])
+    return learners[0], jax.tree.map(lambda x: x[0], results.params)
+
+
+def as_ours(params):
+    """The script's parameters (or gradients) in the library's structure."""
+    dense = [params["params"][f"Dense_{i}"] for i in range(6)]
+    names = ("layer_0", "layer_1", "head")
+    policy, value = (dict(zip(names, dense[i : i + 3], strict=True)) for i in (0, 3))
+    return {"policy": {"params": {"logits": policy}}, "value": {"params": value}}
 
 
 def test_it_imports_nothing_of_jaxrl():
@@ -45,7 +70,11 @@ def test_it_imports_nothing_of_jaxrl():
         (["--env", "CartPole-v7"], "env is 'CartPole-v7'"),
         (["--env", "Pendulum-v1"], "continuous"),
         (["--minibatches", "7"], "minibatches is 7: it must divide 512"),
-        (["--num-envs", "-2"], "num_envs is -2"),
+        (["--total-steps", "100"], "total_steps is 100: one rollout needs 512"),
+        (["--num-envs", "-2"], "num_envs is -2: it must be at least 1"),
+        (["--learning-rate", "-1"], "learning_rate is -1.0: it must be at least 0"),
+        (["--clip", "nan"], "clip is nan: it must be at least 0"),
+        (["--gamma", "1.5"], "gamma is 1.5: it must be at most 1"),
     ],
 )
 def test_bad_input_is_one_line(minimal, options, says, monkeypatch, capsys):
@@ -78,12 +107,6 @@ def test_the_loss_and_its_gradient_are_the_same(minimal):
         lambda x: x + 0.1 * rng.normal(size=x.shape), params
     )  # far from the start
 
-    def as_ours(params):
-        dense = [params["params"][f"Dense_{i}"] for i in range(6)]
-        names = ("layer_0", "layer_1", "head")
-        policy, value = (dict(zip(names, dense[i : i + 3], strict=True)) for i in (0, 3))
-        return {"policy": {"params": {"logits": policy}}, "value": {"params": value}}
-
     batch = minimal["Minibatch"](obs, action, old, advantage, target)
     samples = Samples(obs, action, old, jnp.zeros(128), advantage, target)
     theirs = jax.value_and_grad(minimal["loss"])(params, network, batch, minimal["Config"]())
@@ -93,6 +116,90 @@ def test_the_loss_and_its_gradient_are_the_same(minimal):
     np.testing.assert_allclose(loss, theirs[0], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(as_ours(theirs[1])), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_the_networks_start_alike(minimal):
+    """All biases are zero and all singular values of a layer equal, to the same gain."""
+    _, params = learner_of(minimal)
+    ours = AGENT.init(jax.random.key(0), make("gymnax/CartPole-v1").spec).params
+    theirs = as_ours(params)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        if a.ndim == 2:
+            a, b = (np.linalg.svd(x, compute_uv=False) for x in (a, b))
+            assert a.max() == pytest.approx(a.min(), rel=1e-3)
+        np.testing.assert_allclose(a, b, rtol=1e-3)
+
+
+def test_the_environments_are_the_same_to_their_time_limits(minimal):
+    """Step by step from the library's states; where an episode ends, both must start another."""
+    env, venv = minimal["Env"]("CartPole-v1"), VectorEnv(make("gymnax/CartPole-v1"), N)
+    assert env.max_steps == venv.spec.max_steps == 500
+    env.max_steps, limit = 12, dataclasses.replace(venv, max_steps=12)
+    draws = limit.draw(jax.random.key(1), 60)
+
+    def step(state, xs):
+        action, drawn = xs
+        same = minimal["EnvState"](*state[:4])
+        after, row = jax.vmap(env.step)(drawn.keys, same, action)
+        state, out = limit.step(state, action, drawn)
+        return state, (row, out, after, state)
+
+    actions = jax.random.bernoulli(jax.random.key(2), shape=(60, N)).astype(jnp.int32)
+    start = limit.reset(jax.random.key(0))
+    row, out, after, state = jax.jit(lambda: jax.lax.scan(step, start, (actions, draws)))()[1]
+    assert out.terminated.any() and out.truncated.any()
+    for ours, theirs in (
+        (out.terminated, row.terminated),
+        (out.truncated, row.truncated),
+        (out.info["episode_return"], row.episode_return),
+        (state.steps, after.steps),
+        (state.episode_return, after.episode_return),
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(out.obs, row.next_obs, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(out.reward, row.reward)
+    ended = row.ended
+    np.testing.assert_array_equal(after.obs[~ended], row.next_obs[~ended])
+    assert np.abs(after.obs[ended]).max() <= 0.05  # where CartPole starts
+
+
+@pytest.mark.parametrize(("epochs", "minibatches", "iterations"), [(4, 4, 10**6), (1, 1, 4)])
+def test_whole_updates_are_the_same(minimal, epochs, minibatches, iterations):
+    """Three in a row, of rollouts with terminations and truncations.
+
+    The script anneals its rate at every gradient step and the library at every update: so either
+    there are many gradient steps and (nearly) no annealing, or one gradient step and much of it.
+    Batches of 4 * 37 rows are shuffled with ``jax.random.permutation`` by both.
+    """
+    sizes = {"num_envs": 4, "unroll": 37, "epochs": epochs, "minibatches": minibatches}
+    learner, params = learner_of(minimal, **sizes, total_steps=4 * 37 * iterations)
+    learner.env.max_steps = 12
+    agent = AGENT.replace(epochs=epochs, minibatches=minibatches, anneal_over=float(iterations))
+
+    @jax.jit
+    def both(params, opt_state, env_state, state, key):
+        env_state, rows = learner.rollout(key, params, env_state)
+        extras = {"dist": agent.policy(state.params, rows.obs)}
+        ours, metrics = agent.update(state, Transition(*rows[:-1], extras), key)
+        shuffle_key, _ = jax.random.split(key)
+        theirs = learner.update(shuffle_key, params, opt_state, rows)
+        return theirs, env_state, ours, rows, metrics
+
+    state = PPOState(as_ours(params), agent.optimiser.init(params), jnp.int32(0))
+    env_state = jax.vmap(learner.env.reset)(jax.random.split(jax.random.key(1), 4))
+    opt_state = learner.optimiser.init(params)
+    for update in range(3):
+        before, key = state.params, jax.random.key(update)
+        (params, opt_state), env_state, state, rows, metrics = both(
+            params, opt_state, env_state, state, key
+        )
+        assert rows.terminated.any() and rows.truncated.any()
+        assert m.values(metrics)["grad_norm"] > AGENT.max_grad_norm  # it is clipped
+        trees = before, state.params, as_ours(params)
+        for old, a, b in zip(*map(jax.tree.leaves, trees), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
+            assert np.abs(a - old).max() > 1e-5
 
 
 def test_it_learns_as_the_library_does(minimal):

@@ -78,7 +78,7 @@ def test_too_little_memory_is_one_line_that_names_the_sizes(
     if where == "advance":  # without compiling
         monkeypatch.setattr(session.Session, "start", lambda self: (None, 0))
         monkeypatch.setattr(session.Session, "compile", lambda self, ts: None)
-        monkeypatch.setattr(session.Session, "evaluation_rows", lambda *args: [])
+        monkeypatch.setattr(session.Session, "evaluate", lambda *args: [])
     elif where == "compile":
         monkeypatch.setattr(session.Session, "start", lambda self: (None, 0))
     folder = tmp_path / "run"
