@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import jax
 import numpy as np
@@ -92,6 +92,12 @@ def require(
             bounds += " and finite" if high == math.inf == number else ""
             bounds += "" if high == math.inf else f" and at most {high:.10g}"
             raise UsageError(f"{name} is {number:.10g}; it must be {bounds}")
+
+
+def require_choice(name: str, value: Any, literal: Any) -> None:
+    """Raise UsageError unless ``value`` is one of a ``Literal``'s."""
+    if value not in get_args(literal):
+        raise UsageError(f"{name} is {value!r}; {nearest(str(value), get_args(literal))}")
 
 
 def to_config(node: Any) -> dict[str, Any]:

@@ -108,6 +108,11 @@ WRONG = {  # options: what the line must say
     f"{CART_POLE} --env-options gravty=9": ["no option 'gravty'", "did you mean gravity"],
     f"{CART_POLE} --env-options masspole=heavy": ["masspole is 'heavy'", "a float"],
     f"{CART_POLE} --env-options max_steps=abc": ["max_steps is 'abc'", "integer of at least 1"],
+    f"{CART_POLE} --env-options gravity={{[]:1}}": ["gravity is '{[]:1}'", "a float"],
+    f"{CART_POLE} --env-options name=x": ["no option 'name'", "choose one of"],
+    "--env brax/ant --env-options task=x": ["no option 'task'", "choose one of", "backend"],
+    "--env probe/action --env-options task=x": ["no option 'task'", "continuous"],
+    "--env gymnax/Catch-bsuite --env-options rows=0": ["'rows': 0", "refused by gymnax"],
     f"{CART_POLE} --env-options gravity": ["env-options 'gravity'", "NAME=VALUE"],
     f"{CART_POLE} --env-options gravity=1 gravity=2": ["env-options gravity", "twice"],
     "--totl-steps 5": ["unknown option --totl-steps", "--total-steps"],
@@ -116,20 +121,12 @@ WRONG = {  # options: what the line must say
     "--quiet please": ["'please'", "--help"],
     "--total-steps abc": ["--total-steps", "'abc'", f"the default is {DEFAULT['total_steps']}"],
     "--total-steps": ["'--total-steps'", "Expected 1 value"],
-    "--agent.gamma high": [
-        "--agent.gamma",
-        "'high'",
-        f"the default is {DEFAULT['agent']['gamma']}",
-    ],
+    "--agent.gamma high": ["--agent.gamma", "'high'", f"default is {DEFAULT['agent']['gamma']}"],
     "--agent.activation tanhh": ["'tanhh'", "--agent.activation", "'tanh', 'relu'"],
     "--resets sometimes": ["'sometimes'", "--resets", "'bank'"],
 }
 ON_CART_POLE = {
-    "--num-envs 8 --unroll 64 --agent.minibatches 7": [
-        "minibatches is 7",
-        "512 transitions",
-        "8 would",
-    ],
+    "--num-envs 8 --unroll 64 --agent.minibatches 7": ["minibatches is 7", "512 tr", "8 would"],
     "--num-envs 8 --unroll 1 --agent.minibatches 4 --devices 4": ["minibatches is 4", "2 would"],
     "--num-envs 6 --devices 4": ["num_envs is 6", "over 4 devices", "8 would"],
     "--num-envs 8 --num-seeds 2 --devices 3": ["num_envs is 8", "over 3 devices", "9 would"],
@@ -139,6 +136,10 @@ ON_CART_POLE = {
     "--seed -1": ["seed is -1", "at least 0 and at most 2147483647"],
     "--seed 2147483647 --num-seeds 2": ["seed is 2147483648", "at most 2147483647"],
     "--agent.hidden 8 0": ["hidden is 0", "at least 1"],
+    "--max-steps 2147483648": ["max_steps is 2147483648", "at most 2147483647"],
+    "--env-options max_steps=2147483648": ["max_steps is 2147483648", "at most 2147483647"],
+    "--agent.entropy inf": ["entropy is inf", "at least 0 and finite"],
+    "--sweep learning_rate=1e400": ["learning_rate is inf", "more than 0 and finite"],
     "--reward-scale -2": ["reward_scale is -2", "more than 0"],
     "--sweep gama=0.9": ["unknown hyper-parameter 'gama'", "did you mean gamma?"],
     "--sweep epochs=2,4": ["epochs makes shapes", "sweep one of", "gamma", "learning_rate"],
@@ -200,7 +201,7 @@ def test_a_taken_folder_is_left_as_it_is(refused, finished, tmp_path):
     for name in ("file", "full"):
         refused(f"{SMALL} --run-dir {name}", f"/{name} is not an empty folder", "another --run-dir")
         refused(f"{SMALL} --run-dir {name} --resume", f"/{name} holds nothing to resume")
-    refused(f"{SMALL} --run-dir file/run", "/file/run cannot be made (Not a directory)")
+    refused(f"{SMALL} --run-dir file/run", "/file/run cannot be used (Not a directory)")
 
 
 def test_a_resumed_run_has_the_options_it_had(refused, finished):

@@ -102,16 +102,17 @@ def test_the_loss_and_its_gradient_are_the_same(minimal):
     advantage, target = rng.normal(size=(2, 128)).astype(np.float32)
     old = Categorical(jnp.asarray(rng.normal(size=(128, 2)), jnp.float32)).log_prob(action)
     network = minimal["ActorCritic"](2)
-    params = network.init(jax.random.key(0), obs)
-    params = jax.tree.map(
-        lambda x: x + 0.1 * rng.normal(size=x.shape), params
-    )  # far from the start
+    params = jax.eval_shape(network.init, jax.random.key(0), obs)
+    params = jax.tree.map(lambda x: np.float32(0.2 * rng.normal(size=x.shape)), params)
 
     batch = minimal["Minibatch"](obs, action, old, advantage, target)
     samples = Samples(obs, action, old, jnp.zeros(128), advantage, target)
-    theirs = jax.value_and_grad(minimal["loss"])(params, network, batch, minimal["Config"]())
-    (loss, _), grads = jax.value_and_grad(AGENT.loss, has_aux=True)(
-        as_ours(params), samples, jax.random.key(0)
+    config, key = minimal["Config"](), jax.random.key(0)
+    theirs = jax.jit(
+        jax.value_and_grad(lambda params: minimal["loss"](params, network, batch, config))
+    )(params)
+    (loss, _), grads = jax.jit(jax.value_and_grad(AGENT.loss, has_aux=True))(
+        as_ours(params), samples, key
     )
     np.testing.assert_allclose(loss, theirs[0], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(as_ours(theirs[1])), strict=True):
@@ -121,7 +122,8 @@ def test_the_loss_and_its_gradient_are_the_same(minimal):
 def test_the_networks_start_alike(minimal):
     """All biases are zero and all singular values of a layer equal, to the same gain."""
     _, params = learner_of(minimal)
-    ours = AGENT.init(jax.random.key(0), make("gymnax/CartPole-v1").spec).params
+    spec = make("gymnax/CartPole-v1").spec
+    ours = jax.jit(lambda key: AGENT.init(key, spec))(jax.random.key(0)).params
     theirs = as_ours(params)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):

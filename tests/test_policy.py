@@ -154,9 +154,10 @@ def test_a_run_without_checkpoints_or_of_a_foreign_agent_is_told(finished, tmp_p
     monkeypatch.delitem(AGENTS, "PPO")
     with pytest.raises(UsageError, match="unknown agent class 'PPO'; choose one of"):
         load_policy(finished.run_dir)
-    (tmp_path / "config.json").write_text('{"seeds": [')
-    with pytest.raises(UsageError, match="config.json is not JSON"):
-        load_policy(tmp_path)
+    for text in ('{"seeds": [', "[]", "3", "null"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UsageError, match="config.json is not a JSON object"):
+            load_policy(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_told_and_the_older_one_taken(finished, tmp_path):

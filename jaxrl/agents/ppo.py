@@ -11,7 +11,7 @@ from flax import struct
 from jaxrl import losses, optim
 from jaxrl.axes import shard_key, shard_mean
 from jaxrl.errors import UsageError
-from jaxrl.hyper import require
+from jaxrl.hyper import require, require_choice
 from jaxrl.metrics import Metrics, mean_of, pack, summed, unpack
 from jaxrl.nn.distributions import Distribution, Noise, TanhNormal
 from jaxrl.nn.networks import MLP, Activation, Init, Policy, Std, flat_input
@@ -200,6 +200,8 @@ class PPO:
         require("target_kl", self.target_kl, 0, above=True)
         for width in self.hidden:
             require("hidden", width, 1)
+        for name, kinds in {"activation": Activation, "init_kind": Init, "std": Std}.items():
+            require_choice(name, getattr(self, name), kinds)
         self.check_minibatches(transitions)
 
     def check_minibatches(self, transitions: int) -> None:

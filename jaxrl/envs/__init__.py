@@ -28,7 +28,7 @@ def names(suite: str | None = None) -> list[str]:
     return [f"{one}/{task}" for one in chosen for task in SUITES[one].TASKS]
 
 
-def make(name: str, **options: Any) -> Environment:
+def make(name: str, /, **options: Any) -> Environment:
     """The environment ``"<suite>/<task>"``. The suites' modules describe their options.
 
     Raises:

@@ -105,7 +105,9 @@ class BraxEnv:
         return {name: getattr(pipeline_state, name) for name in self._carried}
 
 
-def make(task: str, backend: str = "spring", max_steps: int = 1000, **options: Any) -> Environment:
+def make(
+    task: str, /, backend: str = "spring", max_steps: int = 1000, **options: Any
+) -> Environment:
     """The environment ``brax/<task>``, with Brax's class options by keyword.
 
     Raises:

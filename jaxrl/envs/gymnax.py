@@ -120,7 +120,7 @@ class GymnaxEnv:
         return jax.tree.map(jnp.asarray, state, self._dtypes)
 
 
-def make(task: str, max_steps: int | None = None, **options: Any) -> Environment:
+def make(task: str, /, max_steps: int | None = None, **options: Any) -> Environment:
     """The environment ``gymnax/<task>``, with gymnax's class options and parameters by keyword.
 
     Raises:
@@ -155,7 +155,7 @@ def make(task: str, max_steps: int | None = None, **options: Any) -> Environment
     spec = Spec(_observation(task, env, params), _action(env, params), int(limit))
     try:
         return GymnaxEnv(name, env, params, spec, clock=task in CLOCKS)  # traces a reset
-    except (ArithmeticError, TypeError, ValueError) as error:
+    except (ArithmeticError, IndexError, TypeError, ValueError) as error:
         raise UsageError(f"{name}: {options} is refused by gymnax: {error}") from error
 
 

@@ -208,7 +208,7 @@ _PROBES: dict[str, type[Probe]] = {
 TASKS = tuple(_PROBES)
 
 
-def make(task: str, **options: Any) -> Any:
+def make(task: str, /, **options: Any) -> Any:
     """The environment ``probe/<task>``.
 
     Every probe has the option ``continuous``; ``time_limit`` also has ``max_steps``, and

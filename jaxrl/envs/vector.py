@@ -53,9 +53,14 @@ def rescale(space: Any, action: Array) -> Array:
     """An agent's action in [-1, 1] in the units of the space; indices pass unchanged.
 
     Values outside [-1, 1] are clipped first. Elements without finite bounds pass unchanged.
+
+    Raises:
+        ValueError: for an action whose last axes are not the space's, which would be broadcast.
     """
     if not isinstance(space, Box):
         return action
+    if action.shape[max(action.ndim - len(space.shape), 0) :] != space.shape:
+        raise ValueError(f"action has shape {action.shape}; its last axes must be {space.shape}")
     if space.bounded:
         return space.low + (jnp.clip(action, -1.0, 1.0) + 1.0) * (0.5 * (space.high - space.low))
     return jnp.clip(action, space.low, space.high)
@@ -104,6 +109,8 @@ class VectorEnv:
             raise UsageError(f"resets is {self.resets!r}; choose one of fresh, bank, first")
         if self.max_steps is not None and self.max_steps < 1:
             raise UsageError(f"max_steps is {self.max_steps}; it must be at least 1")
+        if (self.spec.max_steps or 1) >= 2**31:  # steps are counted in int32
+            raise UsageError(f"max_steps is {self.spec.max_steps}; it must be at most 2147483647")
 
     @property
     def spec(self) -> Spec:

@@ -9,8 +9,8 @@ import io
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -151,7 +151,7 @@ def assignments(words: Sequence[str], option: str, example: str = "backend=mjx")
             raise UsageError(f"{option} {name} is given twice; once is enough, as {example}")
         try:
             found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):  # TypeError: of {[]: 1}, whose key is a list
             found[name] = value
     return found
 
@@ -180,7 +180,7 @@ def train(trainer: Trainer, options: Options) -> Run:
             raise UsageError("resume needs the folder of the run to continue: --run-dir DIR")
         config = trainer.config()
         task = config["env"].replace("/", "-")
-        stamp = time.strftime("%Y%m%d-%H%M%S")
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # runs may begin in the same second
         folder = str(Path("runs") / f"{config['algorithm'].lower()}_{task}_{stamp}")
     hidden = {"env", "env_options", "seed", "num_seeds", "num_envs", "run_dir", "sweep"}
     shared = {f.name for f in dataclasses.fields(Options)} - hidden

@@ -103,17 +103,17 @@ class RunFolder:
         self.path = Path(path).absolute()
         self.config = json.loads(json.dumps(config))
         self._lock: TextIO | None = None
-        if resume:
-            self._check_resume(report)
-        else:
-            self._check_new()
         try:
+            if resume:
+                self._check_resume(report)
+            else:
+                self._check_new()
             self.path.mkdir(parents=True, exist_ok=True)
+            self._acquire()
         except OSError as error:
             raise UsageError(
-                f"run-dir {self.path} cannot be made ({error.strerror}); give another --run-dir"
+                f"run-dir {self.path} cannot be used ({error.strerror}); give another --run-dir"
             ) from None
-        self._acquire()
         if not resume:
             self.write_config()
 
@@ -150,9 +150,9 @@ class RunFolder:
                 f"run-dir {self.path} holds nothing to resume; start it without --resume"
             ) from None
         except ValueError:
-            raise UsageError(
-                f"{self.path / CONFIG} is not JSON; the run cannot be resumed"
-            ) from None
+            stored = None
+        if not isinstance(stored, dict):
+            raise UsageError(f"{self.path / CONFIG} is not a JSON object; nothing can be resumed")
         changed = differences(stored, self.config, None)
         if changed:
             raise UsageError(

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import warnings
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 import jaxrl.agents
 from jaxrl import envs, hyper
 from jaxrl.envs.vector import rescale
-from jaxrl.errors import UsageError, nearest
+from jaxrl.errors import UsageError
 from jaxrl.types import Agent, Array, Key, Mode, PyTree, Spec
 
 AGENTS = {name: getattr(jaxrl.agents, name) for name in jaxrl.agents.__all__}
@@ -29,8 +29,7 @@ class Policy:
     """
 
     def __init__(self, agent: Agent, state: PyTree, spec: Spec, mode: Mode) -> None:
-        if mode not in get_args(Mode):
-            raise UsageError(f"mode is {mode!r}; {nearest(mode, get_args(Mode))}")
+        hyper.require_choice("mode", mode, Mode)
         self.agent, self.state, self.spec, self.mode = agent, state, spec, mode
         self._act = jax.jit(lambda state, obs, key: agent.act(state, obs, key, mode)[0])
 
@@ -74,7 +73,9 @@ def load_policy(
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{folder} is not a run folder: it has no config.json") from None
     except ValueError:
-        raise UsageError(f"{folder / 'config.json'} is not JSON; no policy can be loaded") from None
+        stored = None
+    if not isinstance(stored, dict):
+        raise UsageError(f"{folder / 'config.json'} is not a JSON object; it describes no policy")
     seeds = stored["seeds"]
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:

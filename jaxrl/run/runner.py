@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxrl import hyper
 from jaxrl.errors import RunError, UsageError
@@ -62,7 +65,10 @@ def grid(sweep: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
         if not len(values):
             raise UsageError(f"sweep of {name} has no values; give some, as gamma=0.9,0.99")
     names = list(sweep)
-    return [dict(zip(names, values, strict=True)) for values in itertools.product(*sweep.values())]
+    return [
+        dict(zip(names, map(float, values), strict=True))  # they are recorded as JSON
+        for values in itertools.product(*sweep.values())
+    ]
 
 
 def run(
@@ -107,7 +113,9 @@ def run(
         Interrupted: after SIGTERM or Ctrl-C, once the chunk has ended and a checkpoint is saved.
         RunError: if training cannot go on, or the last checkpoint could not be saved.
     """
-    names = [*range(seeds)] if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    names = (
+        [*range(seeds)] if isinstance(seeds, int | np.integer) else [*map(operator.index, seeds)]
+    )
     configurations = grid(sweep) if sweep else [{}]
     positive = {
         "total_steps": total_steps,
@@ -119,7 +127,10 @@ def run(
         "max_skipped": max_skipped,
     }
     for option, number in positive.items():
+        if number is not None and not isinstance(number, Integral):
+            raise UsageError(f"{option} is {number!r}; it must be an integer")
         hyper.require(option, number, 1)
+    total_steps, eval_episodes, max_skipped = map(int, (total_steps, eval_episodes, max_skipped))
     for seed in names:
         hyper.require("seed", seed, 0, 2**31 - 1)
     if len(set(names)) < len(names):
@@ -132,7 +143,7 @@ def run(
     placement = choose_placement(trainer, configurations, len(names), devices)
 
     def iterations(steps: int | None, default: int) -> int:
-        return trainer.iterations(steps) if steps else max(default, 1)
+        return trainer.iterations(int(steps)) if steps else max(default, 1)
 
     total = trainer.iterations(total_steps)
     evaluations = iterations(eval_every, -(-total // 10))
