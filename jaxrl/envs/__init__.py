@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from jaxrl.envs import brax, gymnax, probe
+from jaxrl.envs import brax, gymnax, mjx, probe
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError, nearest
 from jaxrl.types import Environment
@@ -13,7 +13,7 @@ from jaxrl.types import Environment
 __all__ = ["SUITES", "VectorEnv", "make", "names"]
 
 # A suite is a module with ``TASKS``, a tuple of names, and ``make(task, **options)``.
-SUITES: dict[str, ModuleType] = {"brax": brax, "gymnax": gymnax, "probe": probe}
+SUITES: dict[str, ModuleType] = {"brax": brax, "gymnax": gymnax, "mjx": mjx, "probe": probe}
 
 
 def names(suite: str | None = None) -> list[str]:
@@ -39,7 +39,8 @@ def make(name: str, /, **options: Any) -> Environment:
     if suite in SUITES and task in SUITES[suite].TASKS:
         env = SUITES[suite].make(task, **options)
         # A run records its environment by name and options, as JSON.
-        plain = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in options.items()}
+        chosen = getattr(env, "options", options)
+        plain = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in chosen.items()}
         object.__setattr__(env, "options", plain)
         return env
     wanted = (task or suite).lower()

@@ -1,0 +1,179 @@
+"""Gymnasium's MuJoCo v5 tasks, on three engines.
+
+Options of every task, beside the arguments of its Gymnasium class, with their names and defaults
+(but for ``render_mode``):
+
+- ``engine``: ``"mjx"`` (JAX: any device, differentiable), ``"warp"`` (MuJoCo Warp: NVIDIA GPUs),
+  ``"c"`` (MuJoCo itself: the CPU's cores). Default ``"c"`` on a CPU, else ``"mjx"``.
+- ``iterations``, ``ls_iterations``: at most so many iterations of the constraint solver and of its
+  line search. Default 4 and 8 for MJX and Warp, where more changes nothing that float32 can show;
+  the XML's for C.
+- ``margin``: ``"current"``, or ``"legacy"`` for contact margins as before MuJoCo 3.5, under which
+  most published scores of Hopper, Ant and Humanoid were made.
+- ``randomize``: see ``jaxrl.envs.randomize.Randomize``; a dictionary of it will do.
+- ``max_steps``: the time limit.
+
+On MJX, Humanoid and HumanoidStandup are solved by Newton's method instead of PGS, which MJX lacks.
+For reverse-mode gradients through MJX say ``iterations=1``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any, Literal, get_args
+
+import jax
+
+from jaxrl._startup import large_pool
+from jaxrl.envs.checks import check_like, check_options, check_positive
+from jaxrl.envs.randomize import as_option, randomize_option
+from jaxrl.errors import UsageError, nearest
+from jaxrl.types import Environment
+
+EngineName = Literal["mjx", "warp", "c"]
+Margin = Literal["current", "legacy"]
+
+_MODULES = {
+    "Ant": "ant",
+    "HalfCheetah": "half_cheetah",
+    "Hopper": "hopper",
+    "Humanoid": "humanoid",
+    "HumanoidStandup": "humanoid",
+    "InvertedDoublePendulum": "inverted_pendulum",
+    "InvertedPendulum": "inverted_pendulum",
+    "Pusher": "pusher",
+    "Reacher": "reacher",
+    "Swimmer": "swimmer",
+    "Walker2d": "walker2d",
+}
+TASKS = tuple(f"{name}-v5" for name in _MODULES)
+
+
+def make(
+    task: str,
+    /,
+    engine: EngineName | None = None,
+    iterations: int | None = None,
+    ls_iterations: int | None = None,
+    margin: Margin = "current",
+    randomize: Any = None,
+    max_steps: int | None = None,
+    **options: Any,
+) -> Environment:
+    """The environment ``mjx/<task>``.
+
+    Raises:
+        UsageError: unknown option or value, an engine that cannot run here, a missing model.
+    """
+    from jaxrl.envs.mjx.env import MujocoEnv
+
+    name = f"mjx/{task}"
+    if margin not in get_args(Margin):
+        raise UsageError(f"{name}: margin is {margin!r}; {nearest(str(margin), get_args(Margin))}")
+    given = {"iterations": iterations, "ls_iterations": ls_iterations, "max_steps": max_steps}
+    given = {option: value for option, value in given.items() if value is not None}
+    for option, value in given.items():
+        check_positive(name, option, value)
+    randomize = randomize_option(name, randomize)
+    engine = choose_engine(name, engine)
+    kind = _task_class(task)
+    built = kind(legacy_margin=margin == "legacy", **_checked(name, kind, options))
+
+    budget = None
+    if engine != "c" or "iterations" in given or "ls_iterations" in given:
+        default = _budget(built, engine)
+        budget = (iterations or default[0], ls_iterations or default[1])
+    recorded: dict[str, Any] = {
+        "engine": engine,
+        "margin": margin,
+        "randomize": as_option(randomize),
+    }
+    shown = budget or _budget(built, engine)
+    recorded |= {"iterations": shown[0], "ls_iterations": shown[1]}
+    return MujocoEnv(
+        name=name,
+        task=built,
+        engine=_engine(built, engine, budget),
+        max_steps=max_steps or built.MAX_STEPS,
+        randomize=randomize,
+        cheap=engine == "mjx" and set(built.READS) <= {"qpos", "qvel"},
+        options=options | given | recorded,
+    )
+
+
+def choose_engine(name: str, engine: str | None) -> EngineName:
+    """The engine to use: the one asked for if it can run here, or the default of this machine.
+
+    Raises:
+        UsageError: unknown engine, or one that cannot run here.
+    """
+    known = get_args(EngineName)
+    if engine is not None and engine not in known:
+        raise UsageError(f"{name}: engine is {engine!r}; {nearest(str(engine), known)}")
+    if engine == "mjx":
+        large_pool()  # before JAX's first computation
+    platform = jax.default_backend()
+    if engine == "c" and platform != "cpu":
+        raise UsageError(
+            f"{name}: engine 'c' runs on the CPU, and JAX's backend is {platform}; "
+            "choose engine mjx, or set JAX_PLATFORMS=cpu"
+        )
+    if engine == "warp" and (platform != "gpu" or importlib.util.find_spec("warp") is None):
+        raise UsageError(
+            f"{name}: engine 'warp' needs an NVIDIA GPU (JAX's backend is {platform}) and the "
+            "package warp-lang; choose engine mjx"
+        )
+    if engine is None:
+        return "c" if platform == "cpu" else "mjx"
+    return engine  # type: ignore[return-value]
+
+
+def _task_class(task: str) -> Any:
+    name = task.removesuffix("-v5")
+    return getattr(importlib.import_module(f"jaxrl.envs.mjx.{_MODULES[name]}"), name)
+
+
+def _checked(name: str, kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the task's class, with lists (of JSON) as tuples."""
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.name != "legacy_margin"}
+    own = {"engine", "iterations", "ls_iterations", "margin", "randomize", "max_steps"}
+    check_options(name, options, {*fields, *own})
+    for option, value in options.items():
+        default = fields[option].default
+        if option in ("frame_skip", "width", "height", "max_geom"):
+            check_positive(name, option, value)
+        elif option == "main_body":
+            if not isinstance(value, (int, str)) or isinstance(value, bool):
+                raise UsageError(f"{name}: main_body is {value!r}; it must be a name or an index")
+        elif option == "xml_file":
+            if not isinstance(value, str):
+                raise UsageError(f"{name}: xml_file is {value!r}; it must be like {default!r}")
+        elif isinstance(default, (bool, tuple, Real)):
+            check_like(name, option, value, default)
+    return {
+        option: tuple(value) if isinstance(value, list) else value
+        for option, value in options.items()
+    }
+
+
+def _budget(task: Any, engine: EngineName) -> tuple[int, int]:
+    if engine == "c":
+        return int(task.model.opt.iterations), int(task.model.opt.ls_iterations)
+    budget: tuple[int, int] = task.ITERATIONS
+    return budget
+
+
+def _engine(task: Any, engine: EngineName, budget: tuple[int, int] | None) -> Any:
+    if engine == "c":
+        from jaxrl.envs.mjx.engine_c import CEngine
+
+        return CEngine(task, budget, threads=os.cpu_count() or 1)
+    from jaxrl.envs.mjx.engine_mjx import MjxEngine
+
+    assert budget is not None
+    return MjxEngine(task, budget, "warp" if engine == "warp" else "jax")

@@ -1,0 +1,97 @@
+"""A task and an engine as an environment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.envs.checks import check_action
+from jaxrl.envs.mjx.task import Task
+from jaxrl.envs.randomize import Parameters, Randomize
+from jaxrl.types import Array, Box, Key, PyTree, Spec, Step
+
+
+class Engine(Protocol):
+    """What steps a task: one environment, under ``vmap`` many."""
+
+    def reset(self, qpos: Array, qvel: Array, parameters: Parameters) -> tuple[PyTree, Array]:
+        """The state at ``qpos[nq], qvel[nv]``, and its observation ``[O]``."""
+        ...
+
+    def step(self, state: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
+        """One environment step. Returns ``state, obs[O], reward, terminated``."""
+        ...
+
+    def pose(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """What a renderer needs, on the host: ``{"qpos": [nq]}``."""
+        ...
+
+
+@dataclasses.dataclass(eq=False)
+class MujocoEnv:
+    """One of Gymnasium's MuJoCo v5 tasks.
+
+    Attributes:
+        options: what defines it beside its name, with what was chosen by itself.
+    """
+
+    name: str
+    task: Task
+    engine: Engine
+    max_steps: int
+    randomize: Randomize | None
+    cheap: bool
+    options: dict[str, Any]
+    spec: Spec = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        _, obs = jax.eval_shape(self.reset, jax.random.key(0))
+        low, high = self.task.model.actuator_ctrlrange.astype(np.float32).T
+        spec = Spec(Box(-np.inf, np.inf, obs.shape), Box(low, high, low.shape), self.max_steps)
+        self.spec = spec
+
+    @property
+    def mj_model(self) -> Any:
+        """The ``mujoco.MjModel``, for renderers."""
+        return self.task.model
+
+    @property
+    def camera(self) -> dict[str, Any]:
+        """The arguments of Gymnasium's renderer."""
+        return self.task.camera
+
+    @property
+    def dt(self) -> float:
+        """Seconds per step."""
+        return self.task.dt
+
+    def reset(self, key: Key) -> tuple[PyTree, Array]:
+        """Draw a first state. Returns ``state, obs[O]``."""
+        start_key, model_key = jax.random.split(key)
+        qpos, qvel = self.task.start(start_key)
+        randomize = self.randomize
+        parameters = {} if randomize is None else randomize.draw(model_key, self.task.model)
+        return self.engine.reset(qpos, qvel, parameters)
+
+    def reset_to(self, qpos: Array, qvel: Array) -> tuple[PyTree, Array]:
+        """The state at ``qpos[nq], qvel[nv]`` with the model's own parameters, and ``obs[O]``."""
+        return self.engine.reset(jnp.asarray(qpos), jnp.asarray(qvel), {})
+
+    def step(self, key: Key, state: PyTree, action: Array) -> tuple[PyTree, Step]:
+        """Advance one step with ``action[A]`` in the actuators' units.
+
+        As in Gymnasium, MuJoCo clips what lies outside of their range, and the control cost is of
+        the action as given. Raises as ``check_action`` does.
+        """
+        action, _ = check_action(self.spec.action, action)
+        state, obs, reward, terminated = self.engine.step(state, action)
+        return state, Step(obs, reward, terminated, jnp.zeros_like(terminated), {})
+
+    def pose(self, state: PyTree) -> dict[str, np.ndarray]:
+        """What a renderer needs, on the host: ``{"qpos": [nq]}``."""
+        return self.engine.pose(state)

@@ -1,0 +1,180 @@
+"""What Gymnasium's MuJoCo v5 tasks have in common, written once for all engines.
+
+A task computes starts, observations, rewards and ends from *readings*: the fields of MuJoCo's data
+that it names in ``READS``, with any leading axes. They are JAX arrays where MJX runs and float64
+numpy arrays where the native engine does, so the same lines serve both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.errors import UsageError
+from jaxrl.types import Array, Key
+
+Reading = Any  # an array of JAX or of numpy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """Arguments that every task has; each subclass sets its own defaults and adds its own.
+
+    All have Gymnasium's names and defaults. Those of the camera are used by rendering alone.
+
+    Attributes:
+        xml_file: one of Gymnasium's own models, or a path that begins with ``.``, ``/`` or ``~``.
+        frame_skip: physics steps per environment step.
+    """
+
+    xml_file: str
+    frame_skip: int
+    default_camera_config: dict[str, Any] | None = None
+    width: int = 480
+    height: int = 480
+    camera_id: int | None = None
+    camera_name: str | None = None
+    max_geom: int = 1000
+    visual_options: dict[int, bool] | None = None
+    legacy_margin: bool = False  # of the option ``margin``
+
+    READS: ClassVar[tuple[str, ...]] = ("qpos", "qvel")
+    MAX_STEPS: ClassVar[int] = 1000
+    ITERATIONS: ClassVar[tuple[int, int]] = (4, 8)  # MJX's default budget: Newton, line search
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The ``mujoco.MjModel``, read from the XML file.
+
+        Raises:
+            UsageError: the file is missing, or is no model.
+        """
+        import mujoco
+
+        path = _path(self.xml_file)
+        if not path.is_file():
+            raise UsageError(f"xml_file is {self.xml_file!r}, but {path} is missing")
+        try:
+            model = mujoco.MjModel.from_xml_path(str(path))
+        except ValueError as error:
+            raise UsageError(f"xml_file is {self.xml_file!r}: {error}") from error
+        if self.legacy_margin:
+            # MuJoCo 3.5 adds the margins of two geoms; it used to take the larger.
+            model.geom_margin *= 0.5
+        return model
+
+    @property
+    def dt(self) -> float:
+        """Seconds per environment step."""
+        return float(self.model.opt.timestep) * self.frame_skip
+
+    @property
+    def camera(self) -> dict[str, Any]:
+        """The camera's arguments, as Gymnasium's renderer takes them."""
+        names = ("default_camera_config", "width", "height", "camera_id", "camera_name")
+        return {name: getattr(self, name) for name in (*names, "max_geom", "visual_options")}
+
+    # What a task defines
+
+    def start(self, key: Key) -> tuple[Array, Array]:
+        """Draw ``qpos[nq], qvel[nv]`` of a first state."""
+        raise AssertionError("a task defines its starts")
+
+    def position(self, d: Reading) -> Any:
+        """``[..., P]``: what the next reward wants to know of the state before it. Default none."""
+        return d.qpos[..., :0]
+
+    def observe(self, d: Reading) -> Any:
+        """The observation ``[..., O]``."""
+        raise AssertionError("a task defines its observations")
+
+    def reward(self, d: Reading, before: Any, action: Any) -> Any:
+        """The reward ``[...]`` of ``action[..., A]``, which led from ``before[..., P]`` to here."""
+        raise AssertionError("a task defines its rewards")
+
+    def terminated(self, d: Reading) -> Any:
+        """Whether the episode ends by itself: ``bool[...]``. Default never."""
+        return d.qpos[..., 0] != d.qpos[..., 0]
+
+    # Starts
+
+    def init(self) -> tuple[Array, Array]:
+        """The model's own ``qpos[nq], qvel[nv]``."""
+        return jnp.asarray(self.model.qpos0), jnp.zeros(self.model.nv)
+
+    def uniform_start(self, key: Key, scale: float) -> tuple[Array, Array]:
+        """The model's own state with uniform noise in ``[-scale, scale]``."""
+        qpos_key, qvel_key = jax.random.split(key)
+        qpos, qvel = self.init()
+        return (
+            qpos + jax.random.uniform(qpos_key, qpos.shape, minval=-scale, maxval=scale),
+            qvel + jax.random.uniform(qvel_key, qvel.shape, minval=-scale, maxval=scale),
+        )
+
+    def normal_start(self, key: Key, scale: float) -> tuple[Array, Array]:
+        """Uniform noise on positions as ``uniform_start``; normal noise on velocities."""
+        qpos_key, qvel_key = jax.random.split(key)
+        qpos, qvel = self.init()
+        return (
+            qpos + jax.random.uniform(qpos_key, qpos.shape, minval=-scale, maxval=scale),
+            qvel + scale * jax.random.normal(qvel_key, qvel.shape),
+        )
+
+    def body(self, name: str | int) -> int:
+        """The index of a body.
+
+        Raises:
+            UsageError: the model has no such body.
+        """
+        try:
+            return int(self.model.body(name).id)
+        except (KeyError, IndexError, ValueError) as error:
+            raise UsageError(f"{self.xml_file}: no body {name!r}: {error}") from None
+
+
+def numbers(x: Any) -> Any:
+    """The functions for this kind of array: ``numpy`` or ``jax.numpy``."""
+    return np if isinstance(x, np.ndarray) else jnp
+
+
+def square_sum(x: Any) -> Any:
+    """``sum x^2`` over the last axis."""
+    return numbers(x).sum(numbers(x).square(x), axis=-1)
+
+
+def norm(x: Any) -> Any:
+    """``|x|`` over the last axis, whose gradient at 0 is 0."""
+    if isinstance(x, np.ndarray):
+        return np.linalg.norm(x, axis=-1)
+    squares = jnp.sum(jnp.square(x), axis=-1)
+    positive = squares > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+
+
+def between(low: float, x: Any, high: float) -> Any:
+    """``low < x < high``."""
+    return (low < x) & (x < high)
+
+
+def flat(x: Any) -> Any:
+    """Merge the last two axes."""
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+def join(*parts: Any) -> Any:
+    """One vector of several: along the last axis."""
+    return numbers(parts[0]).concatenate(parts, axis=-1)
+
+
+def _path(xml_file: str) -> Path:
+    if xml_file.startswith(("~", ".", "/")):
+        return Path(xml_file).expanduser()
+    import gymnasium
+
+    return Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml_file
