@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 
 import jax
 
@@ -28,12 +29,27 @@ def large_pool() -> None:
     """Give XLA's CPU pool enough threads for batched factorisations, on machines with few cores.
 
     Several of them in one program can block every thread of a small pool for good. The size is read
-    from the environment variable ``NPROC`` at JAX's first computation. Small programs lose by a
+    from the environment variable ``NPROC`` at JAX's first computation; once that is over, a warning
+    says what to do. Small programs lose by a
     pool larger than the machine (a quarter to a half of their speed on two cores), so only physics
     that factorises asks for it.
     """
-    if _cores() < _LARGE_POOL:
-        os.environ.setdefault("NPROC", str(_LARGE_POOL))
+    if _cores() >= _LARGE_POOL or "NPROC" in os.environ:
+        return
+    if _started():
+        warnings.warn(
+            "this physics may hang: JAX has begun to compute with a small pool of threads; make "
+            f"such environments first, or set the environment variable NPROC={_LARGE_POOL}",
+            stacklevel=2,
+        )
+        return
+    os.environ["NPROC"] = str(_LARGE_POOL)
+
+
+def _started() -> bool:
+    from jax._src import xla_bridge  # nothing public tells
+
+    return xla_bridge.backends_are_initialized()
 
 
 def _cores() -> int:

@@ -72,6 +72,20 @@ PPO: dict[str, Settings] = {
         "unroll": 20,
         "agent": {"learning_rate": 3e-4, "entropy": 0.0, "hidden": (64, 64)},
     },
+    "playground/*": {
+        "total_steps": 2_000_000,
+        "num_envs": 64,
+        "unroll": 64,
+        "normalize_obs": True,
+        "agent": {"learning_rate": 1e-3, "gamma": 0.99, "epochs": 4, "minibatches": 8},
+    },
+    "mjx/*": {
+        "total_steps": 5_000_000,
+        "num_envs": 64,
+        "unroll": 64,
+        "normalize_obs": True,
+        "agent": {"learning_rate": 5e-4, "epochs": 8, "minibatches": 16, "hidden": (64, 64)},
+    },
 }
 
 

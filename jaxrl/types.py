@@ -58,11 +58,13 @@ class Discrete:
 class Spec:
     """What an agent needs to know of an environment.
 
+    ``observation`` may be a dictionary of parts, of which policies see ``"state"`` and value
+    functions ``"privileged_state"`` where there is one (``jaxrl.nn.networks.policy_part``).
     ``max_steps`` is the time limit in environment steps; ``VectorEnv`` enforces it as truncation.
     ``None`` means that episodes end only by themselves.
     """
 
-    observation: Box
+    observation: Box | dict[str, Box]
     action: Box | Discrete
     max_steps: int | None = None
 

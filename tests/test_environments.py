@@ -44,9 +44,8 @@ def test_names_are_those_of_the_installed_suites():
     assert set(brax_suite.TASKS) == set(brax.envs._envs) - {"fast", "swimmer"}
     assert set(gymnax_suite.TASKS) == set(gymnax.registered_envs) - {"MNISTBandit-bsuite"}
     assert set(gymnax_suite.TASKS) >= gymnax_suite.CLOCKS | gymnax_suite.MISSTATED
-    assert set(envs.names()) == {
-        name for suite in ("brax", "gymnax", "probe") for name in envs.names(suite)
-    }
+    suites = ("brax", "gymnax", "mjx", "playground", "probe")
+    assert set(envs.names()) == {name for suite in suites for name in envs.names(suite)}
     with pytest.raises(UsageError, match="unknown suite 'brx'; did you mean brax?"):
         envs.names("brx")
 
@@ -282,7 +281,7 @@ def discounted_returns(env, gamma, steps):
     returns = np.zeros(len(rewards) + 1)
     for t in reversed(range(len(rewards))):
         returns[t] = rewards[t] + gamma * returns[t + 1]
-    return jnp.stack(seen), returns[:-1]
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *seen), returns[:-1]
 
 
 @pytest.mark.parametrize("continuous", [False, True])
@@ -299,7 +298,7 @@ def test_probes_have_the_values_they_state(task, continuous):
     np.testing.assert_allclose(returns[:played], stated[:played], rtol=1e-5)
 
 
-@pytest.mark.parametrize("task", ["action", "both"])
+@pytest.mark.parametrize("task", ["action", "both", "privileged"])
 @pytest.mark.parametrize("continuous", [False, True])
 def test_the_best_actions_are_the_best(task, continuous):
     env = envs.make(f"probe/{task}", continuous=continuous)

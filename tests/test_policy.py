@@ -107,6 +107,33 @@ def test_observations_may_have_any_leading_axes(finished, mode):
         np.testing.assert_allclose(policy(OBS), rows, rtol=1e-5, atol=1e-6)
 
 
+def test_a_policy_of_dictionaries_needs_only_the_part_that_it_sees(tmp_path):
+    agent = NormalizeObs(PPO(hidden=(8,), epochs=1, minibatches=1))
+    env = VectorEnv(make("probe/privileged", continuous=True), 4)
+    done = run(
+        OnPolicy(agent, env, unroll=8),
+        64,
+        run_dir=tmp_path / "run",
+        eval_every=32,
+        eval_episodes=2,
+        checkpoint_every=32,
+        devices=1,
+        quiet=True,
+    )
+    loaded, live = load_policy(done.run_dir), done.policy()
+    assert_same(loaded.state, live.state)
+    assert float(loaded.state.statistics.size) == 64
+    assert set(loaded.spec.observation) == {"state", "privileged_state"}
+    obs = {"state": OBS[..., :1], "privileged_state": OBS[..., 1:2]}
+    np.testing.assert_array_equal(loaded(obs), live(obs))
+    assert loaded(obs).shape == (2, 5, 1) and np.unique(loaded(obs)).size == 10
+    np.testing.assert_array_equal(loaded({"state": obs["state"]}), loaded(obs))
+    told = {"state": obs["state"], "privileged_state": obs["privileged_state"] + 1.0}
+    np.testing.assert_array_equal(loaded(told | {"camera": OBS}), loaded(obs))
+    with pytest.raises(UsageError, match="policy_obs is 'state', .*choose one of camera"):
+        loaded({"camera": OBS})
+
+
 class Constant:
     """An agent that acts the same everywhere."""
 

@@ -12,7 +12,11 @@ import pytest
 
 from jaxrl import PPO, NormalizeObs, OnPolicy, ScaleReward, UsageError, VectorEnv, make
 from jaxrl import metrics as m
+from jaxrl.nn import statistics
 from jaxrl.training import rollout
+from jaxrl.types import Transition
+
+KEY = jax.random.key(0)
 
 CONTINUOUS = {"gymnax/CartPole-v1": False, "gymnax/Pendulum-v1": True}
 
@@ -190,6 +194,65 @@ def test_hyper_parameters_that_cannot_work_are_refused(options, message):
     trainer = OnPolicy(PPO(**options), VectorEnv(make("gymnax/CartPole-v1"), 4), unroll=8)
     with pytest.raises(UsageError, match=message):
         trainer.check()
+
+
+# --- dictionaries of observations ---------------------------------------------------------------
+
+
+def train_privileged(steps=30_000, **options):
+    """The trainer, its state and its last metrics after training where only the value is told."""
+    agent = NormalizeObs(PPO(learning_rate=3e-3, gamma=0.9, hidden=(32,), **options))
+    trainer = OnPolicy(agent, VectorEnv(make("probe/privileged"), 16), unroll=32)
+    ts, metrics = jax.jit(trainer.train, static_argnums=1)(jax.random.key(0), steps)
+    return trainer, ts, {name: float(np.mean(x[-5:])) for name, x in metrics.items()}
+
+
+def test_the_value_sees_the_privileged_part_and_the_policy_does_not():
+    trainer, ts, metrics = train_privileged()
+    grid = jnp.array([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])
+    obs = {"state": grid[:, :1], "privileged_state": grid[:, 1:]}
+    env, agent = trainer.env.env, trainer.agent
+    seen = statistics.normalise(ts.agent.statistics, obs, agent.obs_clip)
+    values = agent.agent.values(ts.agent.agent.params, seen)
+    np.testing.assert_allclose(values, env.value(obs, 0.9), atol=0.05)
+    actions, _ = agent.act(ts.agent, obs, jax.random.key(0), "greedy")
+    np.testing.assert_array_equal(actions, env.best_action(obs))
+    alone, _ = agent.act(ts.agent, {"state": obs["state"]}, jax.random.key(0), "greedy")
+    np.testing.assert_array_equal(alone, actions)
+    assert metrics["explained_variance"] > 0.95
+
+
+def test_a_value_that_is_not_told_explains_nothing():
+    _, _, metrics = train_privileged(value_obs="state")
+    assert metrics["explained_variance"] < 0.1 and metrics["value_loss"] > 0.4
+
+
+def test_every_part_of_a_dictionary_has_its_statistics():
+    agent = NormalizeObs(PPO(hidden=(8,)))
+    state = jax.eval_shape(lambda key: agent.init(key, make("probe/privileged").spec), KEY)
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape), state)
+    rows = np.random.default_rng(0).normal([1.0, -3.0], [2.0, 0.5], (8, 4, 2))
+    obs = {"state": rows[..., :1], "privileged_state": rows[..., 1:]}
+    found = agent.observe(state, Transition(obs, *[None] * 6)).statistics
+    for part, seen in obs.items():
+        np.testing.assert_allclose(found.mean[part], seen.mean((0, 1)), rtol=1e-5)
+        np.testing.assert_allclose(found.m2[part] / found.size, seen.var((0, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "message"),
+    [
+        ("probe/privileged", {"policy_obs": "stat"}, "policy_obs is 'stat', .*did you mean state"),
+        ("probe/privileged", {"value_obs": "pixels"}, "value_obs is 'pixels', which .*choose one"),
+        ("probe/both", {"policy_obs": "privileged_state"}, "policy_obs is 'privileged_state'"),
+        ("probe/both", {"value_obs": "critic"}, "value_obs is 'critic', .*choose one of state"),
+    ],
+)
+def test_parts_that_are_not_observed_are_refused(env, options, message):
+    trainer = OnPolicy(NormalizeObs(PPO(**options)), VectorEnv(make(env), 4), unroll=8)
+    with pytest.raises(UsageError, match=message) as error:
+        jax.eval_shape(trainer.init, jax.random.key(0))
+    assert "\n" not in str(error.value)
 
 
 # --- probes -------------------------------------------------------------------------------------

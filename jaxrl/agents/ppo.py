@@ -13,6 +13,7 @@ from jaxrl.axes import shard_key, shard_mean
 from jaxrl.errors import UsageError
 from jaxrl.hyper import require, require_choice
 from jaxrl.metrics import Metrics, mean_of, pack, summed, unpack
+from jaxrl.nn import networks
 from jaxrl.nn.distributions import Distribution, Noise, TanhNormal
 from jaxrl.nn.networks import MLP, Activation, Init, Policy, Std, flat_input
 from jaxrl.shuffle import permutations
@@ -30,7 +31,7 @@ class PPOState(NamedTuple):
 class Samples(NamedTuple):
     """What a minibatch is made of: a rollout's rows ``[T, N, ...]``, or ``[B, ...]`` of them."""
 
-    obs: Array
+    obs: PyTree
     raw: Array
     log_prob: Array
     value: Array
@@ -71,6 +72,8 @@ class PPO:
         std: "independent" of the observation, or "dependent" on it.
         squash: pass continuous actions through tanh; the entropy is then a one-sample estimate.
         initial_std: of continuous actions, which live in [-1, 1]; > 0.
+        policy_obs: of observations that are dictionaries, the part that the policy sees.
+        value_obs: the value function's part; without a "privileged_state", it is the policy's.
     """
 
     learning_rate: float = 3e-4
@@ -91,6 +94,8 @@ class PPO:
     std: Std = struct.field(pytree_node=False, default="independent")
     squash: bool = struct.field(pytree_node=False, default=False)
     initial_std: float = struct.field(pytree_node=False, default=1.0)
+    policy_obs: str = struct.field(pytree_node=False, default="state")
+    value_obs: str = struct.field(pytree_node=False, default=networks.PRIVILEGED)
 
     # Networks
 
@@ -111,14 +116,16 @@ class PPO:
         """The value function's network."""
         return MLP(self.hidden, 1, self.activation, self.init_kind, head_scale=1.0)
 
-    def policy(self, params: PyTree, obs: Array) -> Distribution:
+    def policy(self, params: PyTree, obs: PyTree) -> Distribution:
         """The policy at ``obs[..., *O]``."""
-        dist: Any = self.policy_net().apply(params["policy"], obs)
+        seen = networks.policy_part(obs, self.policy_obs)
+        dist: Any = self.policy_net().apply(params["policy"], seen)
         return dist
 
-    def values(self, params: PyTree, obs: Array) -> Array:
+    def values(self, params: PyTree, obs: PyTree) -> Array:
         """State values of ``obs[..., *O]``: ``[...]``."""
-        value: Any = self.value_net().apply(params["value"], obs)
+        seen = networks.value_part(obs, self.value_obs, self.policy_obs)
+        value: Any = self.value_net().apply(params["value"], seen)
         return value[..., 0]
 
     @property
@@ -129,10 +136,11 @@ class PPO:
     def init(self, key: Key, spec: Spec) -> PPOState:
         """Fresh networks for ``spec``."""
         policy_key, value_key = jax.random.split(key)
-        x = flat_input(spec.observation)
+        acts_on = flat_input(networks.policy_part(spec.observation, self.policy_obs))
+        values = flat_input(networks.value_part(spec.observation, self.value_obs, self.policy_obs))
         params = {
-            "policy": self.policy_net(spec).init(policy_key, x),
-            "value": self.value_net().init(value_key, x),
+            "policy": self.policy_net(spec).init(policy_key, acts_on),
+            "value": self.value_net().init(value_key, values),
         }
         return PPOState(params, self.optimiser.init(params), jnp.int32(0))
 
@@ -278,11 +286,11 @@ class PPO:
 
     # Acting
 
-    def draw(self, state: PPOState, obs: Array, key: Key, steps: int) -> Array:
+    def draw(self, state: PPOState, obs: PyTree, key: Key, steps: int) -> Array:
         """The noise of ``steps`` calls of ``act`` at such ``obs``: ``[steps, ...]``."""
         return jax.eval_shape(self.policy, state.params, obs).noise(key, (steps,))
 
-    def act(self, state: PPOState, obs: Array, key: Noise, mode: Mode) -> tuple[Array, Extras]:
+    def act(self, state: PPOState, obs: PyTree, key: Noise, mode: Mode) -> tuple[Array, Extras]:
         """Sample from the policy, or take its mode if ``greedy``. ``obs[..., *O]``.
 
         ``key`` may be noise that ``draw`` drew. The extras keep the distribution (and the sample

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 from flax import struct
 
 from jaxrl.hyper import require
@@ -34,8 +33,7 @@ class NormalizeObs:
 
     def init(self, key: Key, spec: Spec) -> NormalizeObsState:
         """Statistics of nothing yet, and the inner agent's state."""
-        example = jax.ShapeDtypeStruct(spec.observation.shape, "float32")
-        return NormalizeObsState(statistics.start(example), self.agent.init(key, spec))
+        return NormalizeObsState(statistics.start(spec.observation), self.agent.init(key, spec))
 
     def draw(self, state: NormalizeObsState, obs: PyTree, key: Key, steps: int) -> PyTree:
         """The inner agent's."""

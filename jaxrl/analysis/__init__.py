@@ -1,6 +1,7 @@
-"""Reading run folders: frames, statistics, curves. ``python -m jaxrl.analysis RUN [RUN ...]``."""
+"""Reading run folders: frames, statistics, curves, episodes. ``python -m jaxrl.analysis RUN``."""
 
 from jaxrl.analysis.curves import plot_comparison, plot_run
+from jaxrl.analysis.episode import Episode, rollout
 from jaxrl.analysis.load import (
     Curve,
     load,
@@ -9,6 +10,7 @@ from jaxrl.analysis.load import (
     load_summary,
     load_timing,
 )
+from jaxrl.analysis.render import Rendering, render_episode, render_run
 from jaxrl.analysis.statistics import (
     bootstrap_ci,
     final_return,
@@ -19,6 +21,8 @@ from jaxrl.analysis.statistics import (
 
 __all__ = [
     "Curve",
+    "Episode",
+    "Rendering",
     "bootstrap_ci",
     "final_return",
     "iqm",
@@ -31,4 +35,7 @@ __all__ = [
     "plot_comparison",
     "plot_run",
     "probability_of_improvement",
+    "render_episode",
+    "render_run",
+    "rollout",
 ]

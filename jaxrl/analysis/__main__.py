@@ -1,4 +1,7 @@
-"""``python -m jaxrl.analysis RUN [RUN ...]``: a table with intervals, a picture to compare runs."""
+"""``python -m jaxrl.analysis RUN [RUN ...]``: a table with intervals, a picture to compare runs.
+
+``python -m jaxrl.analysis render RUN``: an episode of the run's policy, as pictures.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ from jaxrl.analysis.load import (
     load_summary,
     load_timing,
 )
+from jaxrl.analysis.render import parse_size, render_run
 from jaxrl.analysis.statistics import final_return
-from jaxrl.errors import UsageError
+from jaxrl.errors import RunError, UsageError
 
 PICTURE = "comparison.png"
 TEXTS = ("run", "algorithm", "env", "sweep")
@@ -25,25 +29,53 @@ NUMBERS = ("seeds", "steps", "final IQM", "95% interval", "mean", "steps/s")
 ABOUT = """\
 Print a table of runs: the interquartile mean (IQM) of the seeds' final evaluation returns with its
 95% bootstrap interval, the mean, and environment steps/s of all seeds together. Of several runs,
-also draw the comparison. A run that is not finished is shown as far as it is."""
+also draw the comparison. A run that is not finished is shown as far as it is.
+To draw an episode of a run's policy instead: python -m jaxrl.analysis render RUN (--help)."""
+ABOUT_RENDER = """\
+Play one episode of a run's policy and draw it: episode.mp4 and episode.gif of MuJoCo's tasks and of
+gymnax's that have a picture, episode.html of Brax's, and always episode.npz. They go into the run's
+folder, in place of those of an earlier call."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Print the table and draw the picture; returns the exit code: 0, or 2 on bad usage."""
+    """Print the table and draw the picture, or an episode after the word ``render``.
+
+    Returns the exit code: 0, 2 on bad usage, or 1 if the run has no intact checkpoint.
+    """
+    given = list(sys.argv[1:] if words is None else words)
     try:
-        options = _parser().parse_args(words)
-        _print_table([row for run in options.runs for row in table_rows(run)])
-        out = _picture(options.out, options.runs)
-        if out is not None:
-            if len(options.runs) > 1:
-                plot_comparison(options.runs, out)
-            else:
-                plot_run(options.runs[0], out)
-            print(f"picture: {out}")
-    except (UsageError, OSError) as error:
+        if given[:1] == ["render"]:
+            _render(_render_parser().parse_args(given[1:]))
+        else:
+            _compare(_parser().parse_args(given))
+    except (UsageError, RunError, OSError) as error:
         print(f"jaxrl.analysis: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, RunError) else 2
     return 0
+
+
+def _compare(options: argparse.Namespace) -> None:
+    _print_table([row for run in options.runs for row in table_rows(run)])
+    out = _picture(options.out, options.runs)
+    if out is not None:
+        if len(options.runs) > 1:
+            plot_comparison(options.runs, out)
+        else:
+            plot_run(options.runs[0], out)
+        print(f"picture: {out}")
+
+
+def _render(options: argparse.Namespace) -> None:
+    from jaxrl.run.cli import prepare
+
+    given = vars(options)
+    if given["size"] is not None:
+        given["size"] = parse_size(given["size"])
+    prepare(None)
+    rendering = render_run(given.pop("run"), **given)
+    for note in rendering.notes:
+        print(f"jaxrl.analysis: {note}", file=sys.stderr)
+    print(rendering)
 
 
 def table_rows(run_dir: str | Path) -> list[list[str]]:
@@ -148,6 +180,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PICTURE",
         help=f"where to draw, replacing what is there (default for several runs: {PICTURE})",
     )
+    return parser
+
+
+def _render_parser() -> argparse.ArgumentParser:
+    parser = _Parser("python -m jaxrl.analysis render", description=ABOUT_RENDER)
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the folder of a run")
+    add("--seed", type=int, metavar="S", help="which of its seeds; default the first")
+    add("--config", type=int, default=0, metavar="I", help="of a sweep, which configuration")
+    add("--step", type=int, help="which checkpoint; default the newest")
+    add("--mode", choices=("greedy", "sample"), default="greedy", help="how to act")
+    add("--episode", type=int, default=0, metavar="I", help="which of the evaluation's starts")
+    add("--steps", type=int, metavar="MAX", dest="max_steps", help="cut it off after so many steps")
+    add("--size", metavar="WxH", help="pixels of MuJoCo's pictures, as 640x480")
+    add("--out", metavar="FOLDER", help="where to write instead; nothing is replaced there")
     return parser
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from jaxrl.envs import brax, gymnax, mjx, probe
+from jaxrl.envs import brax, gymnax, mjx, playground, probe
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError, nearest
 from jaxrl.types import Environment
 
-__all__ = ["SUITES", "VectorEnv", "make", "names"]
+__all__ = ["SUITES", "VectorEnv", "make", "make_recorded", "names"]
 
 # A suite is a module with ``TASKS``, a tuple of names, and ``make(task, **options)``.
-SUITES: dict[str, ModuleType] = {"brax": brax, "gymnax": gymnax, "mjx": mjx, "probe": probe}
+SUITES: dict[str, ModuleType] = {
+    "brax": brax,
+    "gymnax": gymnax,
+    "mjx": mjx,
+    "playground": playground,
+    "probe": probe,
+}
 
 
 def names(suite: str | None = None) -> list[str]:
@@ -48,3 +55,14 @@ def make(name: str, /, **options: Any) -> Environment:
     near = names(suite) if suite in SUITES else names()
     hint = f"did you mean {', '.join(same)}?" if same else nearest(name, near)
     raise UsageError(f"unknown environment {name!r}; {hint}")
+
+
+def make_recorded(name: str, options: Mapping[str, Any]) -> Environment:
+    """The environment that a run recorded in its ``config.json``, for playing its policy.
+
+    The physics engine is this machine's: a policy trained on a GPU plays on a laptop too.
+    """
+    elsewhere = ("engine", "iterations", "ls_iterations", "impl")
+    kept = {option: value for option, value in options.items() if option not in elsewhere}
+    tuples = {option: tuple(v) if isinstance(v, list) else v for option, v in kept.items()}
+    return make(name, **tuples)

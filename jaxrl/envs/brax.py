@@ -67,7 +67,7 @@ class BraxEnv:
 
     def __post_init__(self) -> None:
         start = jax.eval_shape(self.env.reset, jax.random.key_data(jax.random.key(0)))
-        self._template = start.pipeline_state
+        self._template, self._obs = start.pipeline_state, start.obs
         self._carried = tuple(
             field.name
             for field in dataclasses.fields(self._template)
@@ -88,7 +88,7 @@ class BraxEnv:
         """Advance one step with ``action[A]`` in [-1, 1]. Raises as ``check_action`` does."""
         action, legal = check_action(self.spec.action, action)
         zero = jnp.zeros(())
-        obs = jnp.zeros(self.spec.observation.shape)
+        obs = jnp.zeros(self._obs.shape)
         before = _state_class()(self.pipeline_state(state), obs, zero, zero, {}, {})
         after = self.env.step(before, action)
         terminated = jnp.asarray(after.done) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -85,6 +86,22 @@ def check_like(name: str, option: str, value: Any, default: Any) -> None:
         fits = number(value)
     if not fits:
         raise UsageError(f"{name}: {option} is {value!r}; it must be like {default!r}")
+
+
+def check_nvidia(name: str, option: str, value: str, instead: str) -> None:
+    """Refuse what runs on NVIDIA GPUs alone.
+
+    Raises:
+        UsageError: JAX's default device is another, or Warp is not installed.
+    """
+    version = jax.local_devices()[0].client.platform_version
+    if not version.startswith("cuda"):
+        raise UsageError(
+            f"{name}: {option} {value!r} needs an NVIDIA GPU, and JAX's backend is "
+            f"{jax.default_backend()}; choose {option} {instead}"
+        )
+    if importlib.util.find_spec("warp") is None:
+        raise UsageError(f"{name}: {option} {value!r} needs the package; pip install warp-lang")
 
 
 def _integer(x: Any) -> bool:

@@ -111,8 +111,9 @@ class GymnaxEnv:
         return state, Step(self._observe(obs), refuse(legal, reward), terminated, truncated, {})
 
     def _observe(self, obs: Array) -> Array:
-        if obs.shape != self.spec.observation.shape:  # the index of a state
-            return jax.nn.one_hot(obs, self.spec.observation.shape[0])
+        space: Any = self.spec.observation
+        if obs.shape != space.shape:  # the index of a state
+            return jax.nn.one_hot(obs, space.shape[0])
         return jnp.asarray(obs, jnp.float32)
 
     def _arrays(self, state: PyTree) -> PyTree:

@@ -2,8 +2,9 @@
 
 They go from one fault to the next: a value that cannot learn a constant fails ``constant``, one
 that ignores its input ``observation``, wrong discounting ``delayed``, a wrong policy gradient
-``action``, a policy that ignores its input ``both``. ``time_limit`` and ``termination`` tell apart
-what looks alike: an episode that was cut off and one that ended.
+``action``, a policy that ignores its input ``both``, a policy or a value that sees the wrong part
+of a dictionary ``privileged``. ``time_limit`` and ``termination`` tell apart what looks alike: an
+episode that was cut off and one that ended.
 
 Each has ``value(obs, gamma)``, the optimal value, and ``best_action(obs)``. Every final observation
 is one that also occurs before the end, so that bootstrapping beyond the end shows. With
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxrl.envs.checks import check_action, check_options, check_positive, refuse
 from jaxrl.errors import UsageError
-from jaxrl.types import Array, Box, Discrete, Key, Spec, Step
+from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec, Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Probe:
         action = Box(-1.0, 1.0, (1,)) if self.continuous else Discrete(2)
         return Spec(Box(-1.0, 1.0, (1,)), action, self.limit)
 
-    def reset(self, key: Key) -> tuple[Array, Array]:
+    def reset(self, key: Key) -> tuple[Array, PyTree]:
         """Draw a first state, float32[]. Returns ``state, obs[1]``."""
         state = self.start(key)
         return state, self.observe(state)
@@ -61,7 +62,7 @@ class Probe:
         """The first state."""
         return jnp.zeros(())
 
-    def observe(self, state: Array) -> Array:
+    def observe(self, state: Array) -> Any:
         """The observation ``[1]``."""
         return state[None]
 
@@ -73,11 +74,11 @@ class Probe:
         """The next state, and whether it ends the episode."""
         return state, True
 
-    def value(self, obs: Array, gamma: float) -> Array:
+    def value(self, obs: Any, gamma: float) -> Array:
         """The optimal value of ``obs[..., 1]``: ``[...]``, for ``gamma`` in [0, 1)."""
         return jnp.ones(obs.shape[:-1])
 
-    def best_action(self, obs: Array) -> Array:
+    def best_action(self, obs: Any) -> Array:
         """An optimal action at ``obs[..., 1]``: ``[...]``, or ``[..., 1]`` if continuous."""
         shape = obs.shape if self.continuous else obs.shape[:-1]
         return jnp.zeros(shape, self.spec.action.dtype)
@@ -154,6 +155,39 @@ class Both(Action):
         return jax.random.rademacher(key, dtype=jnp.float32)
 
 
+class Privileged(Both):
+    """``both``, observed as ``state``, and a bonus of 1 or -1, which ``privileged_state`` shows.
+
+    Value ``1 + bonus``: a policy that sees only the privileged part cannot act, and a value that
+    does not see it explains none of the variance.
+    """
+
+    name = "probe/privileged"
+
+    @property
+    def spec(self) -> Spec:
+        box = Box(-1.0, 1.0, (1,))
+        parts = {"state": box, "privileged_state": box}
+        return dataclasses.replace(super().spec, observation=parts)
+
+    def start(self, key: Key) -> Array:
+        """``[2]``: what to act on, and the bonus."""
+        return jax.random.rademacher(key, (2,), dtype=jnp.float32)
+
+    def observe(self, state: Array) -> Any:
+        """Two parts of ``[1]``."""
+        return {"state": state[:1], "privileged_state": state[1:]}
+
+    def reward(self, state: Array, action: Array) -> Array:
+        return super().reward(state, action) + state[1]
+
+    def value(self, obs: Any, gamma: float) -> Array:
+        return 1.0 + obs["privileged_state"][..., 0]
+
+    def best_action(self, obs: Any) -> Array:
+        return super().best_action(obs["state"])
+
+
 @dataclasses.dataclass(frozen=True)
 class TimeLimit(Probe):
     """Reward 1 at each step, for ever; only the time limit interrupts. Value ``1 / (1 - gamma)``.
@@ -203,7 +237,7 @@ class Termination(Probe):
 
 _PROBES: dict[str, type[Probe]] = {
     kind.name.partition("/")[2]: kind
-    for kind in (Constant, Observation, Delayed, Action, Both, TimeLimit, Termination)
+    for kind in (Constant, Observation, Delayed, Action, Both, Privileged, TimeLimit, Termination)
 }
 TASKS = tuple(_PROBES)
 

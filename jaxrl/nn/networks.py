@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxrl.errors import UsageError
+from jaxrl.errors import UsageError, nearest
 from jaxrl.nn.distributions import Categorical, Distribution, Normal, TanhNormal
-from jaxrl.types import Array, Box, Discrete, Key
+from jaxrl.types import Array, Box, Discrete, Key, PyTree
 
 Activation = Literal["tanh", "relu", "swish", "elu", "gelu"]
 Init = Literal["orthogonal", "lecun"]
 Std = Literal["independent", "dependent"]
+
+PRIVILEGED = "privileged_state"  # the part of an observation that only value functions see
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
@@ -108,6 +110,43 @@ def flat_input(space: Box) -> Array:
             f"drop it: {space.shape[1:]}"
         )
     return jnp.zeros((math.prod(space.shape),))
+
+
+def policy_part(obs: PyTree, name: str) -> Any:
+    """What a policy sees of an observation, or of its space: the part ``name``.
+
+    An observation that is no dictionary is its own ``"state"``.
+
+    Raises:
+        UsageError: if there is no such part.
+    """
+    return _part(obs, "policy_obs", name)
+
+
+def value_part(obs: PyTree, name: str, policy_name: str) -> Any:
+    """What a value function sees: the part ``name``.
+
+    Without ``"privileged_state"``, the default, it sees what the policy does.
+
+    Raises:
+        UsageError: if there is no such part.
+    """
+    if name == PRIVILEGED and name not in _parts(obs):
+        return policy_part(obs, policy_name)
+    return _part(obs, "value_obs", name)
+
+
+def _parts(obs: PyTree) -> Mapping[str, Any]:
+    return obs if isinstance(obs, Mapping) else {"state": obs}
+
+
+def _part(obs: PyTree, option: str, name: str) -> Any:
+    parts = _parts(obs)
+    if name not in parts:
+        raise UsageError(
+            f"{option} is {name!r}, which this environment does not observe; {nearest(name, parts)}"
+        )
+    return parts[name]
 
 
 class Policy(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -53,7 +54,10 @@ def merge(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
 
 
 def normalise(statistics: RunningStatistics, x: PyTree, clip: Array | float) -> PyTree:
-    """``(x - mean) / std`` clipped to ``[-clip, clip]``, for ``x[..., *O]``; ``x`` before data."""
+    """``(x - mean) / std`` clipped to ``[-clip, clip]``, for ``x[..., *O]``; ``x`` before data.
+
+    A dictionary may lack parts that have statistics; parts that have none are returned unchanged.
+    """
     seen = statistics.size > 0
 
     def one(mean: Array, m2: Array, x: Array) -> Array:
@@ -62,4 +66,9 @@ def normalise(statistics: RunningStatistics, x: PyTree, clip: Array | float) -> 
         scaled = (x - mean) / jnp.where(seen, jnp.maximum(std, 1e-6), 1.0)
         return jnp.clip(scaled, -clip, clip)
 
-    return jax.tree.map(one, statistics.mean, statistics.m2, x)
+    if not isinstance(x, Mapping):
+        return jax.tree.map(one, statistics.mean, statistics.m2, x)
+    known = [name for name in x if name in statistics.mean]
+    return {**x} | {
+        name: one(statistics.mean[name], statistics.m2[name], x[name]) for name in known
+    }

@@ -59,6 +59,8 @@ class Options:
     """Stop once so many gradient steps in a row were not finite."""
     log: tuple[str, ...] = ()
     """Further places to log to: tensorboard, wandb."""
+    render: bool = False
+    """At the end draw an episode of the first seed, as python -m jaxrl.analysis render does."""
     quiet: bool = False
     """No progress bar, no notes."""
 
@@ -173,7 +175,7 @@ def swept(words: Sequence[str]) -> dict[str, tuple[float, ...]] | None:
 
 
 def train(trainer: Trainer, options: Options) -> Run:
-    """``run`` with the options of a script; the result is printed."""
+    """``run`` with the options of a script; the result is printed, and drawn with ``render``."""
     folder = options.run_dir
     if folder is None:
         if options.resume:
@@ -182,7 +184,7 @@ def train(trainer: Trainer, options: Options) -> Run:
         task = config["env"].replace("/", "-")
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # runs may begin in the same second
         folder = str(Path("runs") / f"{config['algorithm'].lower()}_{task}_{stamp}")
-    hidden = {"env", "env_options", "seed", "num_seeds", "num_envs", "run_dir", "sweep"}
+    hidden = {"env", "env_options", "seed", "num_seeds", "num_envs", "run_dir", "sweep", "render"}
     shared = {f.name for f in dataclasses.fields(Options)} - hidden
     if options.num_seeds < 1:
         raise UsageError(f"num-seeds is {options.num_seeds}; it must be at least 1")
@@ -195,7 +197,27 @@ def train(trainer: Trainer, options: Options) -> Run:
     )
     if not options.quiet:
         print(describe(result))
+    if options.render:
+        _render(folder, options.quiet)
     return result
+
+
+def _render(folder: str, quiet: bool) -> None:
+    """An episode of the newest checkpoint. The run is over and saved; no failure here spoils it."""
+    from jaxrl.analysis import render_run
+
+    if not quiet:
+        print("drawing an episode", flush=True)  # without a GPU, physics takes a minute or more
+    try:
+        rendering = render_run(folder)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        print(f"warning: no episode was drawn: {reason}", file=sys.stderr)
+        return
+    for note in rendering.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if not quiet:
+        print(rendering)
 
 
 def describe(result: Run) -> str:

@@ -86,9 +86,7 @@ def load_policy(
 
     agent = hyper.from_config(stored["agent"], AGENTS)
     agent = hyper.replace(agent, configurations[config])
-    given = stored["env_options"].items()
-    options = {name: tuple(v) if isinstance(v, list) else v for name, v in given}
-    spec = envs.make(stored["env"], **options).spec
+    spec = envs.make_recorded(stored["env"], stored["env_options"]).spec
     spec = dataclasses.replace(spec, max_steps=stored["max_steps"])
     members = len(seeds) * len(configurations)
     one = jax.eval_shape(lambda key: agent.init(key, spec), jax.random.key(0))

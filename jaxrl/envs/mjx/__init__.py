@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import os
 from collections.abc import Mapping
 from numbers import Real
@@ -30,7 +29,7 @@ from typing import Any, Literal, get_args
 import jax
 
 from jaxrl._startup import large_pool
-from jaxrl.envs.checks import check_like, check_options, check_positive
+from jaxrl.envs.checks import check_like, check_nvidia, check_options, check_positive
 from jaxrl.envs.randomize import as_option, randomize_option
 from jaxrl.errors import UsageError, nearest
 from jaxrl.types import Environment
@@ -123,11 +122,8 @@ def choose_engine(name: str, engine: str | None) -> EngineName:
             f"{name}: engine 'c' runs on the CPU, and JAX's backend is {platform}; "
             "choose engine mjx, or set JAX_PLATFORMS=cpu"
         )
-    if engine == "warp" and (platform != "gpu" or importlib.util.find_spec("warp") is None):
-        raise UsageError(
-            f"{name}: engine 'warp' needs an NVIDIA GPU (JAX's backend is {platform}) and the "
-            "package warp-lang; choose engine mjx"
-        )
+    if engine == "warp":
+        check_nvidia(name, "engine", engine, "mjx")
     if engine is None:
         return "c" if platform == "cpu" else "mjx"
     return engine  # type: ignore[return-value]

@@ -59,9 +59,10 @@ class MjxEngine:
         with corrected():
             model = with_parameters(self.model, parameters)
             data = mjx.forward(model, self.data.replace(qpos=qpos, qvel=qvel))
+        # MJX returns normalised quaternions, but Gymnasium's first observation has them as drawn.
         # Without a warm start the solver begins at the unconstrained acceleration. So of tasks that
         # read positions and velocities alone, a reset computes no physics at all.
-        data = data.replace(qacc_warmstart=jnp.zeros_like(qvel))
+        data = data.replace(qpos=qpos, qacc_warmstart=jnp.zeros_like(qvel))
         read = self._read(model, data)
         return self._pack(read, data, parameters), self.task.observe(read)
 
@@ -69,6 +70,7 @@ class MjxEngine:
         """``frame_skip`` steps of physics. Returns ``state, obs[O], reward, terminated``."""
         from mujoco import mjx
 
+        action = action.astype(self.data.ctrl.dtype)
         data = self.data.replace(ctrl=action, **{name: state[name] for name in _CARRIED})
         dtypes = jax.tree.map(lambda x: x.dtype, data)
 

@@ -7,8 +7,11 @@ numpy arrays where the native engine does, so the same lines serve both.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,7 +64,8 @@ class Task:
         if not path.is_file():
             raise UsageError(f"xml_file is {self.xml_file!r}, but {path} is missing")
         try:
-            model = mujoco.MjModel.from_xml_path(str(path))
+            with old_xml_unsaid():
+                model = mujoco.MjModel.from_xml_path(str(path))
         except ValueError as error:
             raise UsageError(f"xml_file is {self.xml_file!r}: {error}") from error
         if self.legacy_margin:
@@ -136,6 +140,26 @@ class Task:
             return int(self.model.body(name).id)
         except (KeyError, IndexError, ValueError) as error:
             raise UsageError(f"{self.xml_file}: no body {name!r}: {error}") from None
+
+
+@contextlib.contextmanager
+def old_xml_unsaid() -> Iterator[None]:
+    """MuJoCo's warnings as Python's, but none of deprecated XML, which is not the user's.
+
+    Otherwise it prints them, and writes a log file into the working directory.
+    """
+    import mujoco
+
+    def report(text: str) -> None:
+        if "deprecated" not in text:
+            warnings.warn(text, stacklevel=2)
+
+    handler = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(report)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(handler)
 
 
 def numbers(x: Any) -> Any:

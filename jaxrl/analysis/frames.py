@@ -1,0 +1,207 @@
+"""Frames of an episode's states: MuJoCo's as Gymnasium draws them, gymnax's by gymnax's own tools.
+
+Nothing here needs a display. An environment is drawn by MuJoCo if it has ``mj_model`` and
+``pose(state)``: on the host, the arrays of MuJoCo's data to draw a state by (``qpos[nq]``, perhaps
+``mocap_pos`` and ``mocap_quat``). It may have ``dt``, the seconds of its step, and ``camera``, the
+arguments of Gymnasium's renderer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.util
+import math
+import os
+import platform
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrl.analysis.episode import Episode
+from jaxrl.envs.gymnax import GymnaxEnv
+from jaxrl.errors import RunError
+from jaxrl.types import Environment
+
+MOST_FPS = 50  # what GIF players keep up with; of faster environments every n-th state is drawn
+USUAL_FPS = 30  # of an environment that does not say how long its steps are
+Size = tuple[int, int]  # width and height in pixels
+Frames = Generator[np.ndarray, None, None]
+
+
+class CannotDraw(RunError):
+    """Pictures cannot be made; one line says why."""
+
+
+class Film(NamedTuple):
+    """Frames ``uint8[H, W, 3]``, drawn as they are taken, and the seconds that each is shown."""
+
+    frames: Frames
+    seconds: float
+
+
+def is_mujoco(env: Environment) -> bool:
+    """Whether MuJoCo draws it."""
+    return hasattr(env, "mj_model") and hasattr(env, "pose")
+
+
+def film(env: Any, episode: Episode, size: Size | None = None) -> Film:
+    """The episode in real time, or at the pace at which gymnax shows its tasks.
+
+    Args:
+        size: width and height of MuJoCo's pictures; default what the environment says, else 480.
+
+    Raises:
+        CannotDraw: there is no picture of such an environment, or a package or GL is missing; the
+            frames raise it too, as drawing begins with the first.
+    """
+    if is_mujoco(env):
+        stride, seconds = _pace(getattr(env, "dt", 1 / USUAL_FPS))
+        poses = [env.pose(state) for state in episode.states[::stride]]
+        return Film(_mujoco_frames(env, poses, size), seconds)
+    if not isinstance(env, GymnaxEnv):
+        raise CannotDraw(f"there is no picture of {env.name}")
+
+    from gymnax.visualize.vis_gym import SUPPORTED_GYM_ENVS
+
+    if env.env.name in SUPPORTED_GYM_ENVS:
+        return _classic(env, episode.states)
+    return _gymnax(env, episode)
+
+
+def _pace(dt: float) -> tuple[int, float]:
+    """Every how many states to draw one, and for how many seconds to show it."""
+    stride = max(math.ceil(1 / (MOST_FPS * dt) - 1e-6), 1)
+    return stride, stride * dt
+
+
+# --- MuJoCo
+
+
+def _mujoco_frames(env: Any, poses: Sequence[dict[str, np.ndarray]], size: Size | None) -> Frames:
+    import mujoco
+    from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
+
+    model = copy.copy(env.mj_model)
+    camera = _camera(env, model)
+    width, height = size or (camera.pop("width", 480), camera.pop("height", 480))
+    model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+    data = mujoco.MjData(model)
+    renderer = MujocoRenderer(model, data, **camera | {"width": width, "height": height})
+    try:
+        for i, pose in enumerate(poses):
+            for name, value in pose.items():
+                getattr(data, name)[:] = value
+            mujoco.mj_forward(model, data)
+            with _gl(width, height) if i == 0 else contextlib.nullcontext():
+                frame = renderer.render("rgb_array")
+            yield np.ascontiguousarray(frame)
+    finally:
+        renderer.close()
+
+
+def _camera(env: Any, model: Any) -> dict[str, Any]:
+    """The arguments of Gymnasium's renderer; without any, the model's first camera or a free one.
+
+    One named "track" goes before the first.
+    """
+    if not hasattr(env, "camera"):
+        names = [model.camera(i).name for i in range(model.ncam)]
+        tracking = names.index("track") if "track" in names else 0
+        return {"camera_id": tracking if names else -1}
+    given = {name: value for name, value in env.camera.items() if value is not None}
+    if "default_camera_config" in given:
+        given["default_cam_config"] = given.pop("default_camera_config")
+    return given
+
+
+@contextlib.contextmanager
+def _gl(width: int, height: int) -> Iterator[None]:
+    """Where the first picture is drawn: EGL, which needs no display, unless the user chose.
+
+    The choice is undone afterwards: child processes could not even import MuJoCo under
+    ``MUJOCO_GL=egl`` where there is no EGL.
+
+    Raises:
+        CannotDraw: there is no working GL.
+    """
+    chosen = os.environ.get("MUJOCO_GL")
+    backend = chosen or ("egl" if platform.system() == "Linux" else None)
+    try:
+        if backend:
+            os.environ["MUJOCO_GL"] = backend
+        with warnings.catch_warnings(action="ignore"):  # GLFW warns of what it then raises
+            if backend:
+                # Gymnasium's viewer complains a second time if it gets no context, when deleted.
+                importlib.import_module(f"mujoco.{backend}").GLContext(width, height).free()
+            yield
+    except Exception as error:  # PyOpenGL and the drivers raise whatever they like
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        packages = "install EGL, on Debian by apt-get install libegl1 libgl1-mesa-dri"
+        cure = "without MUJOCO_GL, EGL would be tried" if chosen else packages
+        raise CannotDraw(f"no GL works under MUJOCO_GL={backend} ({reason}); {cure}") from error
+    finally:
+        if not chosen:
+            os.environ.pop("MUJOCO_GL", None)
+
+
+# --- gymnax
+
+
+def _classic(env: GymnaxEnv, states: Sequence[Any]) -> Film:
+    """Classic control, as Gymnasium draws it; gymnax knows how to translate its states."""
+    import gymnasium
+    from gymnax.visualize.vis_gym import get_gym_state, set_gym_params
+
+    # pygame opens sound and a screen, of which it needs neither, and greets.
+    for name in ("SDL_AUDIODRIVER", "SDL_VIDEODRIVER"):
+        os.environ.setdefault(name, "dummy")
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    if importlib.util.find_spec("pygame") is None:
+        raise CannotDraw("classic control is drawn by pygame; pip install 'jaxrl[video]'")
+    task = env.env.name
+    viewer = gymnasium.make(task, render_mode="rgb_array", disable_env_checker=True)
+    inner: Any = viewer.unwrapped
+
+    def frames() -> Frames:
+        try:
+            viewer.reset()
+            set_gym_params(inner, task, env.params)
+            for state in states:
+                inner.state = get_gym_state(state, task)
+                inner.last_u = np.asarray(getattr(state, "last_u", 0.0))  # Pendulum's arrow
+                yield np.asarray(viewer.render())
+        finally:
+            viewer.close()
+
+    return Film(frames(), 1 / viewer.metadata["render_fps"])
+
+
+def _gymnax(env: GymnaxEnv, episode: Episode) -> Film:
+    """Grids and MinAtar, as gymnax's visualizer draws them: with the step and the return so far."""
+    import matplotlib.pyplot as plt
+    from gymnax.visualize import Visualizer
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    returns = np.concatenate([[0.0], np.cumsum(episode.reward)])
+    with plt.ioff():
+        visualizer = Visualizer(env.env, env.params, episode.states, returns)
+    canvas = FigureCanvasAgg(visualizer.fig)
+    visualizer.init()
+    if not hasattr(visualizer, "im"):
+        plt.close(visualizer.fig)
+        raise CannotDraw(f"gymnax does not draw {env.env.name}")
+
+    def frames() -> Frames:
+        try:
+            for i in range(len(episode.states)):
+                visualizer.update(i)
+                canvas.draw()
+                yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        finally:
+            plt.close(visualizer.fig)
+
+    return Film(frames(), visualizer.interval / 1000)

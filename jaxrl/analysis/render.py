@@ -1,0 +1,217 @@
+"""Pictures of a trained policy: one episode as MP4 and GIF or as HTML, and always as arrays.
+
+What is drawn depends on the environment: MuJoCo's tasks and gymnax's that have a picture as
+``episode.mp4`` and ``episode.gif``; Brax's as ``episode.html``, to be turned about in a browser
+(which fetches the viewer from the network); others not at all. ``episode.npz`` is always written:
+``obs[T+1, *O]``, ``action[T, *A]``, ``reward[T]``, ``end``, and of physics ``qpos[T+1, nq]``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrl import envs, hyper
+from jaxrl.analysis.episode import Episode, rollout
+from jaxrl.analysis.frames import CannotDraw, Film, Size, film, is_mujoco
+from jaxrl.analysis.load import load_config
+from jaxrl.envs.brax import BraxEnv, quiet
+from jaxrl.errors import UsageError
+from jaxrl.types import Environment, Mode
+
+NAMES = ("episode.mp4", "episode.gif", "episode.html", "episode.npz")
+ENDS = {
+    "terminated": "",
+    "truncated": " (time limit)",
+    "cut": " (cut off)",
+    "not finite": " (the physics was not finite after that)",
+}
+
+
+class Rendering(NamedTuple):
+    """What was written, and in ``notes``, a line each, why there is no more."""
+
+    episode: Episode
+    files: list[Path]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        names = ", ".join([str(self.files[0]), *(path.name for path in self.files[1:])])
+        steps, how = self.episode.length, ENDS[self.episode.end]
+        return (
+            f"episode of {steps:,} steps{how}, return {self.episode.episode_return:,.1f}: {names}"
+        )
+
+
+def render_run(
+    run_dir: str | Path,
+    *,
+    seed: int | None = None,
+    config: int = 0,
+    step: int | None = None,
+    mode: Mode = "greedy",
+    episode: int = 0,
+    max_steps: int | None = None,
+    size: Size | None = None,
+    out: str | Path | None = None,
+) -> Rendering:
+    """Draw an episode of a run's policy.
+
+    The files go into the run's folder, where they replace those of an earlier call, or into
+    ``out``, where nothing is replaced.
+
+    Args:
+        seed, config, step, mode: which policy, as of ``load_policy``.
+        episode: which of the evaluation's starts; the first is 0.
+        max_steps: cut the episode off after so many steps; default the run's time limit.
+        size: width and height of MuJoCo's pictures in pixels; default the environment's own.
+        out: another folder; it is made if need be.
+
+    Raises:
+        UsageError: for what is not a run folder or not in it, a file in ``out`` that would be
+            replaced, a size that is not possible.
+        CheckpointError: if no checkpoint is intact.
+        OSError: if the files cannot be written.
+    """
+    from jaxrl.run.policy import load_policy
+    from jaxrl.run.session import EVALUATION_SEED
+
+    stored = load_config(run_dir)
+    hyper.require("episode", episode, 0)
+    hyper.require("steps", max_steps, 1)
+    folder = _folder(Path(run_dir), out)
+    policy = load_policy(run_dir, seed=seed, mode=mode, step=step, config=config)
+    env = envs.make_recorded(stored["env"], stored["env_options"])
+    check_size(env, size)
+    key = jax.random.split(jax.random.key(EVALUATION_SEED), episode + 1)[episode]
+    return render_episode(env, rollout(env, policy, key, max_steps), folder, size)
+
+
+def render_episode(
+    env: Environment, episode: Episode, folder: str | Path, size: Size | None = None
+) -> Rendering:
+    """Draw an episode into a folder, in place of what an earlier call has left there.
+
+    What cannot be drawn is a note, not an error.
+
+    Raises:
+        OSError: if the files cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".episode-") as name:
+        draft = Path(name)
+        try:
+            if isinstance(env, BraxEnv):
+                _write_html(env, episode, draft / "episode.html")
+            else:
+                notes += _write_film(film(env, episode, size), draft)
+        except Exception as error:  # of a graphics stack, which raises whatever it likes
+            notes.append(f"no pictures: {_one_line(error)}")
+            for path in draft.iterdir():  # begun
+                path.unlink()
+        episode.save(draft / "episode.npz", _poses(env, episode))
+        made = [name for name in NAMES if (draft / name).exists()]
+        for name in made:
+            os.replace(draft / name, folder / name)
+    for name in set(NAMES) - set(made):  # of another episode
+        (folder / name).unlink(missing_ok=True)
+    return Rendering(episode, [folder / name for name in made], notes)
+
+
+def parse_size(text: str) -> Size:
+    """``"640x480"`` as width and height.
+
+    Raises:
+        UsageError: if it is not that.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise UsageError(f"size is {text!r}; give width and height in pixels, as 640x480")
+    return int(parts[0]), int(parts[1])
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, CannotDraw) else f"{type(error).__name__}: {text}"
+
+
+def check_size(env: Environment, size: Size | None) -> None:
+    """Raise UsageError unless pictures of the environment can have the size."""
+    if size is None:
+        return
+    if not is_mujoco(env):
+        raise UsageError(f"size is of MuJoCo's pictures alone; {env.name} is drawn without it")
+    if any(not 16 <= number <= 4096 for number in size):
+        raise UsageError(f"size is {size[0]}x{size[1]}; both must be 16 to 4096, as 640x480")
+
+
+def _folder(run_dir: Path, out: str | Path | None) -> Path:
+    """Where to write. Only in the run's own folder is ``episode.*`` sure to be ours."""
+    if out is None or Path(out).resolve() == run_dir.resolve():
+        return run_dir
+    taken = [name for name in NAMES if (Path(out) / name).exists()]
+    if taken:
+        raise UsageError(f"out {out} has an {taken[0]} already; remove it, or give another --out")
+    if Path(out).exists() and not Path(out).is_dir():
+        raise UsageError(f"out {out} is not a folder; give another --out")
+    return Path(out)
+
+
+def _poses(env: Any, episode: Episode) -> dict[str, np.ndarray]:
+    """What describes the bodies over time, each ``[T + 1, ...]``."""
+    if isinstance(env, BraxEnv):
+        return {"qpos": np.stack([state["q"] for state in episode.states])}
+    if not is_mujoco(env):
+        return {}
+    poses = [env.pose(state) for state in episode.states]
+    return {name: np.stack([pose[name] for pose in poses]) for name in poses[0]}
+
+
+def _write_html(env: BraxEnv, episode: Episode, path: Path) -> None:
+    with quiet():
+        from brax.io import html
+
+    # The viewer takes the time of a physics step for that between two states.
+    system = env.env.sys.tree_replace({"opt.timestep": env.env.dt})
+    states = [env.pipeline_state(state) for state in episode.states]
+    path.write_text(html.render(system, states, height="100vh", colab=False))
+
+
+def _write_film(shown: Film, folder: Path) -> Sequence[str]:
+    """``episode.gif`` and, if it can be, ``episode.mp4``. Returns notes."""
+    from PIL import Image
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(shown.frames.close)
+        film_file: Any = None
+        if importlib.util.find_spec("av") is not None:
+            import imageio.v3 as iio
+
+            film_file = stack.enter_context(iio.imopen(folder / "episode.mp4", "w", plugin="pyav"))
+            film_file.init_video_stream("libx264", fps=1 / shown.seconds)
+        pictures = []
+        for frame in shown.frames:
+            pictures.append(Image.fromarray(frame).quantize())  # a third of the memory
+            if film_file is not None:
+                height, width = (number // 2 * 2 for number in frame.shape[:2])  # H.264's
+                film_file.write_frame(frame[:height, :width])
+    # GIF counts in hundredths of a second; rounding the times keeps the whole to real time.
+    times = np.round(np.arange(len(pictures) + 1) * shown.seconds * 100)
+    durations = (np.diff(times) * 10).astype(int).tolist()
+    first, *rest = pictures
+    first.save(
+        folder / "episode.gif", save_all=True, append_images=rest, duration=durations, loop=0
+    )
+    if film_file is None:
+        return ["no MP4: it needs PyAV; pip install 'jaxrl[video]'"]
+    return []

@@ -1,0 +1,297 @@
+"""Adapter of MuJoCo Playground: DM Control tasks, and robots that walk, balance and grasp.
+
+Options of every task: ``impl``, ``"jax"`` unless given or ``"warp"`` (MuJoCo Warp: NVIDIA GPUs);
+``max_steps``, the time limit; and the numbers of the task's default configuration by their dotted
+names (``ctrl_dt``, ``action_repeat``, ``noise_config.level``, ...). Warp's buffers of contacts,
+``naconmax`` and ``naccdmax``, serve all environments together and drop what overflows them: raise
+them with ``num_envs``.
+
+Raw ``reset`` and ``step`` are used, never Playground's wrappers, so ``done`` is termination only
+(physics that turned NaN included). ``action_repeat``, which is its wrappers' work, is done here;
+unlike theirs it stops at the end of an episode. Actions are in [-1, 1]. Most robots observe a
+dictionary: ``state`` for the policy, and ``privileged_state`` for the value function.
+
+The robots need the models of the MuJoCo Menagerie. Playground would clone it behind the user's
+back; here they are refused until it is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping
+from numbers import Integral
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl._startup import large_pool
+from jaxrl.envs.brax import quiet
+from jaxrl.envs.checks import (
+    check_action,
+    check_like,
+    check_nvidia,
+    check_options,
+    check_positive,
+    refuse,
+)
+from jaxrl.envs.mjx.task import old_xml_unsaid
+from jaxrl.errors import UsageError, nearest
+from jaxrl.types import Array, Box, Environment, Key, PyTree, Spec, Step
+
+Impl = Literal["jax", "warp"]
+
+DM_CONTROL = (
+    *("AcrobotSwingup", "AcrobotSwingupSparse", "BallInCup", "CartpoleBalance"),
+    *("CartpoleBalanceSparse", "CartpoleSwingup", "CartpoleSwingupSparse", "CheetahRun"),
+    *("FingerSpin", "FingerTurnEasy", "FingerTurnHard", "FishSwim", "HopperHop", "HopperStand"),
+    *("HumanoidRun", "HumanoidStand", "HumanoidWalk", "PendulumSwingup", "PointMass"),
+    *("ReacherEasy", "ReacherHard", "SwimmerSwimmer6", "WalkerRun", "WalkerStand", "WalkerWalk"),
+)
+LOCOMOTION = (
+    *("ApolloJoystickFlatTerrain", "BarkourJoystick", "BerkeleyHumanoidJoystickFlatTerrain"),
+    *("BerkeleyHumanoidJoystickRoughTerrain", "G1JoystickFlatTerrain", "G1JoystickRoughTerrain"),
+    *("Go1Footstand", "Go1Getup", "Go1Handstand", "Go1JoystickFlatTerrain"),
+    *("Go1JoystickRoughTerrain", "H1InplaceGaitTracking", "H1JoystickGaitTracking", "Op3Joystick"),
+    *("SpotFlatTerrainJoystick", "SpotGetup", "SpotJoystickGaitTracking", "T1JoystickFlatTerrain"),
+    *("T1JoystickRoughTerrain",),
+)
+MANIPULATION = (
+    *("AeroCubeRotateZAxis", "AlohaHandOver", "AlohaSinglePegInsertion", "LeapCubeReorient"),
+    *("LeapCubeRotateZAxis", "PandaOpenCabinet", "PandaPickCube", "PandaPickCubeCartesian"),
+    *("PandaPickCubeOrientation", "PandaRobotiqPushCube"),
+)
+TASKS = DM_CONTROL + LOCOMOTION + MANIPULATION
+
+# MuJoCo's integration state: the fields of MJX's data from which a step computes all others.
+_FIELDS = (
+    *("time", "qpos", "qvel", "act", "history", "qacc_warmstart", "plugin_state", "ctrl"),
+    *("qfrc_applied", "xfrc_applied", "eq_active", "mocap_pos", "mocap_quat", "userdata"),
+)
+# Not offered: pictures need a renderer, and the time limit has a name of its own.
+_HIDDEN = ("vision", "vision_config", "episode_length")
+
+
+@dataclasses.dataclass(eq=False)
+class PlaygroundEnv:
+    """One Playground environment. ``env`` is Playground's own.
+
+    A state is a dictionary: ``data``, the fields of MJX's data that a step reads; ``info``,
+    Playground's; ``obs``, which some tasks keep as history. Vector environments copy states at
+    resets, so what a step computes anew is not carried.
+
+    Attributes:
+        repeat: physics is asked for so many of Playground's steps per step.
+        buffers: sizes of the data's buffers, as ``make_data`` takes them.
+    """
+
+    name: str
+    env: Any
+    max_steps: int
+    repeat: int = 1
+    buffers: dict[str, int] = dataclasses.field(default_factory=dict)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    cheap: bool = False
+
+    def __post_init__(self) -> None:
+        start = jax.eval_shape(self.env.reset, jax.random.key_data(jax.random.key(0)))
+        self._metrics = start.metrics
+        sizes = {name: getattr(start.data, name) for name in _FIELDS}
+        self._like = {
+            "data": {name: leaf for name, leaf in sizes.items() if leaf.size},
+            "info": dict(start.info),
+            "obs": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), start.obs),
+        }
+        boxes = jax.tree.map(lambda x: Box(-np.inf, np.inf, x.shape), start.obs)
+        action = Box(-1.0, 1.0, (self.env.action_size,))
+        self.spec = Spec(boxes, action, self.max_steps)
+
+    @property
+    def mj_model(self) -> Any:
+        """The ``mujoco.MjModel``."""
+        return self.env.mj_model
+
+    @property
+    def dt(self) -> float:
+        """Seconds per step."""
+        return float(self.env.dt) * self.repeat
+
+    def pose(self, state: PyTree) -> dict[str, np.ndarray]:
+        """What a renderer needs of a state, or of a batch ``[..., ]`` of them, on the host.
+
+        ``qpos[..., nq]``, and for models with mocap bodies ``mocap_pos[..., nmocap, 3]`` and
+        ``mocap_quat[..., nmocap, 4]``.
+        """
+        names = ("qpos", "mocap_pos", "mocap_quat")
+        return {name: np.asarray(state["data"][name]) for name in names if name in state["data"]}
+
+    def reset(self, key: Key) -> tuple[PyTree, PyTree]:
+        """Draw a first state. Returns ``state, obs``: ``[O]``, or a dictionary of such."""
+        return self._reset(self.env, key)
+
+    def step(self, key: Key, state: PyTree, action: Array) -> tuple[PyTree, Step]:
+        """Advance one step with ``action[A]`` in [-1, 1]. Raises as ``check_action`` does."""
+        return self._step(self.env, state, action)
+
+    # ``env`` is an argument below: a copy of ``self.env`` with another ``_mjx_model`` will do.
+
+    def _reset(self, env: Any, key: Key) -> tuple[PyTree, PyTree]:
+        state = self._pack(env.reset(jax.random.key_data(key)))  # written for legacy keys
+        return state, state["obs"]
+
+    def _step(self, env: Any, state: PyTree, action: Array) -> tuple[PyTree, Step]:
+        action, legal = check_action(self.spec.action, action)
+
+        def once(before: tuple, _: None) -> tuple[tuple, None]:
+            after = self._raw_step(env, before[0], action)
+            ended = before[2]
+            kept = jax.tree.map(lambda old, new: jnp.where(ended, old, new), before, after)
+            return (kept[0], before[1] + jnp.where(ended, 0.0, after[1]), kept[2]), None
+
+        if self.repeat == 1:
+            state, reward, terminated = self._raw_step(env, state, action)
+        else:
+            first = (state, jnp.zeros(()), jnp.zeros((), bool))
+            (state, reward, terminated), _ = jax.lax.scan(once, first, length=self.repeat)
+        truncated = jnp.zeros_like(terminated)
+        return state, Step(state["obs"], refuse(legal, reward), terminated, truncated, {})
+
+    def _raw_step(self, env: Any, state: PyTree, action: Array) -> tuple[PyTree, Array, Array]:
+        """One of Playground's own steps: the state after it, its reward, and whether it ends."""
+        from mujoco_playground import State
+        from mujoco_playground._src.mjx_env import make_data
+
+        zero = jnp.zeros(())
+        data = make_data(env.mj_model, impl=env.mjx_model.impl.value, **self.buffers)
+        # Playground's steps write into these dictionaries.
+        metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._metrics)
+        info = jax.tree.map(lambda x: x, state["info"])
+        before = State(data.replace(**state["data"]), state["obs"], zero, zero, metrics, info)
+        after = env.step(before, action)
+        return self._pack(after), jnp.asarray(after.reward, jnp.float32), after.done > 0
+
+    def _pack(self, state: Any) -> PyTree:
+        parts = {
+            "data": {name: getattr(state.data, name) for name in self._like["data"]},
+            "info": {name: state.info[name] for name in self._like["info"]},
+            "obs": state.obs,
+        }
+        # Some of Playground's numbers change their type between reset and step; a scan forbids it.
+        return jax.tree.map(lambda like, x: jnp.asarray(x, like.dtype), self._like, parts)
+
+
+def make(
+    task: str, /, impl: Impl = "jax", max_steps: int | None = None, **options: Any
+) -> Environment:
+    """The environment ``playground/<task>``, with numbers of its configuration by keyword.
+
+    Raises:
+        UsageError: unknown option or value, an implementation that cannot run here, or Playground
+            or the task's model not installed.
+    """
+    name = f"playground/{task}"
+    if impl not in get_args(Impl):
+        raise UsageError(f"{name}: impl is {impl!r}; {nearest(str(impl), get_args(Impl))}")
+    if max_steps is not None:
+        check_positive(name, "max_steps", max_steps)
+    if importlib.util.find_spec("mujoco_playground") is None:
+        raise UsageError(
+            f'{name}: MuJoCo Playground is not installed; pip install "jaxrl[playground]"'
+        )
+    large_pool()  # before JAX's first computation
+    if impl == "warp":
+        check_nvidia(name, "impl", impl, "jax")
+
+    with quiet():
+        from mujoco_playground import registry
+
+        if task not in DM_CONTROL:
+            _check_menagerie(name)
+        config = registry.get_default_config(task)
+        known = _numbers(config)
+        check_options(name, options, {*known, "impl", "max_steps"})
+        given = {option: _checked(name, option, x, known[option]) for option, x in options.items()}
+        config.update_from_flattened_dict(given)
+        _check_times(name, config)
+        if max_steps is not None:
+            config.episode_length = max_steps * config.action_repeat
+        if "impl" in config:
+            config.impl = impl
+        elif impl != "jax":
+            raise UsageError(f"{name}: impl is {impl!r}; this task has only 'jax'")
+        try:
+            with _as_playground_knows_mujoco():
+                env = registry.load(task, config=config)
+        except (OSError, ValueError, TypeError, NotImplementedError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UsageError(f"{name} is refused by Playground: {reason}") from error
+    return PlaygroundEnv(
+        name=name,
+        env=env,
+        max_steps=-(-config.episode_length // config.action_repeat),
+        repeat=config.action_repeat,
+        buffers={k: config[k] for k in ("naconmax", "naccdmax", "njmax") if k in config},
+        options={"impl": impl} | ({"max_steps": max_steps} if max_steps else {}) | given,
+    )
+
+
+@contextlib.contextmanager
+def _as_playground_knows_mujoco() -> Iterator[None]:
+    """For as long as a task loads: a method of MjSpec that was renamed, and no word on old XML."""
+    import mujoco
+
+    lacks = not hasattr(mujoco.MjSpec, "find_body")
+    if lacks:
+        mujoco.MjSpec.find_body = mujoco.MjSpec.body
+    try:
+        with old_xml_unsaid():
+            yield
+    finally:
+        if lacks:
+            del mujoco.MjSpec.find_body
+
+
+def _check_menagerie(name: str) -> None:
+    from mujoco_playground._src import mjx_env
+
+    if not mjx_env.MENAGERIE_PATH.exists():
+        raise UsageError(
+            f"{name}: there is no folder {mjx_env.MENAGERIE_PATH}; put there the robot models, "
+            "https://github.com/google-deepmind/mujoco_menagerie at commit "
+            f"{mjx_env.MENAGERIE_COMMIT_SHA[:7]} (tasks of DM Control need none)"
+        )
+
+
+def _numbers(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float]:
+    """The numbers of a configuration by their dotted names."""
+    found: dict[str, bool | int | float] = {}
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            found |= _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, (bool, int, float)):
+            found[prefix + name] = value
+    return {name: x for name, x in found.items() if name.partition(".")[0] not in _HIDDEN}
+
+
+def _checked(name: str, option: str, value: Any, default: bool | int | float) -> Any:
+    """``value`` in the type of ``default``."""
+    check_like(name, option, value, default)
+    if option == "action_repeat":
+        return check_positive(name, option, value)
+    if isinstance(default, int) and (not isinstance(value, Integral) or value < 0):
+        raise UsageError(f"{name}: {option} is {value!r}; it must be a count, as {default}")
+    if math.isfinite(default) and not math.isfinite(value):
+        raise UsageError(f"{name}: {option} is {value!r}; it must be finite, as {default}")
+    return type(default)(value)
+
+
+def _check_times(name: str, config: Any) -> None:
+    ctrl, sim = config.ctrl_dt, config.sim_dt
+    if sim <= 0:
+        raise UsageError(f"{name}: sim_dt is {sim}; it must be more than 0 seconds")
+    if ctrl <= 0 or abs(ctrl / sim - round(ctrl / sim)) > 1e-6:
+        raise UsageError(f"{name}: ctrl_dt is {ctrl}; it must be a multiple of sim_dt, as {sim:g}")
