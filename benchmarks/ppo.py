@@ -41,7 +41,17 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "iterations": 10,
         "agent": {"hidden": (256, 256), "epochs": 4, "minibatches": 32},
     },
+    "half_cheetah": {
+        "env": "mjx/HalfCheetah-v5",
+        "num_envs": 64,
+        "unroll": 64,
+        "normalize": True,
+        "times": "physics (MuJoCo), update, metrics; 8 epochs x 16 minibatches, 64x64 networks",
+        "iterations": 20,
+        "agent": {"hidden": (64, 64), "epochs": 8, "minibatches": 16},
+    },
 }
+WORKLOADS["half_cheetah_rollout"] = WORKLOADS["half_cheetah"] | {"options": {"exact": False}}
 
 
 def measure(workload: str, seeds: int, devices: int | None, repeats: int) -> None:
@@ -54,7 +64,7 @@ def measure(workload: str, seeds: int, devices: int | None, repeats: int) -> Non
 
     at = WORKLOADS[workload]
     agent = jaxrl.PPO(**at["agent"])
-    env = jaxrl.VectorEnv(jaxrl.make(at["env"]), at["num_envs"])
+    env = jaxrl.VectorEnv(jaxrl.make(at["env"], **at.get("options", {})), at["num_envs"])
     trainer = jaxrl.OnPolicy(
         jaxrl.NormalizeObs(agent) if at["normalize"] else agent, env, unroll=at["unroll"]
     )

@@ -118,8 +118,9 @@ class TrainState(NamedTuple):
 class Environment(Protocol):
     """One environment. It never resets itself and knows no time limit of its own.
 
-    ``cheap`` says that a reset costs no more than a step (true for toy dynamics, false for
-    physics); it chooses the default reset policy of ``VectorEnv``.
+    ``cheap`` is true for toy dynamics, where a step costs next to nothing and a reset no more.
+    Physics may have two attributes more: ``cheap_resets``, and ``threaded`` if a batch is stepped
+    on all of the host's cores by itself. They choose resets (``VectorEnv``) and placement.
     """
 
     name: str

@@ -18,6 +18,7 @@ from jaxrl import PPO, NormalizeObs, OnPolicy, VectorEnv, load_policy, make, run
 from jaxrl.envs import mjx as suite
 from jaxrl.envs.mjx.engine_c import CEngine
 from jaxrl.errors import UsageError
+from jaxrl.run.devices import Placement, choose
 
 TASKS = suite.TASKS
 # Where MJX and MuJoCo collide the same shapes by other routines: see the docs on MJX tasks.
@@ -122,6 +123,27 @@ def test_batches_threads_and_nested_vmap_change_no_bit():
     for engine in (env.engine, many):
         found = jax.jit(jax.vmap(jax.vmap(engine.step)))(start, actions)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("task", ["HalfCheetah-v5", "Hopper-v5", "InvertedPendulum-v5"])
+def test_rollouts_follow_the_exact_engine_to_the_solvers_tolerance(task):
+    exact, rolled = env_of(task), env_of(task, exact=False)
+    assert (exact.options["exact"], rolled.options["exact"]) == (True, False)
+    start = jax.vmap(exact.reset)(jax.random.split(jax.random.key(0), 20))[0]
+    actions = random_actions(exact, 200).reshape(10, 20, -1)
+
+    def play(engine):
+        def step(state, action):
+            state, *out = jax.vmap(engine.step)(state, action)
+            return state, out
+
+        return jax.jit(lambda: jax.lax.scan(step, start, actions))()
+
+    states, outs = zip(play(exact.engine), play(rolled.engine), strict=True)
+    poses = [exact.pose(state)["qpos"] for state in states]
+    np.testing.assert_allclose(poses[0], poses[1], atol=1e-8)
+    assert task == "InvertedPendulum-v5" or (poses[0] != poses[1]).any()  # it has no contacts
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-6), *outs)
 
 
 # MJX
@@ -253,11 +275,18 @@ def test_legacy_margins_are_half_and_change_hopper():
     assert np.abs(ends[0] - ends[1]).max() > 1e-2
 
 
-@pytest.mark.parametrize("engine", ["c", "mjx"])
-def test_diverged_physics_ends_one_episode_and_is_counted(engine, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("HalfCheetah-v5", {"engine": "c"}),
+        ("HalfCheetah-v5", {"engine": "c", "exact": False}),
+        ("InvertedPendulum-v5", {"engine": "mjx"}),
+    ],
+)
+def test_diverged_physics_ends_one_episode_and_is_counted(task, options, tmp_path, monkeypatch):
     """NaN in one environment of 64: its neighbours do not change by a bit."""
     monkeypatch.chdir(tmp_path)  # MuJoCo would write a log file here
-    env = env_of("HalfCheetah-v5" if engine == "c" else "InvertedPendulum-v5", engine)
+    env, engine = env_of(task, **options), options["engine"]
     venv = VectorEnv(env, 64)
     state = jax.jit(venv.reset)(jax.random.key(0))
     draws = jax.jit(venv.draw, static_argnums=1)(jax.random.key(1), 1).at(0)
@@ -337,6 +366,9 @@ def test_the_native_engine_has_no_gradients_and_says_so():
         ({"randomize": {"frction": (1, 2)}}, ["no option 'frction'", "friction"]),
         ({"randomize": {"friction": 2}}, ["friction is 2", "(0.5, 1.5)"]),
         ({"max_steps": "long"}, ["max_steps is 'long'", "integer"]),
+        ({"exact": 1}, ["exact is 1", "like True"]),
+        ({"exact": False, "engine": "mjx"}, ["exact is False", "engine 'c'"]),
+        ({"exact": False, "randomize": {"gravity": (1, 2)}}, ["exact is False", "randomize"]),
     ],
 )
 def test_bad_options_are_one_line(options, words):
@@ -349,6 +381,8 @@ def test_bad_options_are_one_line(options, words):
 
 
 def test_unknown_tasks_and_bodies_are_one_line(tmp_path):
+    with pytest.raises(UsageError, match="exact is False, but this task reads more than"):
+        make("mjx/Ant-v5", exact=False)
     with pytest.raises(UsageError, match="did you mean .*mjx/HalfCheetah-v5"):
         make("mjx/HalfCheetah-v4")
     with pytest.raises(UsageError, match="no body 'leg'"):
@@ -372,6 +406,14 @@ def test_an_engine_that_cannot_run_here_is_one_line(monkeypatch):
 def trainer_of(env):
     agent = NormalizeObs(PPO(hidden=(32, 32), learning_rate=1e-3, epochs=4, minibatches=4))
     return OnPolicy(agent, VectorEnv(env, 32), unroll=32)
+
+
+def test_environments_that_use_all_cores_are_not_sharded(monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    native, mjx = trainer_of(env_of("Hopper-v5")), trainer_of(env_of("Hopper-v5", "mjx"))
+    assert choose(native, 1) == Placement(1, 1)
+    assert choose(native, 2) == Placement(2, 1)
+    assert choose(mjx, 1) == Placement(1, 2)
 
 
 def test_a_resumed_run_on_the_native_engine_is_the_uninterrupted_one(tmp_path):

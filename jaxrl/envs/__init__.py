@@ -62,7 +62,7 @@ def make_recorded(name: str, options: Mapping[str, Any]) -> Environment:
 
     The physics engine is this machine's: a policy trained on a GPU plays on a laptop too.
     """
-    elsewhere = ("engine", "iterations", "ls_iterations", "impl")
+    elsewhere = ("engine", "exact", "iterations", "ls_iterations", "impl")
     kept = {option: value for option, value in options.items() if option not in elsewhere}
     tuples = {option: tuple(v) if isinstance(v, list) else v for option, v in kept.items()}
     return make(name, **tuples)

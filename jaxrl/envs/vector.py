@@ -121,7 +121,8 @@ class VectorEnv:
     @property
     def policy(self) -> Resets:
         """The reset policy in force."""
-        return self.resets or ("fresh" if self.env.cheap else "bank")
+        cheap = self.env.cheap or getattr(self.env, "cheap_resets", False)
+        return self.resets or ("fresh" if cheap else "bank")
 
     @property
     def local_envs(self) -> int:

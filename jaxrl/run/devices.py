@@ -60,8 +60,8 @@ def choose(trainer: Trainer, members: int, devices: int | None = None) -> Placem
     """The placement of ``members`` runs of ``trainer`` on ``devices`` (default: all local ones).
 
     A user's number of devices is kept to, or refused; left to itself, the choice drops devices that
-    the sizes do not divide over, and does not shard the environments of toy dynamics, whose
-    gradient sums would cost more than the sharding gains.
+    the sizes do not divide over, and does not shard environments that gain nothing by it: those of
+    toy dynamics, whose gradient sums would cost more, and those that use all cores by themselves.
 
     Raises:
         UsageError: for more devices than there are, or sizes that do not divide over them.
@@ -75,7 +75,8 @@ def choose(trainer: Trainer, members: int, devices: int | None = None) -> Placem
         return Placement(groups, devices // groups)
 
     groups = max(d for d in range(1, available + 1) if members % d == 0)
-    most = 1 if trainer.env.env.cheap else available // groups
+    env = trainer.env.env
+    most = 1 if env.cheap or getattr(env, "threaded", False) else available // groups
     for shards in range(most, 1, -1):
         try:
             trainer.check(shards)

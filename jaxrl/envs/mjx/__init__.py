@@ -5,6 +5,9 @@ Options of every task, beside the arguments of its Gymnasium class, with their n
 
 - ``engine``: ``"mjx"`` (JAX: any device, differentiable), ``"warp"`` (MuJoCo Warp: NVIDIA GPUs),
   ``"c"`` (MuJoCo itself: the CPU's cores). Default ``"c"`` on a CPU, else ``"mjx"``.
+- ``exact``: of engine ``"c"``. True unless said: Gymnasium's trajectories bit for bit. False:
+  ``mujoco.rollout``, which agrees to the solver's tolerance; for tasks that read positions and
+  velocities alone (HalfCheetah, Hopper, InvertedPendulum, Swimmer, Walker2d).
 - ``iterations``, ``ls_iterations``: at most so many iterations of the constraint solver and of its
   line search. Default 4 and 8 for MJX and Warp, where more changes nothing that float32 can show;
   the XML's for C.
@@ -57,6 +60,7 @@ def make(
     task: str,
     /,
     engine: EngineName | None = None,
+    exact: bool = True,
     iterations: int | None = None,
     ls_iterations: int | None = None,
     margin: Margin = "current",
@@ -82,6 +86,9 @@ def make(
     engine = choose_engine(name, engine)
     kind = _task_class(task)
     built = kind(legacy_margin=margin == "legacy", **_checked(name, kind, options))
+    check_like(name, "exact", exact, True)
+    if not exact:
+        _check_rollout(name, engine, built, randomize)
 
     budget = None
     if engine != "c" or "iterations" in given or "ls_iterations" in given:
@@ -94,14 +101,17 @@ def make(
     }
     shown = budget or _budget(built, engine)
     recorded |= {"iterations": shown[0], "ls_iterations": shown[1]}
+    if engine == "c":
+        recorded["exact"] = exact
     return MujocoEnv(
         name=name,
         task=built,
-        engine=_engine(built, engine, budget),
+        engine=_engine(built, engine, budget, exact),
         max_steps=max_steps or built.MAX_STEPS,
         randomize=randomize,
-        cheap=engine == "mjx" and set(built.READS) <= {"qpos", "qvel"},
         options=options | given | recorded,
+        cheap_resets=engine == "mjx" and _reads_state_alone(built),
+        threaded=engine == "c",
     )
 
 
@@ -137,7 +147,7 @@ def _task_class(task: str) -> Any:
 def _checked(name: str, kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the task's class, with lists (of JSON) as tuples."""
     fields = {f.name: f for f in dataclasses.fields(kind) if f.name != "legacy_margin"}
-    own = {"engine", "iterations", "ls_iterations", "margin", "randomize", "max_steps"}
+    own = {"engine", "exact", "iterations", "ls_iterations", "margin", "randomize", "max_steps"}
     check_options(name, options, {*fields, *own})
     for option, value in options.items():
         default = fields[option].default
@@ -164,11 +174,31 @@ def _budget(task: Any, engine: EngineName) -> tuple[int, int]:
     return budget
 
 
-def _engine(task: Any, engine: EngineName, budget: tuple[int, int] | None) -> Any:
-    if engine == "c":
-        from jaxrl.envs.mjx.engine_c import CEngine
+def _reads_state_alone(task: Any) -> bool:
+    return set(task.READS) <= {"qpos", "qvel"}
 
-        return CEngine(task, budget, threads=os.cpu_count() or 1)
+
+def _check_rollout(name: str, engine: EngineName, task: Any, randomize: Any) -> None:
+    if engine != "c":
+        raise UsageError(f"{name}: exact is False, which is for engine 'c', and this is {engine!r}")
+    if not _reads_state_alone(task):
+        raise UsageError(
+            f"{name}: exact is False, but this task reads more than mujoco.rollout returns; "
+            "leave exact at True"
+        )
+    if randomize is not None:
+        raise UsageError(
+            f"{name}: exact is False, which has no randomize; leave one of the two out"
+        )
+
+
+def _engine(task: Any, engine: EngineName, budget: tuple[int, int] | None, exact: bool) -> Any:
+    if engine == "c":
+        if exact:
+            from jaxrl.envs.mjx.engine_c import CEngine as Native
+        else:
+            from jaxrl.envs.mjx.engine_rollout import RolloutEngine as Native
+        return Native(task, budget, threads=os.cpu_count() or 1)
     from jaxrl.envs.mjx.engine_mjx import MjxEngine
 
     assert budget is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,8 @@ class MujocoEnv:
 
     Attributes:
         options: what defines it beside its name, with what was chosen by itself.
+        cheap_resets: a reset computes no physics.
+        threaded: a batch is stepped on all cores of the host, on one device as on many.
     """
 
     name: str
@@ -45,8 +47,10 @@ class MujocoEnv:
     engine: Engine
     max_steps: int
     randomize: Randomize | None
-    cheap: bool
     options: dict[str, Any]
+    cheap_resets: bool
+    threaded: bool
+    cheap: ClassVar[bool] = False
     spec: Spec = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:

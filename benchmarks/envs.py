@@ -1,0 +1,230 @@
+"""Speed of environments: steps per second of a batch in one compiled loop, compile time apart.
+
+python benchmarks/envs.py
+python benchmarks/envs.py --envs mjx/HalfCheetah-v5 brax/ant --batches 64 512
+python benchmarks/envs.py --batches 1024 4096 16384 --out results/speed_envs_gpu.json
+
+Every environment is measured on each of its engines that this machine can run, with uniform random
+actions. Ours is the whole step of a ``VectorEnv``: physics, observation, reward, resets, counting.
+Beside the MuJoCo tasks stand, on all cores too, ``mujoco.rollout`` called step by step (physics
+alone) and Gymnasium's vector environments, in one process and in many. Every line is from a process
+of its own. Quote ratios: absolute figures do not carry to other machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+ENVS = (
+    *("gymnax/CartPole-v1", "gymnax/Breakout-MinAtar", "brax/ant", "playground/CheetahRun"),
+    *("mjx/HalfCheetah-v5", "mjx/Hopper-v5", "mjx/Ant-v5", "mjx/Humanoid-v5"),
+)
+ENGINES: dict[str, list[dict[str, Any]]] = {
+    "gymnax": [{}],
+    "brax": [{"backend": name} for name in ("spring", "positional", "generalized", "mjx")],
+    "playground": [{"impl": "jax"}, {"impl": "warp"}],
+    "mjx": [
+        *({"engine": "c"}, {"engine": "c", "exact": False}),
+        *({"engine": "mjx"}, {"engine": "warp"}),
+    ],
+}
+BESIDE = ("mujoco.rollout", "gymnasium sync", "gymnasium async")
+PROCESSES = 64  # at most so many environments in processes of their own
+STEPS = 32  # in one compiled loop
+
+
+def ours(name: str, options: dict[str, Any], batch: int) -> tuple[Callable[[], None], float]:
+    """A function that steps ``STEPS`` times, and the seconds until it could run."""
+    import jax
+
+    import jaxrl
+
+    venv = jaxrl.VectorEnv(jaxrl.make(name, **options), batch)
+    space = venv.spec.action
+
+    def advance(state: Any, key: jax.Array) -> Any:
+        draw_key, action_key = jax.random.split(key)
+        draws = venv.draw(draw_key, STEPS)
+        if isinstance(space, jaxrl.types.Discrete):
+            actions = jax.random.randint(action_key, (STEPS, batch), 0, space.n)
+        else:
+            shape = (STEPS, batch, *space.shape)
+            actions = jax.random.uniform(action_key, shape, minval=space.low, maxval=space.high)
+
+        def step(state: Any, x: Any) -> tuple[Any, Any]:
+            draw, action = x
+            state, out = venv.step(state, action, draw._replace(bank=draws.bank))
+            return state, out.reward
+
+        state, rewards = jax.lax.scan(step, state, (draws._replace(bank=()), actions))
+        return state, rewards.sum()
+
+    began = time.perf_counter()
+    state = jax.jit(venv.reset)(jax.random.key(0))
+    compiled = jax.jit(advance, donate_argnums=0).lower(state, jax.random.key(0)).compile()
+    seconds = time.perf_counter() - began
+    keys = iter(jax.random.split(jax.random.key(1), 1_000_000))
+    held = [state]
+
+    def run() -> None:
+        held[0], _ = jax.block_until_ready(compiled(held[0], next(keys)))
+
+    return run, seconds
+
+
+def rollout(name: str, batch: int) -> Callable[[], None]:
+    """``mujoco.rollout``, one environment step a call, on all cores: physics alone."""
+    import mujoco
+    import numpy as np
+    from mujoco import rollout
+
+    import jaxrl
+
+    task = jaxrl.make(name, engine="c").task
+    model, frames = task.model, task.frame_skip
+    threads = os.cpu_count() or 1
+    datas = [mujoco.MjData(model) for _ in range(threads)]
+    pool = rollout.Rollout(nthread=threads)
+    rng = np.random.default_rng(0)
+    states = np.zeros((batch, mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)))
+    states[:, 1 : 1 + model.nq] = model.qpos0
+    low, high = model.actuator_ctrlrange.T
+    models = [model] * batch
+    held = [states]
+
+    def run() -> None:
+        actions = rng.uniform(low, high, (STEPS, batch, model.nu))
+        for action in actions:
+            controls = np.repeat(action[:, None], frames, axis=1)
+            out, _ = pool.rollout(models, datas, held[0], controls, nstep=frames)
+            held[0] = out[:, -1].copy()
+
+    return run
+
+
+def gymnasium(name: str, batch: int, mode: str) -> Callable[[], None]:
+    """Gymnasium's vector environment, with actions drawn in bulk."""
+    import gymnasium
+
+    venv = gymnasium.make_vec(name.removeprefix("mjx/"), batch, vectorization_mode=mode)
+    venv.reset(seed=0)
+    space = gymnasium.vector.utils.batch_space(venv.action_space, STEPS)
+    space.seed(0)
+
+    def run() -> None:
+        for action in space.sample():
+            venv.step(action)
+
+    return run
+
+
+def measure(name: str, what: dict[str, Any] | str, batch: int, repeats: int, least: float) -> None:
+    """Time one line in this process, and print it as JSON."""
+    seconds = 0.0
+    if isinstance(what, dict):
+        run, seconds = ours(name, what, batch)
+    elif what == "mujoco.rollout":
+        run = rollout(name, batch)
+    else:
+        run = gymnasium(name, batch, what.removeprefix("gymnasium "))
+    run()
+    began = time.perf_counter()
+    run()
+    calls = max(1, round(least / (time.perf_counter() - began)))
+    speeds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        for _ in range(calls):
+            run()
+        speeds.append(calls * STEPS * batch / (time.perf_counter() - began))
+    row = {
+        "steps_per_second": round(statistics.median(speeds)),
+        "min": round(min(speeds)),
+        "max": round(max(speeds)),
+        "repeats": repeats,
+        "compile_seconds": round(seconds, 1),
+    }
+    print(json.dumps(row))
+    sys.stdout.flush()
+    os._exit(0)  # Gymnasium's many processes take long to join
+
+
+def refusal(name: str, what: dict[str, Any] | str, batch: int, platform: str) -> str | None:
+    """Why a line is left out on this machine, or None."""
+    if what == "gymnasium async" and batch > PROCESSES:
+        return f"at most {PROCESSES} processes"
+    if isinstance(what, str):
+        return None if platform == "cpu" else "measured on a CPU"
+    if "warp" in what.values() and platform == "cpu":
+        return "needs an NVIDIA GPU"
+    if what.get("engine") == "c" and platform != "cpu":
+        return "runs on a CPU"
+    if what.get("exact") is False and name.partition("-")[0] in ("mjx/Ant", "mjx/Humanoid"):
+        return "reads more than mujoco.rollout returns"
+    return None
+
+
+def main() -> None:
+    """Measure, print a table, and write it as JSON if asked."""
+    about, _, _ = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--envs", nargs="+", default=list(ENVS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[64, 512, 2048])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each repeat, at least")
+    parser.add_argument("--out", help="write the results here, as JSON")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        what = json.loads(options.measure)
+        measure(options.envs[0], what, options.batches[0], options.repeats, options.seconds)
+        return
+
+    import jax
+
+    device = jax.devices()[0]
+    about_machine = {"device": device.device_kind, "cores": os.cpu_count(), "jax": jax.__version__}
+    results = []
+    print(
+        f"{'environment':28}{'engine':28}{'batch':>6}{'steps/s':>12}{'min':>12}{'max':>12}  compile"
+    )
+    for name in options.envs:
+        suite = name.partition("/")[0]
+        for what in [*ENGINES[suite], *(BESIDE if suite == "mjx" else ())]:
+            label = (
+                what if isinstance(what, str) else ", ".join(f"{k}={v}" for k, v in what.items())
+            )
+            for batch in options.batches:
+                if refusal(name, what, batch, device.platform) is not None:
+                    continue
+                command = [sys.executable, __file__, "--measure", json.dumps(what)]
+                command += ["--envs", name, "--batches", str(batch)]
+                command += ["--repeats", str(options.repeats), "--seconds", str(options.seconds)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                lines = [x for x in done.stdout.splitlines() if x.startswith("{")]
+                if not lines:
+                    print(f"{name:28}{label:28}{batch:6}  {done.stderr.strip()[-300:]}")
+                    continue
+                row = json.loads(lines[0])
+                results.append({"env": name, "engine": label, "batch": batch} | row)
+                print(
+                    f"{name:28}{label:28}{batch:6}{row['steps_per_second']:12,}{row['min']:12,}"
+                    f"{row['max']:12,}{row['compile_seconds']:8.1f}s",
+                    flush=True,
+                )
+                if options.out:
+                    with open(options.out, "w") as file:
+                        json.dump(about_machine | {"results": results}, file, indent=2)
+                        file.write("\n")
+
+
+if __name__ == "__main__":
+    main()
