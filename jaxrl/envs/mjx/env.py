@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class MujocoEnv:
     options: dict[str, Any]
     cheap_resets: bool
     threaded: bool
-    cheap: ClassVar[bool] = False
+    cheap: bool = False
     spec: Spec = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
