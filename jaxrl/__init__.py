@@ -6,6 +6,7 @@ configure()
 
 from jaxrl.agents import PPO, NormalizeObs, ScaleReward  # noqa: E402
 from jaxrl.envs import VectorEnv, make  # noqa: E402
+from jaxrl.envs.randomize import Randomize  # noqa: E402
 from jaxrl.errors import RunError, UsageError  # noqa: E402
 from jaxrl.run import Run, load_policy, run  # noqa: E402
 from jaxrl.training import OnPolicy  # noqa: E402
@@ -16,6 +17,7 @@ __all__ = [
     "PPO",
     "NormalizeObs",
     "OnPolicy",
+    "Randomize",
     "Run",
     "RunError",
     "ScaleReward",

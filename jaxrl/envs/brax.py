@@ -1,8 +1,9 @@
 """Adapter of Brax: its own tasks on its four physics backends.
 
 Options of every task, beside those of its Brax class (``reset_noise_scale``, ``healthy_z_range``,
-``n_frames``, ...): ``backend`` (``spring`` unless given, ``positional``, ``generalized``, ``mjx``)
-and ``max_steps``, the time limit.
+``n_frames``, ...): ``backend`` (``spring`` unless given, ``positional``, ``generalized``, ``mjx``);
+``max_steps``, the time limit; and on the back-end ``mjx`` ``randomize``, for which see
+``jaxrl.envs.randomize.Randomize``; a dictionary of it will do.
 
 Raw ``Env.reset`` and ``Env.step`` are used, never Brax's wrappers, so ``done`` is termination only.
 Actions are in [-1, 1]; tasks whose actuators have another range rescale by themselves. These tasks
@@ -13,12 +14,13 @@ Brax's swimmer is left out: Brax 0.14 calls a function that JAX 0.10 no longer h
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import inspect
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +29,14 @@ import numpy as np
 
 from jaxrl._startup import large_pool
 from jaxrl.envs.checks import check_action, check_like, check_options, check_positive, refuse
+from jaxrl.envs.randomize import (
+    Parameters,
+    Randomize,
+    as_option,
+    draw_beside,
+    randomize_option,
+    with_parameters,
+)
 from jaxrl.errors import UsageError, nearest
 from jaxrl.types import Array, Box, Environment, Key, PyTree, Spec, Step
 
@@ -56,13 +66,19 @@ _MJX_FIELDS = frozenset(
 class BraxEnv:
     """One Brax environment. ``env`` is Brax's own.
 
-    A state is a dictionary of the fields of Brax's pipeline state that a step reads. Vector
-    environments copy states at resets, so what a step computes anew is not carried.
+    A state is a dictionary of the fields of Brax's pipeline state that a step reads, and of
+    ``parameters``, the episode's own of the model. Vector environments copy states at resets, so
+    what a step computes anew is not carried.
+
+    Attributes:
+        options: what defines it beside its name.
     """
 
     name: str
     env: Any
     max_steps: int
+    randomize: Randomize | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     cheap: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +88,8 @@ class BraxEnv:
             field.name
             for field in dataclasses.fields(self._template)
             if _is_read(self.env.backend, field.name)
+            # Checkpoints have no use for arrays without elements.
+            and any(leaf.size for leaf in jax.tree.leaves(getattr(self._template, field.name)))
         )
         self.spec = Spec(
             Box(-np.inf, np.inf, start.obs.shape),
@@ -81,8 +99,10 @@ class BraxEnv:
 
     def reset(self, key: Key) -> tuple[PyTree, Array]:
         """Draw a first state. Returns ``state, obs[O]``."""
-        start = self.env.reset(jax.random.key_data(key))  # Brax is written for legacy keys.
-        return self._pack(start.pipeline_state), start.obs
+        parameters = draw_beside(self.randomize, key, self.env.sys)
+        env = self._env_with(parameters)
+        start = env.reset(jax.random.key_data(key))  # Brax is written for legacy keys.
+        return self._pack(start.pipeline_state, parameters), start.obs
 
     def step(self, key: Key, state: PyTree, action: Array) -> tuple[PyTree, Step]:
         """Advance one step with ``action[A]`` in [-1, 1]. Raises as ``check_action`` does."""
@@ -90,29 +110,43 @@ class BraxEnv:
         zero = jnp.zeros(())
         obs = jnp.zeros(self._obs.shape)
         before = _state_class()(self.pipeline_state(state), obs, zero, zero, {}, {})
-        after = self.env.step(before, action)
+        after = self._env_with(state["parameters"]).step(before, action)
         terminated = jnp.asarray(after.done) > 0
         truncated = jnp.zeros_like(terminated)
         step = Step(after.obs, refuse(legal, after.reward), terminated, truncated, {})
-        return self._pack(after.pipeline_state), step
+        return self._pack(after.pipeline_state, state["parameters"]), step
 
     def pipeline_state(self, state: PyTree) -> Any:
         """Brax's pipeline state, as its renderers take it; fields that are not carried are zero."""
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._template)
-        return zeros.replace(**state)
+        return zeros.replace(**{name: state[name] for name in self._carried})
 
-    def _pack(self, pipeline_state: Any) -> PyTree:
-        return {name: getattr(pipeline_state, name) for name in self._carried}
+    def _env_with(self, parameters: Parameters) -> Any:
+        """Brax's environment with those parameters of its model."""
+        if not parameters:
+            return self.env
+        env = copy.copy(self.env)
+        env.sys = _renewed(with_parameters(env.sys, parameters))
+        return env
+
+    def _pack(self, pipeline_state: Any, parameters: Parameters) -> PyTree:
+        carried = {name: getattr(pipeline_state, name) for name in self._carried}
+        return carried | {"parameters": parameters}
 
 
 def make(
-    task: str, /, backend: str = "spring", max_steps: int = 1000, **options: Any
+    task: str,
+    /,
+    backend: str = "spring",
+    max_steps: int = 1000,
+    randomize: Randomize | Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Environment:
     """The environment ``brax/<task>``, with Brax's class options by keyword.
 
     Raises:
-        UsageError: unknown backend (said before Brax is imported), unknown option, or a value that
-            Brax refuses.
+        UsageError: unknown backend, or one that cannot randomise (said before Brax is imported),
+            unknown option, or a value that Brax refuses.
     """
     name = f"brax/{task}"
     if backend not in BACKENDS:
@@ -120,12 +154,15 @@ def make(
     if backend in ("generalized", "mjx"):
         large_pool()
     check_positive(name, "max_steps", max_steps)
+    randomize = randomize_option(name, randomize)
+    if randomize is not None and backend != "mjx":
+        raise UsageError(f"{name}: randomize works on backend 'mjx', and not on {backend!r}")
 
     with quiet():
         from brax import envs
 
         own = inspect.signature(envs._envs[task]).parameters
-        valid = {"backend", "max_steps", "n_frames", *own} - {"kwargs"}
+        valid = {"backend", "max_steps", "randomize", "n_frames", *own} - {"kwargs"}
         check_options(name, options, valid)
         for option, value in options.items():
             if option == "n_frames":
@@ -136,7 +173,10 @@ def make(
             env = envs.get_environment(task, backend=backend, **options)
         except (NotImplementedError, TypeError, ValueError) as error:
             raise UsageError(f"{name}: {options} is refused by Brax: {error}") from error
-    return BraxEnv(name, env, max_steps)
+    given = options | {"backend": backend, "max_steps": max_steps}
+    if randomize is not None:
+        given["randomize"] = as_option(randomize)
+    return BraxEnv(name, env, max_steps, randomize, given)
 
 
 @contextlib.contextmanager
@@ -152,6 +192,24 @@ def _is_read(backend: str, field: str) -> bool:
     if backend == "mjx":
         return field in _MJX_FIELDS
     return not (backend == "spring" and field == "i_inv")
+
+
+def _renewed(sys: Any) -> Any:
+    """``sys`` with Brax's own copies of masses and gains, which its humanoids observe, as MJX's."""
+    import mujoco
+
+    model = sys.mj_model
+    joints = model.actuator_trntype == mujoco.mjtTrn.mjTRN_JOINT  # Brax knows no others
+    affine = model.actuator_biastype[joints] != mujoco.mjtBias.mjBIAS_NONE
+    inertia = sys.link.inertia.replace(
+        mass=sys.body_mass[1:], i=jax.vmap(jnp.diag)(sys.body_inertia[1:])
+    )
+    actuator = sys.actuator.replace(
+        gain=sys.actuator_gainprm[joints, 0],
+        bias_q=sys.actuator_biasprm[joints, 1] * affine,
+        bias_qd=sys.actuator_biasprm[joints, 2] * affine,
+    )
+    return sys.replace(link=sys.link.replace(inertia=inertia), actuator=actuator)
 
 
 @functools.cache

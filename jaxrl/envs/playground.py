@@ -1,8 +1,9 @@
 """Adapter of MuJoCo Playground: DM Control tasks, and robots that walk, balance and grasp.
 
 Options of every task: ``impl``, ``"jax"`` unless given or ``"warp"`` (MuJoCo Warp: NVIDIA GPUs);
-``max_steps``, the time limit; and the numbers of the task's default configuration by their dotted
-names (``ctrl_dt``, ``action_repeat``, ``noise_config.level``, ...). Warp's buffers of contacts,
+``max_steps``, the time limit; ``randomize``, for which see ``jaxrl.envs.randomize.Randomize`` (a
+dictionary of it will do); and the numbers of the task's default configuration by their dotted names
+(``ctrl_dt``, ``action_repeat``, ``noise_config.level``, ...). Warp's buffers of contacts,
 ``naconmax`` and ``naccdmax``, serve all environments together and drop what overflows them: raise
 them with ``num_envs``.
 
@@ -18,6 +19,7 @@ back; here they are refused until it is there.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import importlib.util
 import math
@@ -40,6 +42,14 @@ from jaxrl.envs.checks import (
     refuse,
 )
 from jaxrl.envs.mjx.task import old_xml_unsaid
+from jaxrl.envs.randomize import (
+    Parameters,
+    Randomize,
+    as_option,
+    draw_beside,
+    randomize_option,
+    with_parameters,
+)
 from jaxrl.errors import UsageError, nearest
 from jaxrl.types import Array, Box, Environment, Key, PyTree, Spec, Step
 
@@ -81,8 +91,9 @@ class PlaygroundEnv:
     """One Playground environment. ``env`` is Playground's own.
 
     A state is a dictionary: ``data``, the fields of MJX's data that a step reads; ``info``,
-    Playground's; ``obs``, which some tasks keep as history. Vector environments copy states at
-    resets, so what a step computes anew is not carried.
+    Playground's; ``obs``, which some tasks keep as history; ``parameters``, the episode's own of
+    the model. Vector environments copy states at resets, so what a step computes anew is not
+    carried.
 
     Attributes:
         repeat: physics is asked for so many of Playground's steps per step.
@@ -94,6 +105,7 @@ class PlaygroundEnv:
     max_steps: int
     repeat: int = 1
     buffers: dict[str, int] = dataclasses.field(default_factory=dict)
+    randomize: Randomize | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     cheap: bool = False
 
@@ -131,13 +143,25 @@ class PlaygroundEnv:
 
     def reset(self, key: Key) -> tuple[PyTree, PyTree]:
         """Draw a first state. Returns ``state, obs``: ``[O]``, or a dictionary of such."""
-        return self._reset(self.env, key)
+        parameters = draw_beside(self.randomize, key, self.env.mjx_model)
+        state, obs = self._reset(self._env_with(parameters), key)
+        return state | {"parameters": parameters}, obs
 
     def step(self, key: Key, state: PyTree, action: Array) -> tuple[PyTree, Step]:
         """Advance one step with ``action[A]`` in [-1, 1]. Raises as ``check_action`` does."""
-        return self._step(self.env, state, action)
+        own = {name: state[name] for name in self._like}
+        after, step = self._step(self._env_with(state["parameters"]), own, action)
+        return after | {"parameters": state["parameters"]}, step
 
-    # ``env`` is an argument below: a copy of ``self.env`` with another ``_mjx_model`` will do.
+    def _env_with(self, parameters: Parameters) -> Any:
+        """Playground's environment with those parameters of its model."""
+        if not parameters:
+            return self.env
+        env = copy.copy(self.env)
+        env._mjx_model = with_parameters(env.mjx_model, parameters)
+        return env
+
+    # ``env`` is an argument below, as it may be such a copy.
 
     def _reset(self, env: Any, key: Key) -> tuple[PyTree, PyTree]:
         state = self._pack(env.reset(jax.random.key_data(key)))  # written for legacy keys
@@ -185,7 +209,12 @@ class PlaygroundEnv:
 
 
 def make(
-    task: str, /, impl: Impl = "jax", max_steps: int | None = None, **options: Any
+    task: str,
+    /,
+    impl: Impl = "jax",
+    max_steps: int | None = None,
+    randomize: Randomize | Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Environment:
     """The environment ``playground/<task>``, with numbers of its configuration by keyword.
 
@@ -198,6 +227,7 @@ def make(
         raise UsageError(f"{name}: impl is {impl!r}; {nearest(str(impl), get_args(Impl))}")
     if max_steps is not None:
         check_positive(name, "max_steps", max_steps)
+    randomize = randomize_option(name, randomize)
     if importlib.util.find_spec("mujoco_playground") is None:
         raise UsageError(
             f'{name}: MuJoCo Playground is not installed; pip install "jaxrl[playground]"'
@@ -213,7 +243,7 @@ def make(
             _check_menagerie(name)
         config = registry.get_default_config(task)
         known = _numbers(config)
-        check_options(name, options, {*known, "impl", "max_steps"})
+        check_options(name, options, {*known, "impl", "max_steps", "randomize"})
         given = {option: _checked(name, option, x, known[option]) for option, x in options.items()}
         config.update_from_flattened_dict(given)
         _check_times(name, config)
@@ -229,13 +259,19 @@ def make(
         except (OSError, ValueError, TypeError, NotImplementedError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(f"{name} is refused by Playground: {reason}") from error
+    recorded: dict[str, Any] = {"impl": impl}
+    if max_steps is not None:
+        recorded["max_steps"] = max_steps
+    if randomize is not None:
+        recorded["randomize"] = as_option(randomize)
     return PlaygroundEnv(
         name=name,
         env=env,
         max_steps=-(-config.episode_length // config.action_repeat),
         repeat=config.action_repeat,
         buffers={k: config[k] for k in ("naconmax", "naccdmax", "njmax") if k in config},
-        options={"impl": impl} | ({"max_steps": max_steps} if max_steps else {}) | given,
+        randomize=randomize,
+        options=recorded | given,
     )
 
 

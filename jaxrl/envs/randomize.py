@@ -24,22 +24,37 @@ Parameters = dict[str, Array]  # fields of the model, by name
 Range = tuple[float, float]
 
 FIELDS = (
-    *("geom_friction", "body_mass", "body_inertia", "actuator_gainprm", "actuator_biasprm"),
-    *("dof_damping", "dof_armature", "gravity"),
+    *("geom_friction", "pair_friction", "body_mass", "body_inertia", "body_subtreemass"),
+    *("actuator_gainprm", "actuator_biasprm", "dof_damping", "dof_dampingpoly", "dof_armature"),
+    "gravity",
 )
+# Lower ends of the factors. MJX's solver, in float32, diverges where contacts hardly have friction.
+_LEAST = {"friction": 0.05, "damping": 0.0, "armature": 0.0}
+_MUSCLE = 2  # of both mjtGain and mjtBias; before it come motors and servos
 
 
 @dataclasses.dataclass(frozen=True)
 class Randomize:
     """Factors, drawn uniformly from ``(low, high)``, for a MuJoCo model's own parameters.
 
-    What MuJoCo derives from them when it compiles a model (the inverse weights that scale
-    constraints) keeps its nominal value.
+    All engines step the very same numbers. Of what MuJoCo derives from a parameter when it compiles
+    a model:
+
+    - the masses of subtrees follow: C and Warp divide by them for centres of mass;
+    - the inverse weights (``body_``, ``dof_`` and ``tendon_invweight0``) keep their nominal values.
+      They scale only how soft contacts, joint limits and friction losses are: a heavier body
+      stands on slightly softer ground. Accelerations of a Hopper on its foot differ by 6 % if all
+      of it is twice as heavy, by 0.7 % if one body is;
+    - muscles that are not given a force get it of the nominal model (``actuator_acc0``).
+
+    What a task read off its model when it was made is nominal too: some of Playground's robots are
+    pushed in proportion to their nominal weight.
 
     Attributes:
-        friction: sliding, torsional and rolling friction; one factor for all geoms; >= 0.
+        friction: sliding, torsional and rolling friction; one factor for all contacts; >= 0.05.
         mass: masses with their inertias; a factor for each body; > 0.
-        gain: strength of the actuators; a factor for each.
+        gain: force of the actuators, gains of servos included; a factor for each. Limits on the
+            force stay.
         damping: of the joints; a factor for each degree of freedom; >= 0.
         armature: of the joints; a factor for each degree of freedom; >= 0.
         gravity: one factor.
@@ -59,10 +74,13 @@ class Randomize:
                 object.__setattr__(self, field.name, _check_range(field.name, value))
 
     def draw(self, key: Key, model: Any) -> Parameters:
-        """The fields of ``model`` (a ``mujoco.MjModel``) that are randomised, drawn anew."""
-        keys = dict(
-            zip([f.name for f in dataclasses.fields(self)], jax.random.split(key, 6), strict=True)
-        )
+        """Those of ``FIELDS`` that are randomised and not zero, drawn anew.
+
+        ``model`` is a ``mujoco.MjModel`` or an ``mjx.Model``. Raises UsageError for a factor on
+        the gain of an actuator that is no motor, servo or muscle.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
 
         def factor(name: str, *shape: int) -> Array | None:
             span = getattr(self, name)
@@ -70,26 +88,40 @@ class Randomize:
                 return None
             return jax.random.uniform(keys[name], shape, minval=span[0], maxval=span[1])
 
-        mass, gain = factor("mass", model.nbody), factor("gain", model.nu)
+        friction, mass = factor("friction"), factor("mass", model.nbody)
+        gain, damping = factor("gain", model.nu), factor("damping", model.nv)
         factors = {
-            "geom_friction": factor("friction"),
+            "geom_friction": friction,
+            "pair_friction": friction,
             "body_mass": mass,
             "body_inertia": mass,
-            "actuator_gainprm": gain,
-            "actuator_biasprm": gain,
-            "dof_damping": factor("damping", model.nv),
+            "actuator_gainprm": _of_forces(gain, model.actuator_gaintype),
+            "actuator_biasprm": _of_forces(gain, model.actuator_biastype),
+            "dof_damping": damping,
+            "dof_dampingpoly": damping,
             "dof_armature": factor("armature", model.nv),
             "gravity": factor("gravity"),
         }
-        return {
+        drawn = {
             name: _scaled(nominal(model, name), by)
             for name, by in factors.items()
-            if by is not None
+            if by is not None and np.asarray(nominal(model, name)).any()
         }
+        if "body_mass" in drawn:
+            drawn["body_subtreemass"] = _subtree_sums(drawn["body_mass"], model.body_parentid)
+        return drawn
+
+
+def draw_beside(randomize: Randomize | None, key: Key, model: Any) -> Parameters:
+    """The parameters of an episode whose reset is given the same ``key``; maybe none."""
+    if randomize is None:
+        return {}
+    # The number is far from those by which the reset derives its own keys.
+    return randomize.draw(jax.random.fold_in(key, 0x6D6F6465), model)
 
 
 def nominal(model: Any, name: str) -> np.ndarray:
-    """A view of one of ``FIELDS`` of a ``mujoco.MjModel``."""
+    """One of ``FIELDS`` of a model; of a ``mujoco.MjModel`` it is a view."""
     field: np.ndarray = getattr(model.opt if name == "gravity" else model, name)
     return field
 
@@ -114,7 +146,9 @@ def randomize_option(env: str, value: Any) -> Randomize | None:
         raise UsageError(
             f"{env}: randomize is {value!r}; it must be a dictionary, as {{'friction': (0.5, 1.5)}}"
         )
-    check_options(f"{env}: randomize", value, [f.name for f in dataclasses.fields(Randomize)])
+    check_options(
+        f"{env}: randomize", map(str, value), [f.name for f in dataclasses.fields(Randomize)]
+    )
     return Randomize(**value)
 
 
@@ -133,11 +167,41 @@ def _check_range(name: str, value: Any) -> Range:
     if not numbers or len(value) != 2 or not np.all(np.isfinite(value)) or value[0] > value[1]:
         raise UsageError(f"randomize: {name} is {value!r}; it must be low and high, as (0.5, 1.5)")
     low, high = map(float, value)
-    if name not in ("gain", "gravity") and (low < 0 or (name == "mass" and low == 0)):
-        least = "more than 0" if name == "mass" else "at least 0"
-        raise UsageError(f"randomize: {name} is {value!r}; its factors must be {least}")
+    if name == "mass" and low <= 0:
+        raise UsageError(f"randomize: mass is {value!r}; it must be above 0, as (0.5, 1.5)")
+    if low < _LEAST.get(name, low):
+        least = f"{_LEAST[name]:g}"
+        raise UsageError(
+            f"randomize: {name} is {value!r}; it must be at least {least}, as (0.5, 1.5)"
+        )
     return low, high
 
 
-def _scaled(x: np.ndarray, by: Array) -> Array:
+def _scaled(x: Any, by: Array) -> Array:
     return jnp.asarray(x) * by.reshape(by.shape + (1,) * (x.ndim - by.ndim) * (by.ndim > 0))
+
+
+def _of_forces(gain: Array | None, kinds: Any) -> Array | None:
+    """``gain[nu]`` for those parameters of actuators that are in proportion to force: ``[nu, 10]``.
+
+    They are all of a motor's and a servo's, and a muscle's ``force`` and ``scale``.
+    """
+    if gain is None:
+        return None
+    kinds = np.asarray(kinds)[:, None]
+    if (kinds > _MUSCLE).any():
+        which = np.argmax(kinds > _MUSCLE)
+        raise UsageError(
+            f"randomize: gain is of motors, servos and muscles, and actuator {which} is none; "
+            "leave gain out"
+        )
+    forces = (kinds != _MUSCLE) | np.isin(np.arange(10), (2, 3))
+    return jnp.where(forces, gain[:, None], 1.0)
+
+
+def _subtree_sums(x: Array, parents: Any) -> Array:
+    """Of ``x[nbody]``, the sum over each body with all that hang on it: ``[nbody]``."""
+    above = np.eye(len(parents), dtype=bool)  # above[i, j]: j is i, or hangs on it
+    for body in range(len(parents) - 1, 0, -1):
+        above[parents[body]] |= above[body]
+    return jnp.where(above, x, 0.0).sum(axis=1)
