@@ -86,6 +86,7 @@ PPO: dict[str, Settings] = {
         "normalize_obs": True,
         "agent": {"learning_rate": 5e-4, "epochs": 8, "minibatches": 16, "hidden": (64, 64)},
     },
+    "mjx/Hopper-v5": {"reward_scale": 0.1, "agent": {"gamma": 0.997}},
 }
 
 
