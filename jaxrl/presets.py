@@ -87,6 +87,13 @@ PPO: dict[str, Settings] = {
         "agent": {"learning_rate": 5e-4, "epochs": 8, "minibatches": 16, "hidden": (64, 64)},
     },
     "mjx/Hopper-v5": {"reward_scale": 0.1, "agent": {"gamma": 0.997}},
+    "mjx/Swimmer-v5": {
+        "total_steps": 1_000_000,
+        "num_envs": 16,
+        "unroll": 256,
+        "reward_scale": 0.1,
+        "agent": {"gamma": 0.9999, "gae_lambda": 0.98},
+    },
 }
 
 
