@@ -4,18 +4,24 @@ from jaxrl._startup import configure
 
 configure()
 
-from jaxrl.agents import PPO, NormalizeObs, ScaleReward  # noqa: E402
+from jaxrl.agents import DSAC, DSACT, PPO, PQN, SAC, TD3, NormalizeObs, ScaleReward  # noqa: E402
 from jaxrl.envs import VectorEnv, make  # noqa: E402
 from jaxrl.envs.randomize import Randomize  # noqa: E402
 from jaxrl.errors import RunError, UsageError  # noqa: E402
 from jaxrl.run import Run, load_policy, run  # noqa: E402
-from jaxrl.training import OnPolicy  # noqa: E402
+from jaxrl.training import OffPolicy, OnPolicy  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DSAC",
+    "DSACT",
     "PPO",
+    "PQN",
+    "SAC",
+    "TD3",
     "NormalizeObs",
+    "OffPolicy",
     "OnPolicy",
     "Randomize",
     "Run",

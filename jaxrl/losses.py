@@ -27,15 +27,43 @@ def gae(
     """
     delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
     decay = jnp.where(terminated | truncated, 0.0, gamma * gae_lambda)
+    return discounted_sums(delta, decay, jnp.zeros_like(delta[0]))
 
-    def backward(advantage: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
-        delta_t, decay_t = row
-        advantage = delta_t + decay_t * advantage
-        return advantage, advantage
 
-    start = jnp.zeros_like(delta[0])
-    _, advantages = jax.lax.scan(backward, start, (delta, decay), reverse=True, unroll=8)
-    return advantages
+def lambda_returns(
+    reward: Array,
+    next_value: Array,
+    terminated: Array,
+    truncated: Array,
+    gamma: Array | float,
+    lam: Array | float,
+) -> Array:
+    """Lambda returns: all arguments ``[T, ...]``, returns ``[T, ...]``.
+
+    ``G_t = r_t + gamma (lam G_{t+1} + (1 - lam) V(s_{t+1}))``, where ``next_value[t]`` is the value
+    of the true successor of step ``t``. At the last row, and where an episode was truncated, the
+    value stands in for the whole bracket; where it terminated, zero does. With the largest Q-value
+    as the value this is Peng's Q(lambda), which does not cut at actions that are not greedy.
+    (Sutton & Barto 2018, "Reinforcement Learning", section 12.1; Gallici et al. 2024, "Simplifying
+    Deep Temporal Difference Learning", section 3.)
+    """
+    ended = terminated | truncated
+    own = jnp.where(ended, 1.0, 1.0 - lam)  # the share of the value; the next row has the rest
+    one_step = reward + gamma * jnp.where(terminated, 0.0, own * next_value)
+    decay = jnp.where(ended, 0.0, gamma * lam)
+    return discounted_sums(one_step, decay, next_value[-1])
+
+
+def discounted_sums(x: Array, decay: Array, start: Array) -> Array:
+    """``y_t = x_t + decay_t y_{t+1}`` for ``[T, ...]``, backwards from ``y_T = start[...]``."""
+
+    def backward(after: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        x_t, decay_t = row
+        y = x_t + decay_t * after
+        return y, y
+
+    _, y = jax.lax.scan(backward, start, (x, decay), reverse=True, unroll=8)
+    return y
 
 
 def normalised(x: Array) -> Array:
@@ -62,3 +90,17 @@ def clipped_value_loss(value: Array, old_value: Array, target: Array, clip: Arra
     """
     clipped = old_value + jnp.clip(value - old_value, -clip, clip)
     return jnp.maximum(jnp.square(value - target), jnp.square(clipped - target))
+
+
+def value_of_action(q: Array, action: Array) -> Array:
+    """``Q(s, a)`` from the values ``q[..., n]`` of all actions, for indices ``action[...]``.
+
+    A product with one-hot rows: the gradient of an indexed read would be a slow scatter.
+    """
+    return jnp.sum(q * jax.nn.one_hot(action, q.shape[-1], dtype=q.dtype), axis=-1)
+
+
+def huber(x: Array, width: float = 50.0) -> Array:
+    """``x^2 / 2`` within ``width`` of 0, and straight on from there: any shape."""
+    far = jnp.abs(x)
+    return jnp.where(far <= width, 0.5 * x**2, width * (far - 0.5 * width))

@@ -7,6 +7,7 @@ chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +85,42 @@ def pack(metrics: Metrics) -> Array:
 def unpack(packed: Array, like: Metrics) -> Metrics:
     """``packed[..., M]`` as metrics of the structure of ``like``."""
     return jax.tree.unflatten(jax.tree.structure(like), jnp.moveaxis(packed, -1, 0))
+
+
+def scan(
+    step: Callable[[Any, Any], tuple[Any, Metrics]], carry: Any, xs: Any
+) -> tuple[Any, Metrics]:
+    """``jax.lax.scan`` of a step that returns metrics, which are taken together."""
+    first = jax.tree.map(lambda x: x[0], xs)
+    _, like = jax.eval_shape(step, carry, first)
+
+    def packed(carry: Any, x: Any) -> tuple[Any, Array]:
+        carry, metrics = step(carry, x)
+        return carry, pack(metrics)
+
+    carry, history = jax.lax.scan(packed, carry, xs)
+    return carry, summed(unpack(history, like))
+
+
+def scan_last(
+    step: Callable[[Any, Any, bool], tuple[Any, Metrics]], carry: Any, xs: Any
+) -> tuple[Any, Metrics]:
+    """``scan`` of ``step(carry, x, last)``, where ``last`` is static and true of the last row."""
+    rows = jax.tree.leaves(xs)[0].shape[0]
+    final = jax.tree.map(lambda x: x[-1], xs)
+    if rows == 1:
+        return step(carry, final, True)
+    before = jax.tree.map(lambda x: x[:-1], xs)
+    carry, metrics = scan(lambda carry, x: step(carry, x, False), carry, before)
+    carry, new = step(carry, final, True)
+    return carry, merged(metrics, new)
+
+
+def merged(a: Metrics, b: Metrics) -> Metrics:
+    """Metrics of either, and those of both taken together."""
+    common = a.keys() & b.keys()
+    both = combine({name: a[name] for name in common}, {name: b[name] for name in common})
+    return a | b | both
 
 
 def over_shards(metrics: Metrics) -> Metrics:

@@ -96,6 +96,43 @@ PPO: dict[str, Settings] = {
     },
 }
 
+PQN: dict[str, Settings] = {
+    "*": {
+        "total_steps": 500_000,
+        "num_envs": 32,
+        "unroll": 64,
+        "normalize_obs": False,
+        "reward_scale": 1.0,
+        "anneal": True,
+        "epsilon_fraction": 0.2,
+        "agent": {},
+    },
+    "gymnax/*": {
+        "reward_scale": 0.1,
+        "agent": {
+            "learning_rate": 1e-4,
+            "q_lambda": 0.95,
+            "epsilon_end": 0.2,
+            "epochs": 4,
+            "minibatches": 16,
+        },
+    },
+    "gymnax/*-MinAtar": {
+        "total_steps": 4_000_000,
+        "num_envs": 128,
+        "unroll": 32,
+        "reward_scale": 1.0,
+        "epsilon_fraction": 0.1,
+        "agent": {
+            "learning_rate": 5e-4,
+            "q_lambda": 0.65,
+            "epsilon_end": 0.05,
+            "epochs": 2,
+            "minibatches": 32,
+        },
+    },
+}
+
 
 def lookup(table: Mapping[str, Settings], env: str) -> Settings:
     """The settings for ``env``: every matching pattern's, the last said winning."""

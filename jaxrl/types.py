@@ -103,7 +103,7 @@ class TrainState(NamedTuple):
     """A whole run as arrays, and nothing else: it pickles, vmaps, shards and checkpoints.
 
     ``env_steps`` counts environment steps as two uint32 limbs (see ``counter_add``), ``updates``
-    counts calls of ``agent.update``.
+    counts iterations.
     """
 
     agent: PyTree

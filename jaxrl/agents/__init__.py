@@ -1,6 +1,10 @@
 """Agents: one algorithm per file, and the wrappers that compose with them."""
 
+from jaxrl.agents.dsac import DSAC, DSACT
 from jaxrl.agents.ppo import PPO
+from jaxrl.agents.pqn import PQN
+from jaxrl.agents.sac import SAC
+from jaxrl.agents.td3 import TD3
 from jaxrl.agents.wrappers import NormalizeObs, ScaleReward
 
-__all__ = ["PPO", "NormalizeObs", "ScaleReward"]
+__all__ = ["DSAC", "DSACT", "PPO", "PQN", "SAC", "TD3", "NormalizeObs", "ScaleReward"]

@@ -20,7 +20,32 @@ class NormalizeObsState(NamedTuple):
 
 
 @struct.dataclass
-class NormalizeObs:
+class Wrapper:
+    """What wrappers share: what they do not change is the inner agent's."""
+
+    agent: Any
+
+    @property
+    def delay(self) -> int:
+        """The inner agent's; of agents that learn from replay alone."""
+        delay: int = self.agent.delay
+        return delay
+
+    def inner(self, state: PyTree) -> PyTree:
+        """The inner agent's state."""
+        return state
+
+    def draw(self, state: PyTree, obs: PyTree, key: Key, steps: int) -> PyTree:
+        """The inner agent's."""
+        return self.agent.draw(self.inner(state), obs, key, steps)
+
+    def draw_update(self, state: PyTree, key: Key, shape: tuple[int, ...]) -> PyTree:
+        """The inner agent's; of agents that learn from replay alone."""
+        return self.agent.draw_update(self.inner(state), key, shape)
+
+
+@struct.dataclass
+class NormalizeObs(Wrapper):
     """The inner agent sees observations of zero mean and unit variance, clipped at ``obs_clip``.
 
     The statistics are part of the state, so a saved policy cannot be parted from them. They take in
@@ -28,16 +53,15 @@ class NormalizeObs:
     its probability ratios start at 1.
     """
 
-    agent: Any
     obs_clip: float = 10.0
 
     def init(self, key: Key, spec: Spec) -> NormalizeObsState:
         """Statistics of nothing yet, and the inner agent's state."""
         return NormalizeObsState(statistics.start(spec.observation), self.agent.init(key, spec))
 
-    def draw(self, state: NormalizeObsState, obs: PyTree, key: Key, steps: int) -> PyTree:
-        """The inner agent's."""
-        return self.agent.draw(state.agent, obs, key, steps)
+    def inner(self, state: NormalizeObsState) -> PyTree:
+        """The inner agent's state."""
+        return state.agent
 
     def act(
         self, state: NormalizeObsState, obs: PyTree, key: PyTree, mode: Mode
@@ -47,7 +71,7 @@ class NormalizeObs:
         return self.agent.act(state.agent, seen, key, mode)
 
     def update(
-        self, state: NormalizeObsState, batch: Transition, key: Key
+        self, state: NormalizeObsState, batch: Transition, key: PyTree, *schedule: bool
     ) -> tuple[NormalizeObsState, Metrics]:
         """The inner agent's update on normalised observations."""
         obs, next_obs = (
@@ -55,7 +79,7 @@ class NormalizeObs:
             for x in (batch.obs, batch.next_obs)
         )
         batch = batch._replace(obs=obs, next_obs=next_obs)
-        inner, metrics = self.agent.update(state.agent, batch, key)
+        inner, metrics = self.agent.update(state.agent, batch, key, *schedule)
         return state._replace(agent=inner), metrics
 
     def observe(self, state: NormalizeObsState, transitions: Transition) -> NormalizeObsState:
@@ -70,34 +94,32 @@ class NormalizeObs:
 
 
 @struct.dataclass
-class ScaleReward:
+class ScaleReward(Wrapper):
     """The inner agent learns from rewards times ``reward_scale``; returns are reported raw."""
 
-    agent: Any
     reward_scale: float = 1.0
 
     def init(self, key: Key, spec: Spec) -> PyTree:
         """The inner agent's state."""
         return self.agent.init(key, spec)
 
-    def draw(self, state: PyTree, obs: PyTree, key: Key, steps: int) -> PyTree:
-        """The inner agent's."""
-        return self.agent.draw(state, obs, key, steps)
-
     def act(self, state: PyTree, obs: PyTree, key: PyTree, mode: Mode) -> tuple[Array, Extras]:
         """The inner agent's action."""
         return self.agent.act(state, obs, key, mode)
 
-    def update(self, state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, Metrics]:
+    def update(
+        self, state: PyTree, batch: Transition, key: PyTree, *schedule: bool
+    ) -> tuple[PyTree, Metrics]:
         """The inner agent's update on scaled rewards."""
-        return self.agent.update(
-            state, batch._replace(reward=batch.reward * self.reward_scale), key
-        )
+        return self.agent.update(state, self.scaled(batch), key, *schedule)
 
     def observe(self, state: PyTree, transitions: Transition) -> PyTree:
         """The inner agent's; it sees scaled rewards here too."""
-        scaled = transitions._replace(reward=transitions.reward * self.reward_scale)
-        return self.agent.observe(state, scaled)
+        return self.agent.observe(state, self.scaled(transitions))
+
+    def scaled(self, batch: Transition) -> Transition:
+        """``batch`` with scaled rewards."""
+        return batch._replace(reward=batch.reward * self.reward_scale)
 
     def check(self, transitions: int) -> None:
         """Raise UsageError for hyper-parameters that cannot work."""

@@ -15,8 +15,8 @@ from jaxrl.nn.distributions import Categorical, Distribution, Normal, TanhNormal
 from jaxrl.types import Array, Box, Discrete, Key, PyTree
 
 Activation = Literal["tanh", "relu", "swish", "elu", "gelu"]
-Init = Literal["orthogonal", "lecun"]
-Std = Literal["independent", "dependent"]
+Init = Literal["orthogonal", "lecun", "torch"]
+Std = Literal["independent", "dependent", "clipped"]
 
 PRIVILEGED = "privileged_state"  # the part of an observation that only value functions see
 
@@ -53,8 +53,26 @@ def orthogonal(scale: float = 1.0, iterations: int = 48) -> Callable[..., Array]
 
 
 def kernel_init(kind: Init, scale: float) -> Callable[..., Array]:
-    """``orthogonal`` times ``scale``, or LeCun uniform, which knows no scale."""
+    """``orthogonal`` times ``scale``; of the others, which know no scale, LeCun uniform or torch's.
+
+    Torch's default is uniform within ``1 / sqrt(inputs)``, for weights as for biases: a third of
+    LeCun's variance.
+    """
+    if kind == "torch":
+        return nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
     return orthogonal(scale) if kind == "orthogonal" else nn.initializers.lecun_uniform()
+
+
+def bias_init(kind: Init, inputs: int) -> Callable[..., Array]:
+    """Zeros, but for torch's initialisation of a layer with so many inputs."""
+    if kind != "torch":
+        return nn.initializers.zeros
+
+    def init(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        bound = inputs**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
 
 
 class MLP(nn.Module):
@@ -64,6 +82,7 @@ class MLP(nn.Module):
     takes a flat input), and ``apply`` flattens as many trailing axes as the first layer asks for.
     So an agent's state, which is arrays and nothing else, is all that acting needs.
     With orthogonal initialisation the hidden layers have gain sqrt(2) and the head ``head_scale``.
+    ``layer_norm`` normalises the hidden layers before their activation.
     """
 
     hidden: tuple[int, ...]
@@ -71,6 +90,7 @@ class MLP(nn.Module):
     activation: Activation = "tanh"
     init_kind: Init = "orthogonal"
     head_scale: float = 1.0
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -81,9 +101,39 @@ class MLP(nn.Module):
         for name, width in zip(names, widths, strict=True):
             head = name == "head"
             scale = self.head_scale if head else 2.0**0.5
-            x = nn.Dense(width, kernel_init=kernel_init(self.init_kind, scale), name=name)(x)
+            kernel = kernel_init(self.init_kind, scale)
+            bias = bias_init(self.init_kind, x.shape[-1])
+            x = nn.Dense(width, kernel_init=kernel, bias_init=bias, name=name)(x)
+            if self.layer_norm and not head:
+                x = nn.LayerNorm(name=f"norm_{name}")(x)
             x = x if head else ACTIVATIONS[self.activation](x)
         return x
+
+
+class Ensemble(nn.Module):
+    """``size`` networks of the same input, as batched products: ``[..., I] -> [E, ..., outputs]``.
+
+    Its sizes are read off its parameters, as an ``MLP``'s are.
+    """
+
+    mlp: MLP
+    size: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        several = nn.vmap(_apply, variable_axes={"params": 0}, split_rngs={"params": True})
+        # With an axis of its own for each, XLA has no transposes to make between the layers.
+        out: Array = several(self.mlp, jnp.broadcast_to(x, (self._members(), *x.shape)))
+        return out
+
+    def _members(self) -> int:
+        known = self.variables.get("params", {})
+        leaves = jax.tree.leaves(known)
+        return leaves[0].shape[0] if leaves else self.size
+
+
+def _apply(mlp: MLP, x: Array) -> Array:
+    return mlp(x)
 
 
 def flatten_to(x: Array, width: int) -> Array:
@@ -155,7 +205,8 @@ class Policy(nn.Module):
     ``action`` (needed by ``init`` alone) decides between a ``Categorical`` and a normal. For
     normals: ``std``: ``"independent"`` is one learnt log-std per action element, whatever the
     observation (initially ``initial_std``); ``"dependent"`` is a second output of the network,
-    through a softplus that gives ``initial_std`` for a zero output, kept above 1e-3.
+    through a softplus that gives ``initial_std`` for a zero output, kept above 1e-3; ``"clipped"``
+    is the exponential of such an output within ``log_std_range``.
     ``squash``: whether continuous actions pass through ``tanh``.
     """
 
@@ -166,6 +217,9 @@ class Policy(nn.Module):
     std: Std = "independent"
     squash: bool = False
     initial_std: float = 1.0
+    log_std_range: tuple[float, float] = (-20.0, 2.0)
+    layer_norm: bool = False
+    head_scale: float = 0.01
 
     @nn.compact
     def __call__(self, x: Array) -> Distribution:
@@ -174,14 +228,17 @@ class Policy(nn.Module):
         size = 0 if self.action is None else action_size(self.action)
 
         def mlp(name: str, outputs: int) -> Array:
-            net = MLP(self.hidden, outputs, self.activation, self.init_kind, 0.01, name=name)
-            return net(x)
+            kinds = (self.activation, self.init_kind, self.head_scale, self.layer_norm)
+            return MLP(self.hidden, outputs, *kinds, name=name)(x)
 
         if discrete:
             return Categorical(mlp("logits", size))
-        if self.std == "dependent":
+        if self.std != "independent":
             mean, spread = jnp.split(mlp("normal", 2 * size), 2, axis=-1)
-            std = nn.softplus(spread + math.log(math.expm1(self.initial_std))) + 1e-3
+            if self.std == "clipped":
+                std = jnp.exp(jnp.clip(spread, *self.log_std_range))
+            else:
+                std = nn.softplus(spread + math.log(math.expm1(self.initial_std))) + 1e-3
         else:
             mean = mlp("normal", size)
             start = nn.initializers.constant(math.log(self.initial_std))

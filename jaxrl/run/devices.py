@@ -31,7 +31,7 @@ _MEMBER: Any = P(MEMBER)
 STATE = TrainState(
     agent=P(MEMBER),
     env=P(MEMBER, SHARD),
-    replay=P(MEMBER, SHARD),
+    replay=P(MEMBER, None, SHARD),
     key=_MEMBER,
     env_steps=_MEMBER,
     updates=_MEMBER,
@@ -60,8 +60,8 @@ def choose(trainer: Trainer, members: int, devices: int | None = None) -> Placem
     """The placement of ``members`` runs of ``trainer`` on ``devices`` (default: all local ones).
 
     A user's number of devices is kept to, or refused; left to itself, the choice drops devices that
-    the sizes do not divide over, and does not shard environments that gain nothing by it: those of
-    toy dynamics, whose gradient sums would cost more, and those that use all cores by themselves.
+    the sizes do not divide over, and does not shard what gains nothing by it
+    (``Trainer.shares_environments``).
 
     Raises:
         UsageError: for more devices than there are, or sizes that do not divide over them.
@@ -75,8 +75,7 @@ def choose(trainer: Trainer, members: int, devices: int | None = None) -> Placem
         return Placement(groups, devices // groups)
 
     groups = max(d for d in range(1, available + 1) if members % d == 0)
-    env = trainer.env.env
-    most = 1 if env.cheap or getattr(env, "threaded", False) else available // groups
+    most = available // groups if trainer.shares_environments else 1
     for shards in range(most, 1, -1):
         try:
             trainer.check(shards)
@@ -119,12 +118,14 @@ class Programs:
     def chunk(self, sweep: dict[str, Array], ts: TrainState, iterations: Array) -> tuple:
         """``iterations`` iterations of every member; returns states and metrics ``[M, ...]``."""
 
-        def advance(sweep: dict[str, Array], ts: TrainState, iterations: Array) -> tuple:
-            return self._member(sweep).chunk(ts, iterations)
+        def advance(
+            sweep: dict[str, Array], ts: TrainState, iterations: Array, first: Array
+        ) -> tuple:
+            return self._member(sweep).chunk(ts, iterations, first)
 
-        specs = (P(MEMBER), STATE, P())
-        place = self._place(over_members(advance, shared=1), specs, (STATE, P(MEMBER)))
-        return place(sweep, ts, iterations)
+        specs = (P(MEMBER), STATE, P(), P())
+        place = self._place(over_members(advance, shared=2), specs, (STATE, P(MEMBER)))
+        return place(sweep, ts, iterations, ts.updates[0])  # which all members have in common
 
     def evaluate(self, sweep: dict[str, Array], ts: TrainState, keys: Key) -> Evaluation:
         """Greedy episodes from the same ``keys[E]`` for every member: ``[M, E]``.

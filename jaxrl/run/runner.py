@@ -143,7 +143,7 @@ def run(
     placement = choose_placement(trainer, configurations, len(names), devices)
 
     def iterations(steps: int | None, default: int) -> int:
-        return trainer.iterations(int(steps)) if steps else max(default, 1)
+        return -(-int(steps) // trainer.steps_per_iteration) if steps else max(default, 1)
 
     total = trainer.iterations(total_steps)
     evaluations = iterations(eval_every, -(-total // 10))
@@ -153,6 +153,8 @@ def run(
         eval_every=evaluations,
         checkpoint_every=iterations(checkpoint_every, evaluations),
         steps=trainer.steps_per_iteration,
+        first=trainer.first_step,
+        updates=trainer.updates_per_iteration,
     )
     config = {
         **trainer.config(),

@@ -7,13 +7,19 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """In iterations of ``steps`` environment steps each (per member)."""
+    """In iterations of ``steps`` environment steps each (per member), after ``first`` of them."""
 
     total: int
     log_every: int
     eval_every: int
     checkpoint_every: int
     steps: int
+    first: int = 0
+    updates: int = 1  # of an iteration
+
+    def step(self, done: int) -> int:
+        """Environment steps of each member after ``done`` iterations."""
+        return self.first + done * self.steps
 
     def next(self, done: int) -> int:
         """The iteration at which the chunk that begins after ``done`` ends.

@@ -123,7 +123,7 @@ class Session:
         ts, done = self.start()
         began -= self.clock["wall_seconds"]  # of earlier sittings
         if done >= self.schedule.total and self.rows:
-            self.report(f"already finished at step {done * self.schedule.steps}")
+            self.report(f"already finished at step {self.step(done)}")
             return ts, self.summarise()
         compiled = self.compile(ts)
         self.bar = self.progress(done)
@@ -145,7 +145,7 @@ class Session:
 
     def step(self, done: int) -> int:
         """Environment steps of each member after ``done`` iterations."""
-        return done * self.schedule.steps
+        return self.schedule.step(done)
 
     def start(self) -> tuple[TrainState, int]:
         """The first state, or the restored one, and the iterations that are done."""
@@ -209,7 +209,7 @@ class Session:
         self.check_physics(rows)
         if self.schedule.due(target, self.schedule.eval_every):
             self.record(self.evaluate(compiled, ts, target))
-        steps = self.step(target - done) * len(self.members)
+        steps = (self.step(target) - self.step(done)) * len(self.members)
         self.time_step(target, steps / seconds)
         if self.bar is not None:
             self.bar.update(self.step(target), latest_return(self.rows, len(self.members)))

@@ -19,19 +19,20 @@ def summarise(
     """What ``summary.json`` holds. ``rows`` end with the last evaluation of every member."""
     last = [row for row in rows if row["kind"] == "eval"][-len(members) :]
     returns = [row["episode_return"] for row in last]
-    total = schedule.total * schedule.steps
+    trained = schedule.total * schedule.steps * len(members)
+    updates = schedule.total * schedule.updates * len(members)
     seconds = clock["train_seconds"] or float("inf")
     summary: dict[str, Any] = {
         "algorithm": config["algorithm"],
         "env": config["env"],
-        "total_steps": total,
+        "total_steps": schedule.step(schedule.total),
         "seeds": list(config["seeds"]),
         "final_return": final_return(returns),
         "compile_seconds": round(clock["compile_seconds"], 2),
         "train_seconds": round(clock["train_seconds"], 2),
         "wall_seconds": round(clock["wall_seconds"], 2),
-        "steps_per_second": round(total * len(members) / seconds, 1),
-        "updates_per_second": round(schedule.total * len(members) / seconds, 2),
+        "steps_per_second": round(trained / seconds, 1),
+        "updates_per_second": round(updates / seconds, 2),
         "device": config["device"],
         "command": config["command"],
     }

@@ -1,7 +1,9 @@
 """Training loops: pure functions of arrays."""
 
 from jaxrl.training.evaluate import Evaluation, evaluate
-from jaxrl.training.on_policy import OnPolicy, rollout
+from jaxrl.training.off_policy import OffPolicy
+from jaxrl.training.on_policy import OnPolicy
+from jaxrl.training.rollout import rollout
 from jaxrl.training.trainer import Trainer
 
-__all__ = ["Evaluation", "OnPolicy", "Trainer", "evaluate", "rollout"]
+__all__ = ["Evaluation", "OffPolicy", "OnPolicy", "Trainer", "evaluate", "rollout"]

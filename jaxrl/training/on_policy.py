@@ -7,41 +7,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl import metrics as m
-from jaxrl.axes import shard_key
-from jaxrl.envs.vector import VectorEnv, VectorState
 from jaxrl.errors import UsageError
-from jaxrl.training.trainer import Trainer, episode_metrics
-from jaxrl.types import Agent, Key, PyTree, TrainState, Transition, counter_add, counter_zero
-
-
-def rollout(
-    agent: Agent, state: PyTree, env: VectorEnv, env_state: VectorState, key: Key, steps: int
-) -> tuple[VectorState, Transition, m.Metrics]:
-    """``steps`` steps of every environment under the exploring policy.
-
-    Returns the environments' state, the transitions ``[T, N]`` and the metrics of the episodes that
-    ended. All random numbers are drawn before the loop.
-    """
-    act_key, env_key = jax.random.split(key)
-    noise = agent.draw(state, env_state.obs, shard_key(act_key), steps)
-    draws = env.draw(env_key, steps)
-
-    def step(env_state: VectorState, xs: tuple) -> tuple[VectorState, tuple]:
-        noise_t, drawn = xs
-        action, extras = agent.act(state, env_state.obs, noise_t, "explore")
-        after, out = env.step(env_state, action, drawn._replace(bank=draws.bank))
-        transition = Transition(
-            env_state.obs, action, out.reward, out.obs, out.terminated, out.truncated, extras
-        )
-        names = ("episode_return", "episode_length", "nonfinite")
-        return after, (transition, [out.info[name] for name in names])
-
-    # Toy dynamics gain from longer loop bodies; unrolled physics would only compile longer.
-    unroll = 4 if env.env.cheap else 1
-    xs = (noise, draws._replace(bank=()))
-    env_state, (transitions, episodes) = jax.lax.scan(step, env_state, xs, unroll=unroll)
-    ended = transitions.terminated | transitions.truncated
-    return env_state, transitions, episode_metrics(ended, *episodes)
+from jaxrl.training.rollout import rollout
+from jaxrl.training.trainer import Trainer
+from jaxrl.types import Array, Key, TrainState, counter_add, counter_zero
 
 
 @struct.dataclass
@@ -78,7 +47,7 @@ class OnPolicy(Trainer):
             updates=jnp.int32(0),
         )
 
-    def advance(self, ts: TrainState) -> tuple[TrainState, m.Metrics]:
+    def advance(self, ts: TrainState, index: Array) -> tuple[TrainState, m.Metrics]:
         """One rollout and one update."""
         rollout_key, update_key, key = jax.random.split(ts.key, 3)
         env, transitions, episodes = rollout(

@@ -39,12 +39,36 @@ class Trainer:
         """Environment steps of one iteration, over all environments and shards."""
         raise AssertionError("a trainer defines its schedule")
 
+    @property
+    def updates_per_iteration(self) -> int:
+        """Calls of ``agent.update``, or gradient steps where one call makes a known number."""
+        return 1
+
+    @property
+    def first_step(self) -> int:
+        """Environment steps that are made before the first iteration."""
+        return 0
+
+    @property
+    def shares_environments(self) -> bool:
+        """Whether a run gains by sharing its environments out over devices.
+
+        Those of toy dynamics do not, whose gradient sums would cost more than they save, nor those
+        that use all cores by themselves.
+        """
+        env = self.env.env
+        return not (env.cheap or getattr(env, "threaded", False))
+
+    def nbytes(self) -> int:
+        """Memory in bytes that one run asks for beside its networks and environments."""
+        return 0
+
     def start(self, key: Key) -> TrainState:
         """The state before the first iteration, traced under the shards' axis."""
         raise AssertionError("a trainer defines its first state")
 
-    def advance(self, ts: TrainState) -> tuple[TrainState, m.Metrics]:
-        """One iteration, traced under the shards' axis; metrics of this shard alone."""
+    def advance(self, ts: TrainState, index: Array) -> tuple[TrainState, m.Metrics]:
+        """Iteration ``index``, traced under the shards' axis; metrics of this shard alone."""
         raise AssertionError("a trainer defines its iteration")
 
     def check(self, shards: int = 1) -> None:
@@ -78,26 +102,43 @@ class Trainer:
         with reducing_over(self.axis):
             return self.start(key)
 
-    def iteration(self, ts: TrainState) -> tuple[TrainState, m.Metrics]:
-        """One iteration. The metrics are scalars that add up (see ``jaxrl.metrics``)."""
+    def iteration(self, ts: TrainState, index: Array | None = None) -> tuple[TrainState, m.Metrics]:
+        """One iteration. The metrics are scalars that add up (see ``jaxrl.metrics``).
+
+        ``index`` counts iterations from 0, as ``ts.updates`` does. Loops give it beside the state:
+        under ``vmap`` the state's has an axis of members, and theirs stays one number for all.
+        """
         with reducing_over(self.axis):
-            ts, metrics = self.advance(ts)
+            ts, metrics = self.advance(ts, ts.updates if index is None else index)
             return ts, m.over_shards(metrics)
 
     def iterations(self, steps: int) -> int:
-        """The number of iterations that make at least ``steps`` environment steps."""
-        return -(-steps // self.steps_per_iteration)
+        """The number of iterations that make at least ``steps`` environment steps in all.
 
-    def chunk(self, ts: TrainState, iterations: Array | int) -> tuple[TrainState, m.Metrics]:
+        Raises:
+            UsageError: if so many are made before the first iteration.
+        """
+        if steps <= self.first_step:
+            raise UsageError(
+                f"total_steps is {steps}, and {self.first_step} are made before the first update; "
+                f"give more, such as {10 * self.first_step}"
+            )
+        return -(-(steps - self.first_step) // self.steps_per_iteration)
+
+    def chunk(
+        self, ts: TrainState, iterations: Array | int, first: Array | None = None
+    ) -> tuple[TrainState, m.Metrics]:
         """Some iterations, with their metrics reduced to one.
 
-        ``iterations`` may be traced: one program serves chunks of every length.
+        ``iterations`` may be traced: one program serves chunks of every length. ``first`` is the
+        number of iterations done; default the state's.
         """
+        start = ts.updates if first is None else first
         shapes = jax.eval_shape(lambda s: self.iteration(s)[1], ts)
 
-        def body(_: Array, carry: tuple[TrainState, m.Metrics]) -> tuple[TrainState, m.Metrics]:
+        def body(i: Array, carry: tuple[TrainState, m.Metrics]) -> tuple[TrainState, m.Metrics]:
             ts, metrics = carry
-            ts, new = self.iteration(ts)
+            ts, new = self.iteration(ts, start + i)
             return ts, m.combine(metrics, new)
 
         return jax.lax.fori_loop(0, iterations, body, (ts, m.empty_like(shapes)))
@@ -109,11 +150,11 @@ class Trainer:
         was nothing to average, as ``episode_return`` before any episode has ended.
         """
 
-        def body(ts: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
-            ts, metrics = self.iteration(ts)
+        def body(ts: TrainState, index: Array) -> tuple[TrainState, dict[str, Array]]:
+            ts, metrics = self.iteration(ts, index)
             return ts, m.values(metrics)
 
-        return jax.lax.scan(body, self.init(key), length=self.iterations(steps))
+        return jax.lax.scan(body, self.init(key), jnp.arange(self.iterations(steps)))
 
     def evaluate(
         self, ts: TrainState, key: Key, episodes: int = 32, mode: Mode = "greedy"
@@ -125,13 +166,3 @@ class Trainer:
         """One episode from each of ``keys[E]``."""
         limit = self.env.spec.max_steps
         return evaluate(self.agent, ts.agent, self.env.env, keys, mode, limit)
-
-
-def episode_metrics(ended: Array, returns: Array, lengths: Array, nonfinite: Array) -> m.Metrics:
-    """Of a rollout ``[T, N]``: the episodes that ended in it, and how many."""
-    return {
-        "episode_return": m.mean_of(returns, where=ended),
-        "episode_length": m.mean_of(lengths, where=ended),
-        "episodes": m.count_of(ended),
-        "nonfinite_steps": m.Sum(jnp.sum(nonfinite.astype(jnp.float32))),
-    }

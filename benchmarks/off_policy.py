@@ -1,0 +1,245 @@
+"""Speed of off-policy training: gradient steps per second, compile time apart.
+
+python benchmarks/off_policy.py
+python benchmarks/off_policy.py --agents SAC DSACT --seeds 1 8 --out results/speed_off_policy.json
+
+Of every agent, for one seed and for several in one program (all seeds together):
+
+- ``products``: the matrix products alone that its gradient step cannot avoid, forwards and
+  backwards, of the same shapes and in the same order: the bound of the machine;
+- ``learner``: ``agent.update`` on 64 batches that are given;
+- ``loop``: whole training, with a step of the environment for each gradient step, the ring of a
+  million transitions and the sampling from it.
+
+Batches of 256, observations of 17, actions of 6 (as HalfCheetah's), networks of 256x256 for all.
+The environment of ``loop`` costs nothing. The three take turns, repeat by repeat; quote ratios.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import jaxrl
+from jaxrl.run.cli import launch
+from jaxrl.run.devices import Programs, choose
+from jaxrl.types import Array, Box, Key, Spec, Step, Transition
+
+OBS, ACTION, BATCH, STEPS, HIDDEN = 17, 6, 256, 64, (256, 256)
+AGENTS = {
+    "SAC": jaxrl.SAC(hidden=HIDDEN),
+    "TD3": jaxrl.TD3(hidden=HIDDEN),
+    "DSACT": jaxrl.DSACT(hidden=HIDDEN),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Free:
+    """An environment of HalfCheetah's shapes that costs next to nothing."""
+
+    name: ClassVar[str] = "free"
+    cheap: ClassVar[bool] = True
+    spec: ClassVar[Spec] = Spec(Box(-np.inf, np.inf, (OBS,)), Box(-1.0, 1.0, (ACTION,)), 1000)
+
+    def reset(self, key: Key) -> tuple[Array, Array]:
+        """Zeros."""
+        return jnp.zeros(OBS), jnp.zeros(OBS)
+
+    def step(self, key: Key, state: Array, action: Array) -> tuple[Array, Step]:
+        """A decaying sum of actions."""
+        state = 0.9 * state + jnp.resize(action, (OBS,))
+        never = jnp.bool_(False)
+        return state, Step(state, action.sum(), never, never, {})
+
+
+# The products of a gradient step
+
+
+def forward(x: Array, weights: list[Array]) -> list[Array]:
+    """What goes into each layer ``[..., B, I]``, and what comes out of the last."""
+    layers = [x]
+    for weight in weights:
+        layers.append(layers[-1] @ weight)
+    return layers
+
+
+def backward(layers: list[Array], weights: list[Array], learn: bool) -> tuple[Array, list[Array]]:
+    """The gradients of a sum over outputs: by the input if not ``learn``, else by the weights."""
+    gradient, by_weights = layers[-1], []
+    for i in reversed(range(len(weights))):
+        if learn:
+            by_weights.append(jnp.swapaxes(layers[i], -1, -2) @ gradient)
+        if i or not learn:
+            gradient = gradient @ jnp.swapaxes(weights[i], -1, -2)
+    return gradient, by_weights
+
+
+def products(agent: Any, state: Any, obs: Array, action: Array, actor: bool) -> Any:
+    """All products of one gradient step on ``obs[B, O]`` and ``action[B, A]``.
+
+    Results feed what follows, so that none can be left out.
+    """
+    policy, critic = (kernels(state.params[name]) for name in ("actor", "critic"))
+
+    def values(action: Array) -> list[Array]:
+        x = jnp.concatenate([obs, action[..., :ACTION]], axis=-1)
+        return forward(jnp.broadcast_to(x, (critic[0].shape[0], *x.shape)), critic)
+
+    target = values(forward(obs, policy)[-1])
+    _, by_critic = backward(values(action + target[-1][0, :, :1]), critic, True)
+    if not actor:
+        return by_critic
+    layers = forward(obs, policy)
+    by_input, _ = backward(values(layers[-1]), critic, False)
+    layers[-1] = jnp.resize(by_input[0], layers[-1].shape)
+    _, by_policy = backward(layers, policy, True)
+    return by_critic, by_policy
+
+
+def kernels(params: Any) -> list[Array]:
+    """The weights of a network in the order of its layers."""
+    leaves = jax.tree.leaves_with_path(params)
+    found = {jax.tree_util.keystr(path): x for path, x in leaves}
+    names = sorted((name for name in found if "kernel" in name), key=lambda n: ("head" in n, n))
+    return [found[name] for name in names]
+
+
+def bare(agent: Any, state: Any, batch: Transition) -> Any:
+    """The products of gradient steps on ``batch[G, B]``; the actor's on every ``delay``-th."""
+
+    def step(_: Any, xs: tuple[Array, Array]) -> tuple[Any, None]:
+        last = agent.delay - 1
+        rows = [products(agent, state, xs[0][i], xs[1][i], i == last) for i in range(last + 1)]
+        return rows, None
+
+    groups = (x.reshape(-1, agent.delay, *x.shape[1:]) for x in (batch.obs, batch.action))
+    xs = tuple(groups)
+    like, _ = jax.eval_shape(step, None, jax.tree.map(lambda x: x[0], xs))
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return jax.lax.scan(step, start, xs)[0]
+
+
+# Measuring
+
+
+@dataclasses.dataclass
+class Timed:
+    """A program that makes ``updates`` gradient steps per call, and how long its calls took."""
+
+    call: Callable[[], Any]
+    updates: int
+    compile_seconds: float
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    def run(self) -> None:
+        """Once more."""
+        began = time.perf_counter()
+        jax.block_until_ready(self.call())
+        self.seconds.append(time.perf_counter() - began)
+
+
+def programs(agent: Any, seeds: int, capacity: int) -> dict[str, Timed]:
+    """The three of an agent, compiled. The first call of each is still to warm up."""
+    env = jaxrl.VectorEnv(Free(), 1)
+    trainer = jaxrl.OffPolicy(agent, env, capacity=capacity, batch_size=BATCH, rounds=STEPS)
+    placement = choose(trainer, seeds)
+    whole = Programs(trainer, placement)
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    made: dict[str, Timed] = {}
+
+    def add(name: str, f: Callable, state: Any, *args: Any) -> None:
+        """``f(state, *args) -> state, metrics``; the state is donated and goes round."""
+        began = time.perf_counter()
+        compiled = jax.jit(f, donate_argnums=0).lower(state, *args).compile()
+        held = [state]
+
+        def call() -> Any:
+            held[0], metrics = compiled(held[0], *args)
+            return held[0], metrics
+
+        made[name] = Timed(call, STEPS * seeds, time.perf_counter() - began)
+
+    def over_members(f: Callable) -> Callable:
+        one = (
+            jax.vmap(f)
+            if seeds > 1
+            else lambda *x: jax.tree.map(lambda y: y[None], f(*jax.tree.map(lambda y: y[0], x)))
+        )
+        if placement.members == 1:
+            return one
+        spec = jax.sharding.PartitionSpec("member")
+        return jax.shard_map(
+            one, mesh=placement.mesh, in_specs=spec, out_specs=spec, check_vma=False
+        )
+
+    def given(key: Key) -> tuple[Any, Transition]:
+        state_key, *keys = jax.random.split(key, 4)
+        obs, next_obs = (jax.random.normal(k, (STEPS, BATCH, OBS)) for k in keys[:2])
+        action = jax.random.uniform(keys[2], (STEPS, BATCH, ACTION), minval=-1.0)
+        never = jnp.zeros((STEPS, BATCH), bool)
+        batch = Transition(obs, action, obs.sum(-1), next_obs, never, never, {})
+        return agent.init(state_key, env.spec), batch
+
+    state, batch = jax.jit(over_members(given))(keys)
+    add("products", over_members(lambda s, b: (s, bare(agent, s, b))), state, batch)
+    state, batch = jax.jit(over_members(given))(keys)  # anew, as the first was donated
+    add("learner", over_members(agent.update), state, batch, keys)
+    ts = jax.jit(whole.init)({}, keys)
+    add("loop", lambda ts, n: whole.chunk({}, ts, n), ts, jnp.int32(1))
+    return made
+
+
+def measure(
+    agents: tuple[str, ...] = tuple(AGENTS),
+    seeds: tuple[int, ...] = (1, 8),
+    repeats: int = 7,
+    capacity: int = 1_000_000,
+    out: str | None = None,
+) -> None:
+    """Measure, print a table, and write it as JSON if asked."""
+    rows = []
+    print(f"{'agent':8}{'seeds':>6}  {'':10}{'updates/s':>10}{'of bound':>10}{'compile':>9}")
+    for name in agents:
+        for count in seeds:
+            timed = programs(AGENTS[name], count, capacity)
+            for _ in range(repeats + 1):
+                for program in timed.values():
+                    program.run()
+            speeds = {
+                what: program.updates / statistics.median(program.seconds[1:])
+                for what, program in timed.items()
+            }
+            for what, speed in speeds.items():
+                row = {
+                    "agent": name,
+                    "seeds": count,
+                    "what": what,
+                    "updates_per_second": round(speed, 1),
+                    "of_bound": round(speed / speeds["products"], 3),
+                    "compile_seconds": round(timed[what].compile_seconds, 1),
+                }
+                rows.append(row)
+                print(
+                    f"{name:8}{count:6}  {what:10}{speed:10.0f}{row['of_bound']:10.0%}"
+                    f"{row['compile_seconds']:8.1f}s",
+                    flush=True,
+                )
+            del timed
+    if out:
+        record = {"cores": os.cpu_count(), "device": jax.devices()[0].device_kind, "results": rows}
+        Path(out).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    launch(lambda: tyro.cli(measure, description=__doc__))

@@ -1,0 +1,171 @@
+"""What agents with a policy and an ensemble of critics ``Q(s, a)`` share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl.agents.replayed import Replayed, ReplayedState
+from jaxrl.errors import UsageError
+from jaxrl.hyper import require
+from jaxrl.nn.distributions import Noise, TanhNormal
+from jaxrl.nn.networks import MLP, Ensemble, Policy, flat_input, flatten_to
+from jaxrl.types import Array, Box, Extras, Key, Mode, PyTree, Spec
+
+
+@struct.dataclass
+class ActorCritic(Replayed):
+    """The networks: a policy, and critics of all of which one batched product computes a layer.
+
+    Attributes:
+        actor_learning_rate: of Adam, of the policy; > 0.
+    """
+
+    actor_learning_rate: float = 3e-4
+
+    # Networks
+
+    @property
+    def critics(self) -> int:
+        """The number of critics."""
+        raise AssertionError("an agent says how many critics it has")
+
+    outputs = 1  # of a critic
+
+    def critic_net(self) -> Ensemble:
+        """The critics' networks."""
+        mlp = MLP(
+            self.hidden,
+            self.outputs,
+            self.activation,
+            self.init_kind,
+            head_scale=1.0,
+            layer_norm=self.layer_norm,
+        )
+        return Ensemble(mlp, self.critics)
+
+    def critic_values(self, params: PyTree, obs: PyTree, action: Array) -> Array:
+        """What the critics put out at ``obs[..., *O]`` and ``action[..., A]``: ``[E, ..., K]``."""
+        width = params["params"]["mlp"]["layer_0" if self.hidden else "head"]["kernel"].shape[-2]
+        flat = flatten_to(self.seen_by_critics(obs), width - action.shape[-1])
+        value: Any = self.critic_net().apply(params, jnp.concatenate([flat, action], axis=-1))
+        return value
+
+    def q(self, params: PyTree, obs: PyTree, action: Array) -> Array:
+        """Of each critic, the expected return ``[E, ...]``."""
+        return self.critic_values(params, obs, action)[..., 0]
+
+    def q_values(self, state: ReplayedState, obs: PyTree, action: Array) -> Array:
+        """The learnt critics' values of ``action[..., A]`` at ``obs[..., *O]``: ``[E, ...]``."""
+        return self.q(state.params["critic"], obs, action)
+
+    def init_params(self, key: Key, spec: Spec, policy: Any) -> dict[str, PyTree]:
+        """Fresh parameters of ``policy`` (a module) and of the critics.
+
+        Raises:
+            UsageError: for actions that are not continuous.
+        """
+        if not isinstance(spec.action, Box):
+            raise UsageError(
+                f"{type(self).__name__} needs continuous actions, and the environment has "
+                f"{spec.action.n} discrete ones; choose another agent, such as DQN or PPO"
+            )
+        actor_key, critic_key = jax.random.split(key)
+        critic_obs = flat_input(self.seen_by_critics(spec.observation))
+        critic_input = jnp.concatenate([critic_obs, jnp.zeros(math.prod(spec.action.shape))])
+        return {
+            "actor": policy.init(actor_key, flat_input(self.seen_by_policy(spec.observation))),
+            "critic": self.critic_net().init(critic_key, critic_input),
+        }
+
+    def check(self, transitions: int) -> None:
+        """Raise UsageError for hyper-parameters that cannot work."""
+        Replayed.check(self, transitions)
+        require("actor_learning_rate", self.actor_learning_rate, 0, above=True)
+
+
+@struct.dataclass
+class Stochastic(ActorCritic):
+    """A tanh-squashed normal policy, and a temperature ``alpha`` that holds its entropy.
+
+    Actions live in [-1, 1], and so does their entropy: it differs by ``sum log((high - low) / 2)``
+    from that in the environment's units.
+
+    Attributes:
+        alpha_learning_rate: of Adam, of ``log alpha``; >= 0, and 0 keeps the temperature.
+        initial_alpha: > 0.
+        target_entropy: in nats per action element; the default holds ``H = -|A|``.
+        log_std_range: the policy's log standard deviations are clipped to it.
+    """
+
+    alpha_learning_rate: float = 3e-4
+    initial_alpha: float = 1.0
+    target_entropy: float = -1.0
+    log_std_range: tuple[float, float] = struct.field(pytree_node=False, default=(-20.0, 2.0))
+
+    def policy_net(self, spec: Spec | None = None) -> Policy:
+        """The policy's network; ``spec`` is needed to initialise it."""
+        return Policy(
+            hidden=self.hidden,
+            action=None if spec is None else spec.action,
+            activation=self.activation,
+            init_kind=self.init_kind,
+            std="clipped",
+            squash=True,
+            log_std_range=self.log_std_range,
+            head_scale=1.0,
+        )
+
+    def policy(self, params: PyTree, obs: PyTree) -> TanhNormal:
+        """The policy at ``obs[..., *O]``."""
+        dist: Any = self.policy_net().apply(params, self.seen_by_policy(obs))
+        return dist
+
+    def init_params(self, key: Key, spec: Spec, policy: Any = None) -> dict[str, PyTree]:
+        """Fresh parameters of all networks, and ``log alpha``."""
+        params = ActorCritic.init_params(self, key, spec, policy or self.policy_net(spec))
+        return params | {"log_alpha": jnp.log(jnp.float32(self.initial_alpha))}
+
+    def entropy_goal(self, action: Array) -> Array:
+        """The entropy that the temperature holds for ``action[..., A]``, in nats."""
+        return jnp.asarray(self.target_entropy) * action.shape[-1]
+
+    def temperature(self, state: ReplayedState) -> Array:
+        """``alpha``."""
+        return jnp.exp(state.params["log_alpha"])
+
+    def action_width(self, state: ReplayedState) -> int:
+        """``A``."""
+        head = state.params["actor"]["params"]["normal"]["head"]["bias"]
+        return int(head.shape[-1]) // 2
+
+    def check(self, transitions: int) -> None:
+        """Raise UsageError for hyper-parameters that cannot work."""
+        ActorCritic.check(self, transitions)
+        require("alpha_learning_rate", self.alpha_learning_rate, 0)
+        require("initial_alpha", self.initial_alpha, 0, above=True)
+        if self.log_std_range[0] >= self.log_std_range[1]:
+            raise UsageError(
+                f"log_std_range is {self.log_std_range}; it must be low and high, as (-20.0, 2.0)"
+            )
+
+    # Acting
+
+    def draw(self, state: ReplayedState, obs: PyTree, key: Key, steps: int) -> Array:
+        """The noise of ``steps`` calls of ``act`` at such ``obs``: ``[steps, ..., A]``."""
+        return jax.eval_shape(self.policy, state.params["actor"], obs).noise(key, (steps,))
+
+    def act(
+        self, state: ReplayedState, obs: PyTree, key: Noise, mode: Mode
+    ) -> tuple[Array, Extras]:
+        """Sample from the policy, or take ``tanh`` of its mean if ``greedy``. ``obs[..., *O]``.
+
+        ``key`` may be noise that ``draw`` drew.
+        """
+        dist = self.policy(state.params["actor"], obs)
+        action = dist.mode() if mode == "greedy" else dist.emit(dist.sample(key))
+        return action, {}

@@ -1,0 +1,158 @@
+"""TD3 (Fujimoto et al. 2018, "Addressing Function Approximation Error in Actor-Critic Methods")."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl.agents.actor_critic import ActorCritic
+from jaxrl.agents.replayed import ReplayedState
+from jaxrl.hyper import require, require_choice
+from jaxrl.metrics import Metrics, mean_of, merged
+from jaxrl.nn.distributions import is_key
+from jaxrl.nn.networks import MLP, action_size
+from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
+
+PolicyValue = Literal["first", "min", "mean"]
+
+
+@struct.dataclass
+class TD3(ActorCritic):
+    """Twin delayed deep deterministic policy gradient.
+
+    The defaults are those of the authors' code, which differ from the paper's in sizes and rates
+    alone: two critics and the smaller of their values, noise on the successors' actions, an actor
+    and slow copies that move on every second step, and an actor that climbs the first critic.
+
+    For thousands of environments (Seo et al. 2025, "FastTD3"): ``exploration_max`` gives every
+    environment a standard deviation of its own, ``target_actor=False`` takes the successors'
+    actions from the learnt policy, ``policy_value="min"`` climbs the smaller value, ``tau=0.1``.
+    Theirs are drawn when an episode ends, ours for every iteration; their critics are
+    distributions over fixed atoms, ours are not.
+
+    Attributes:
+        exploration: standard deviation of the noise on explored actions, in units of [-1, 1].
+        exploration_max: if given, standard deviations lie uniformly between the two.
+        policy_noise: standard deviation of the noise on the successors' actions.
+        noise_clip: which is clipped to ``[-noise_clip, noise_clip]``.
+        ensemble: critics.
+        policy_value: the policy climbs the "first" critic, or their "min" or "mean".
+        target_actor: take the successors' actions from a slow copy of the policy.
+    """
+
+    exploration: float = 0.1
+    exploration_max: float | None = None
+    policy_noise: float = 0.2
+    noise_clip: float = 0.5
+    delay: int = struct.field(pytree_node=False, default=2)
+    ensemble: int = struct.field(pytree_node=False, default=2)
+    policy_value: PolicyValue = struct.field(pytree_node=False, default="first")
+    target_actor: bool = struct.field(pytree_node=False, default=True)
+
+    @property
+    def critics(self) -> int:
+        """``ensemble``."""
+        return self.ensemble
+
+    def policy_net(self, spec: Spec | None = None) -> MLP:
+        """The policy's network; ``spec`` is needed to initialise it."""
+        outputs = 0 if spec is None else action_size(spec.action)
+        return MLP(self.hidden, outputs, self.activation, self.init_kind, head_scale=1.0)
+
+    def policy(self, params: PyTree, obs: PyTree) -> Array:
+        """The action at ``obs[..., *O]``: ``[..., A]`` in [-1, 1]."""
+        raw: Any = self.policy_net().apply(params, self.seen_by_policy(obs))
+        return jnp.tanh(raw)
+
+    def init(self, key: Key, spec: Spec) -> ReplayedState:
+        """Fresh networks for ``spec``."""
+        params = self.init_params(key, spec, self.policy_net(spec))
+        return self.fresh(params, ("actor", "critic") if self.target_actor else ("critic",))
+
+    def check(self, transitions: int) -> None:
+        """Raise UsageError for hyper-parameters that cannot work."""
+        ActorCritic.check(self, transitions)
+        for name in ("exploration", "exploration_max", "policy_noise", "noise_clip"):
+            require(name, getattr(self, name), 0)
+        require("ensemble", self.ensemble, 1)
+        require_choice("policy_value", self.policy_value, PolicyValue)
+
+    # Losses
+
+    def target(self, state: ReplayedState, batch: Transition, noise: Array) -> Array:
+        """``y = r + gamma (1 - d) min_i Q'_i(s', clip(pi'(s') + clip(epsilon)))``: ``[B]``."""
+        actor = (state.targets if self.target_actor else state.params)["actor"]
+        epsilon = jnp.clip(self.policy_noise * noise, -self.noise_clip, self.noise_clip)
+        action = jnp.clip(self.policy(actor, batch.next_obs) + epsilon, -1.0, 1.0)
+        q = self.q(state.targets["critic"], batch.next_obs, action)
+        return batch.reward + self.discount(batch) * jnp.min(q, axis=0)
+
+    def critic_loss(self, params: PyTree, batch: Transition, target: Array) -> tuple[Array, Array]:
+        """``sum_i mean (Q_i(s, a) - y)^2``, and the values ``[E, B]``."""
+        q = self.q(params, batch.obs, batch.action)
+        return jnp.sum(jnp.mean(jnp.square(q - target), axis=-1)), q
+
+    def actor_loss(self, params: PyTree, critic: PyTree, obs: PyTree) -> Array:
+        """``-mean Q_1(s, pi(s))``."""
+        if self.policy_value == "first":
+            critic = jax.tree.map(lambda x: x[:1], critic)
+        q = self.q(critic, obs, self.policy(params, obs))
+        return -jnp.mean(jnp.min(q, axis=0) if self.policy_value == "min" else q)
+
+    # Update
+
+    def draw_update(self, state: ReplayedState, key: Key, shape: tuple[int, ...]) -> Array:
+        """Normal noise of the successors' actions: ``[..., B, A]``."""
+        width = state.params["actor"]["params"]["head"]["bias"].shape[-1]
+        return jax.random.normal(key, (*shape, width))
+
+    def gradient_step(
+        self, state: ReplayedState, batch: Transition, noise: PyTree, actor: bool
+    ) -> tuple[ReplayedState, Metrics]:
+        """Critics; if ``actor``, the policy and then the slow copies."""
+        target = self.target(state, batch, noise)
+        gradient: Any = jax.value_and_grad(self.critic_loss, has_aux=True)
+        (loss, q), grads = gradient(state.params["critic"], batch, target)
+        state, metrics = self.stepped(state, "critic", grads, self.learning_rate)
+        metrics |= {"critic_loss": mean_of(loss), "q": mean_of(q)}
+        state = state._replace(updates=state.updates + 1)
+        if not actor:
+            return state, metrics
+
+        loss, grads = jax.value_and_grad(self.actor_loss)(
+            state.params["actor"], state.params["critic"], batch.obs
+        )
+        state, more = self.stepped(state, "actor", grads, self.actor_learning_rate)
+        more["actor_loss"] = mean_of(loss)
+        return self.followed(state), merged(metrics, more)
+
+    # Acting
+
+    def draw(self, state: ReplayedState, obs: PyTree, key: Key, steps: int) -> Array:
+        """The noise of ``steps`` calls of ``act`` at such ``obs``: ``[steps, ..., A]``.
+
+        With ``exploration_max``, the rows of ``obs`` have standard deviations of their own.
+        """
+        shape = jax.eval_shape(self.policy, state.params["actor"], obs).shape
+        if self.exploration_max is None:
+            return self.exploration * jax.random.normal(key, (steps, *shape))
+        noise_key, std_key = jax.random.split(key)
+        uniform = jax.random.uniform(std_key, (*shape[:-1], 1))
+        std = self.exploration + (self.exploration_max - self.exploration) * uniform
+        return std * jax.random.normal(noise_key, (steps, *shape))
+
+    def act(
+        self, state: ReplayedState, obs: PyTree, key: Array, mode: Mode
+    ) -> tuple[Array, Extras]:
+        """The policy's action at ``obs[..., *O]``, with noise unless ``greedy``.
+
+        ``key`` may be noise that ``draw`` drew.
+        """
+        action = self.policy(state.params["actor"], obs)
+        if mode == "greedy":
+            return action, {}
+        noise = self.draw(state, obs, key, 1)[0] if is_key(key) else key
+        return jnp.clip(action + noise, -1.0, 1.0), {}

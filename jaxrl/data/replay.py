@@ -1,0 +1,155 @@
+"""Replay: a ring of transitions in the memory of the device.
+
+A ring is a pytree of arrays ``[S, N, ...]``: ``S`` slots, one for each step of all ``N``
+environments. It has no counters. How many steps were written is known to the training loop, and is
+the same for all seeds that are trained together; as an argument it stays one number under ``vmap``,
+so that writing stays one copy in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.errors import UsageError
+from jaxrl.types import Array, Transition
+
+Ring = Transition  # with leaves [S, N, ...]; its extras are empty
+Precision = Literal["full", "half"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """The ring's dimensions, and what is done with one.
+
+    Attributes:
+        slots: steps that it holds, of every environment; the oldest is overwritten first.
+        n_step: rewards of so many steps are summed; >= 1.
+        precision: "half" stores the floats of observations as bfloat16.
+    """
+
+    slots: int
+    n_step: int = 1
+    precision: Precision = "full"
+
+    def empty(self, like: Transition) -> Ring:
+        """A ring of zeros for transitions of the shapes of ``like[N, ...]``."""
+
+        def zeros(x: Any) -> Array:
+            return jnp.zeros((self.slots, *x.shape), x.dtype)
+
+        stored = jax.eval_shape(self._stored, like)
+        return jax.tree.map(zeros, stored)
+
+    def nbytes(self, like: Transition) -> int:
+        """The memory of one ring, in bytes."""
+        stored = jax.tree.leaves(jax.eval_shape(self._stored, like))
+        return sum(self.slots * int(np.prod(x.shape)) * x.dtype.itemsize for x in stored)
+
+    def write(self, ring: Ring, transitions: Transition, written: Array | int) -> Ring:
+        """Store ``transitions[T, N]`` behind the ``written`` steps before them.
+
+        ``T`` must divide ``slots``, and ``written`` must be a multiple of ``T``: then a write never
+        wraps around.
+        """
+        at = written % self.slots
+
+        def put(rows: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(rows, new, at, axis=0)
+
+        # A loop of one pass, of which XLA does not know how many it has: it would otherwise merge
+        # the writing with the sampling, and copy the whole ring to serve both.
+        new = self._stored(transitions)
+        once = jnp.minimum(written + 1, 1)
+        return jax.lax.fori_loop(0, once, lambda _, ring: jax.tree.map(put, ring, new), ring)
+
+    def sample(self, ring: Ring, bits: Array, written: Array | int, gamma: Array) -> Transition:
+        """Transitions ``[...]``, drawn uniformly by random ``bits`` (uint32 ``[2, ...]``).
+
+        With ``n_step = n`` a transition runs over the ``m <= n`` steps until its episode ends, by
+        itself or by its time limit: its reward is ``sum_{k<m} gamma^k r_k``, its successor and its
+        end are those of the last step, and ``extras["steps"]`` is ``m``. A bootstrap is discounted
+        by ``gamma^m``. The newest ``n - 1`` steps are not drawn as firsts.
+        """
+        envs = ring.reward.shape[1]
+        held = jnp.minimum(written, self.slots)
+        starts = jnp.maximum(held - (self.n_step - 1), 1).astype(jnp.uint32)
+        age = (bits[0] % starts).astype(jnp.int32) + self.n_step  # steps before ``written``
+        first = (written - age) % self.slots
+        env = (bits[1] % jnp.uint32(envs)).astype(jnp.int32)
+        if self.n_step == 1:
+            return self._loaded(jax.tree.map(lambda rows: rows[first, env], ring))
+        return self._several(ring, first, env, gamma)
+
+    def _several(self, ring: Ring, first: Array, env: Array, gamma: Array) -> Transition:
+        def forward(k: int, carry: tuple) -> tuple:
+            going, last, total, steps, discount = carry
+            slot = (first + k) % self.slots
+            last = jnp.where(going, slot, last)
+            total = total + jnp.where(going, discount * ring.reward[slot, env], 0.0)
+            steps = steps + going
+            going = going & ~(ring.terminated[slot, env] | ring.truncated[slot, env])
+            return going, last, total, steps, discount * gamma
+
+        zeros = jnp.zeros(first.shape)
+        start = (zeros == 0, first, zeros, zeros.astype(jnp.int32), jnp.float32(1))
+        _, last, total, steps, _ = jax.lax.fori_loop(0, self.n_step, forward, start)
+        begun = jax.tree.map(lambda rows: rows[first, env], ring)
+        ended = jax.tree.map(lambda rows: rows[last, env], ring)
+        sums = begun._replace(
+            reward=total,
+            next_obs=ended.next_obs,
+            terminated=ended.terminated,
+            truncated=ended.truncated,
+            extras={"steps": steps},
+        )
+        return self._loaded(sums)
+
+    def _stored(self, transitions: Transition) -> Transition:
+        """As the ring keeps them: without extras, and in its precision."""
+
+        def rounded(x: Array) -> Array:
+            half = self.precision == "half" and x.dtype == jnp.float32
+            return x.astype(jnp.bfloat16) if half else x
+
+        obs, next_obs = jax.tree.map(rounded, (transitions.obs, transitions.next_obs))
+        return transitions._replace(obs=obs, next_obs=next_obs, extras={})
+
+    def _loaded(self, transitions: Transition) -> Transition:
+        """As agents take them: floats in float32."""
+
+        def widened(x: Array) -> Array:
+            return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+
+        obs, next_obs = jax.tree.map(widened, (transitions.obs, transitions.next_obs))
+        return transitions._replace(obs=obs, next_obs=next_obs)
+
+
+def check_memory(needed: int, what: str, remedy: str) -> None:
+    """Refuse to allocate more than the device has free.
+
+    Raises:
+        UsageError: with the sizes and what to lower.
+    """
+    free = free_memory()
+    if free is not None and needed > free:
+        raise UsageError(
+            f"{what} needs {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free; {remedy}"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that can still be allocated on the device; None where nothing tells."""
+    device = jax.local_devices()[0]
+    statistics = device.memory_stats()
+    if statistics:
+        return int(statistics["bytes_limit"] - statistics["bytes_in_use"])
+    with contextlib.suppress(OSError), open("/proc/meminfo") as file:
+        sizes = dict(line.split(":") for line in file)
+        return int(sizes["MemAvailable"].split()[0]) * 1024
+    return None
