@@ -1,0 +1,64 @@
+"""Epochs of minibatch steps on a rollout, and the check that it divides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+from jaxrl.axes import shard_key
+from jaxrl.errors import UsageError
+from jaxrl.metrics import Metrics, pack, summed, unpack
+from jaxrl.shuffle import permutations
+from jaxrl.types import Array, Key, PyTree
+
+Carry = TypeVar("Carry")
+
+
+def check_divides(minibatches: int, transitions: int) -> None:
+    """Raise UsageError unless ``transitions`` of one update (and shard) divide evenly."""
+    if transitions % minibatches:
+        fitting = [m for m in range(1, transitions + 1) if transitions % m == 0]
+        best = min(fitting, key=lambda m: abs(m - minibatches))
+        raise UsageError(
+            f"minibatches is {minibatches}, which does not divide the "
+            f"{transitions} transitions of an update; {best} would"
+        )
+
+
+def learn(
+    step: Callable[[Carry, Any], tuple[Carry, Metrics]],
+    start: Carry,
+    samples: PyTree,
+    key: Key,
+    epochs: int,
+    minibatches: int,
+) -> tuple[Carry, Metrics]:
+    """``step(carry, minibatch) -> carry, metrics`` on shuffled minibatches of a rollout.
+
+    ``samples`` are ``[T, N, ...]``, a minibatch ``[B, ...]`` of their rows, none of which comes
+    twice in an epoch. Each shard shuffles its own. Returns the last carry and the metrics of all
+    steps together.
+    """
+    size = _rows(samples)
+    check_divides(minibatches, size)
+    rows = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), samples)
+    order = permutations(shard_key(key), size, epochs).reshape(epochs * minibatches, -1)
+
+    def minibatch_step(carry: Carry, indices: Array) -> tuple[Carry, Metrics]:
+        return step(carry, jax.tree.map(lambda x: x[indices], rows))
+
+    def packed_step(carry: Carry, indices: Array) -> tuple[Carry, Array]:
+        carry, metrics = minibatch_step(carry, indices)
+        return carry, pack(metrics)
+
+    _, like = jax.eval_shape(minibatch_step, start, order[0])
+    end, history = jax.lax.scan(packed_step, start, order)
+    return end, summed(unpack(history, like))
+
+
+def _rows(samples: PyTree) -> int:
+    """``T * N``."""
+    leaf = jax.tree.leaves(samples)[0]
+    return leaf.shape[0] * leaf.shape[1]
