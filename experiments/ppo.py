@@ -9,43 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxrl import PPO, NormalizeObs, OnPolicy, ScaleReward, VectorEnv, make, presets
-from jaxrl.envs.vector import Resets
+from jaxrl import PPO, OnPolicy, presets
 from jaxrl.run import cli
+from jaxrl.run.on_policy import OnPolicyOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(cli.Options):
+class Config(OnPolicyOptions):
     """Proximal policy optimisation. Defaults are those tuned for the environment's family."""
 
-    unroll: int = 128
-    """Steps of every environment between two updates."""
-    resets: Resets | None = None
-    """How ended episodes start again; default "fresh" for toy dynamics, "bank" for physics."""
-    max_steps: int | None = None
-    """Time limit of an episode; default the environment's own."""
-    normalize_obs: bool = False
-    """Learn from observations of zero mean and unit variance."""
-    reward_scale: float = 1.0
-    """Learn from rewards times this."""
-    anneal: bool = True
-    """Let the learning rate fall linearly to zero over the run, or over --agent.anneal-over."""
     agent: PPO = dataclasses.field(default_factory=PPO)
 
 
 def build(config: Config) -> OnPolicy:
     """The trainer that the options describe."""
-    env = make(config.env, **cli.assignments(config.env_options, "env-options"))
-    venv = VectorEnv(env, config.num_envs, config.resets, max_steps=config.max_steps)
-    agent = config.agent
-    if config.anneal and not agent.anneal_over:
-        iterations = -(-config.total_steps // max(config.unroll * config.num_envs, 1))
-        agent = agent.replace(anneal_over=float(iterations))
-    if config.reward_scale != 1.0:
-        agent = ScaleReward(agent, config.reward_scale)
-    if config.normalize_obs:
-        agent = NormalizeObs(agent)
-    return OnPolicy(agent, venv, unroll=config.unroll)
+    return config.trainer(config.agent, config.environments())
 
 
 def main() -> None:

@@ -46,6 +46,53 @@ def test_gae_equals_its_definition_with_both_kinds_of_end(lam):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def lambda_return_by_definition(reward, next_value, terminated, truncated, gamma, lam):
+    """Every return as its own mixture of all n-step returns, within its episode."""
+    T, N = reward.shape
+    found = np.zeros((T, N))
+    for n in range(N):
+        for t in range(T):
+            rewards, weight = 0.0, 1.0  # so far, and the weight that the longer returns have left
+            for k in range(t, T):
+                rewards += gamma ** (k - t) * reward[k, n]
+                bootstrap = 0.0 if terminated[k, n] else gamma ** (k - t + 1) * next_value[k, n]
+                last = terminated[k, n] or truncated[k, n] or k == T - 1
+                found[t, n] += (weight if last else (1 - lam) * weight) * (rewards + bootstrap)
+                weight *= lam
+                if last:
+                    break
+    return found
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.65, 1.0])
+def test_lambda_returns_equal_their_definition_with_both_kinds_of_end(lam):
+    T, N = 23, 4
+    reward, next_value = RNG.normal(size=(2, T, N)).astype(np.float32)
+    terminated = RNG.random((T, N)) < 0.15
+    truncated = (RNG.random((T, N)) < 0.15) & ~terminated
+    terminated[-1], truncated[-1] = [True, False, False, False], [False, True, False, False]
+    found = losses.lambda_returns(reward, next_value, terminated, truncated, 0.97, lam)
+    expected = lambda_return_by_definition(reward, next_value, terminated, truncated, 0.97, lam)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_lambda_returns_are_advantages_and_the_value_where_values_agree():
+    T, N = 16, 3
+    reward, value = RNG.normal(size=(2, T, N)).astype(np.float32)
+    next_value = np.concatenate([value[1:], RNG.normal(size=(1, N)).astype(np.float32)])
+    never = np.zeros((T, N), bool)
+    advantage = losses.gae(reward, value, next_value, never, never, 0.97, 0.8)
+    found = losses.lambda_returns(reward, next_value, never, never, 0.97, 0.8)
+    np.testing.assert_allclose(found, advantage + value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_value_of_an_action_is_read_and_its_gradient_is_at_that_action():
+    q, action = RNG.normal(size=(5, 3)).astype(np.float32), np.array([0, 2, 1, 1, 0])
+    found, gradient = jax.value_and_grad(lambda q: losses.value_of_action(q, action).sum())(q)
+    assert found == pytest.approx(q[np.arange(5), action].sum(), rel=1e-5)
+    np.testing.assert_array_equal(gradient, np.eye(3)[action])
+
+
 def test_clipped_losses_equal_the_papers():
     ratio, advantage = np.exp(RNG.normal(size=100)), RNG.normal(size=100)
     expected = -np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
@@ -177,14 +224,17 @@ def test_networks_flatten_what_they_are_given():
         flat_input(Box(-1, 1, (1, 4)))
 
 
-def test_flattened_adam_equals_optax_tensor_by_tensor():
+@pytest.mark.parametrize(
+    ("rectified", "optax_s"), [(False, optax.adam), (True, optax.radam)], ids=["Adam", "RAdam"]
+)
+def test_flattened_adam_equals_optax_tensor_by_tensor(rectified, optax_s):
     params = {"a": jnp.array(RNG.normal(size=(3, 2))), "b": jnp.array(RNG.normal(size=(5,)))}
     ours, theirs = params, params
-    optimiser = optim.Adam(max_grad_norm=0.5, eps=1e-5)
+    optimiser = optim.Adam(max_grad_norm=0.5, eps=1e-5, rectified=rectified)
     state = optimiser.init(params)
-    reference = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2, eps=1e-5))
+    reference = optax.chain(optax.clip_by_global_norm(0.5), optax_s(1e-2, eps=1e-5))
     reference_state = reference.init(params)
-    for _ in range(5):
+    for _ in range(8):  # RAdam adapts from the sixth on
         grads = jax.tree.map(lambda p: jnp.array(RNG.normal(size=p.shape) * 3), params)
         ours, state, _ = optimiser.step(grads, state, ours, 1e-2)
         updates, reference_state = reference.update(grads, reference_state)

@@ -1,0 +1,48 @@
+"""PQN on any environment of discrete actions.
+
+python experiments/pqn.py
+python experiments/pqn.py --env gymnax/Breakout-MinAtar --num-seeds 4
+python experiments/pqn.py --sweep q_lambda=0.0,0.65,0.95 --agent.no-layer-norm
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxrl import PQN, OnPolicy, presets
+from jaxrl.agents.pqn import number_of_actions
+from jaxrl.hyper import require
+from jaxrl.run import cli
+from jaxrl.run.on_policy import OnPolicyOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(OnPolicyOptions):
+    """Parallelised Q(lambda). Defaults are those tuned for the environment's family."""
+
+    env: str = "gymnax/CartPole-v1"
+    """The environment, "<suite>/<task>"; a wrong name is answered with the nearest right ones."""
+    epsilon_fraction: float = 0.2
+    """Part of the run over which epsilon falls, unless --agent.epsilon-over gives the updates."""
+    agent: PQN = dataclasses.field(default_factory=PQN)
+
+
+def build(config: Config) -> OnPolicy:
+    """The trainer that the options describe."""
+    env, agent = config.environments(), config.agent
+    number_of_actions(env.spec, config.env)
+    require("epsilon_fraction", config.epsilon_fraction, 0, 1)
+    if not agent.epsilon_over:
+        agent = agent.replace(epsilon_over=config.epsilon_fraction * config.iterations)
+    return config.trainer(agent, env)
+
+
+def main() -> None:
+    """Train, and keep a record in the run's folder."""
+    config = cli.parse(Config, presets.PQN, PQN)
+    cli.prepare(config.devices)
+    cli.train(build(config), config)
+
+
+if __name__ == "__main__":
+    cli.launch(main)
