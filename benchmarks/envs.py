@@ -2,13 +2,15 @@
 
 python benchmarks/envs.py
 python benchmarks/envs.py --envs mjx/HalfCheetah-v5 brax/ant --batches 64 512
+python benchmarks/envs.py --envs mjx/Ant-v5 --engines engine=c mujoco.rollout
 python benchmarks/envs.py --batches 1024 4096 16384 --out results/speed_envs_gpu.json
 
 Every environment is measured on each of its engines that this machine can run, with uniform random
 actions. Ours is the whole step of a ``VectorEnv``: physics, observation, reward, resets, counting.
 Beside the MuJoCo tasks stand, on all cores too, ``mujoco.rollout`` called step by step (physics
 alone) and Gymnasium's vector environments, in one process and in many. Every line is from a process
-of its own. Quote ratios: absolute figures do not carry to other machines.
+of its own. Quote ratios: absolute figures do not carry to other machines. A results' file that
+exists is kept, but for the lines that are measured again.
 """
 
 from __future__ import annotations
@@ -172,11 +174,30 @@ def refusal(name: str, what: dict[str, Any] | str, batch: int, platform: str) ->
     return None
 
 
+def label_of(what: dict[str, Any] | str) -> str:
+    """An engine as ``--engines`` and the table name it."""
+    return what if isinstance(what, str) else ", ".join(f"{k}={v}" for k, v in what.items())
+
+
+def keep(path: str, machine: dict[str, Any], row: dict[str, Any]) -> None:
+    """Write a row into the file of results, in place of one of the same name."""
+    names = ("env", "engine", "batch")
+    found: dict[str, Any] = {"results": []}
+    if os.path.exists(path):
+        with open(path) as file:
+            found = json.load(file)
+    others = [old for old in found["results"] if any(old[x] != row[x] for x in names)]
+    with open(path, "w") as file:
+        json.dump(machine | {"results": [*others, row]}, file, indent=2)
+        file.write("\n")
+
+
 def main() -> None:
     """Measure, print a table, and write it as JSON if asked."""
     about, _, _ = __doc__.partition("\n")
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--envs", nargs="+", default=list(ENVS))
+    parser.add_argument("--engines", nargs="+", help="as the table names them; default all")
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 512, 2048])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.5, help="of each repeat, at least")
@@ -192,16 +213,15 @@ def main() -> None:
 
     device = jax.devices()[0]
     about_machine = {"device": device.device_kind, "cores": os.cpu_count(), "jax": jax.__version__}
-    results = []
     print(
         f"{'environment':28}{'engine':28}{'batch':>6}{'steps/s':>12}{'min':>12}{'max':>12}  compile"
     )
     for name in options.envs:
         suite = name.partition("/")[0]
         for what in [*ENGINES[suite], *(BESIDE if suite == "mjx" else ())]:
-            label = (
-                what if isinstance(what, str) else ", ".join(f"{k}={v}" for k, v in what.items())
-            )
+            label = label_of(what)
+            if options.engines and label not in options.engines:
+                continue
             for batch in options.batches:
                 if refusal(name, what, batch, device.platform) is not None:
                     continue
@@ -214,16 +234,14 @@ def main() -> None:
                     print(f"{name:28}{label:28}{batch:6}  {done.stderr.strip()[-300:]}")
                     continue
                 row = json.loads(lines[0])
-                results.append({"env": name, "engine": label, "batch": batch} | row)
                 print(
                     f"{name:28}{label:28}{batch:6}{row['steps_per_second']:12,}{row['min']:12,}"
                     f"{row['max']:12,}{row['compile_seconds']:8.1f}s",
                     flush=True,
                 )
                 if options.out:
-                    with open(options.out, "w") as file:
-                        json.dump(about_machine | {"results": results}, file, indent=2)
-                        file.write("\n")
+                    named = {"env": name, "engine": label, "batch": batch}
+                    keep(options.out, about_machine, named | row)
 
 
 if __name__ == "__main__":
