@@ -11,7 +11,7 @@ import dataclasses
 
 from jaxrl import PPO, OnPolicy, presets
 from jaxrl.run import cli
-from jaxrl.run.on_policy import OnPolicyOptions
+from jaxrl.run.options import OnPolicyOptions
 
 
 @dataclasses.dataclass(frozen=True)

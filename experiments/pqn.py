@@ -13,7 +13,7 @@ from jaxrl import PQN, OnPolicy, presets
 from jaxrl.agents.pqn import number_of_actions
 from jaxrl.hyper import require
 from jaxrl.run import cli
-from jaxrl.run.on_policy import OnPolicyOptions
+from jaxrl.run.options import OnPolicyOptions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,6 +133,71 @@ PQN: dict[str, Settings] = {
     },
 }
 
+# One environment and a gradient step for each of its steps, as in the papers; on families whose
+# environments come by the hundred, a few dozen gradient steps for each step of all of them.
+_PAPER: Settings = {
+    "total_steps": 1_000_000,
+    "num_envs": 1,
+    "unroll": 1,
+    "updates": 1,
+    "batch_size": 256,
+    "prefill": 10_000,
+    "prefill_policy": "uniform",
+    "normalize_obs": False,
+    "reward_scale": 1.0,
+    "agent": {},
+}
+_PENDULUM: Settings = {
+    "total_steps": 20_000,
+    "prefill": 1_000,
+    "batch_size": 128,
+    "agent": {"learning_rate": 1e-3, "actor_learning_rate": 1e-3, "hidden": (64, 64)},
+}
+_PARALLEL: Settings = {
+    "total_steps": 4_000_000,
+    "num_envs": 128,
+    "updates": 32,
+    "prefill": 8_192,
+    "normalize_obs": True,
+    "agent": {"learning_rate": 6e-4, "actor_learning_rate": 6e-4},
+}
+_SUITE: Settings = {
+    "total_steps": 5_000_000,
+    "num_envs": 128,
+    "updates": 8,
+    "batch_size": 512,
+    "prefill": 8_192,
+    "normalize_obs": True,
+    "agent": {"learning_rate": 1e-3, "actor_learning_rate": 1e-3, "layer_norm": True},
+}
+
+SAC: dict[str, Settings] = {
+    "*": _PAPER,
+    "gymnax/Pendulum-v1": _PENDULUM,
+    "brax/*": _PARALLEL,
+    "playground/*": _SUITE,
+}
+
+TD3: dict[str, Settings] = {
+    "*": _PAPER | {"prefill": 25_000},
+    "gymnax/Pendulum-v1": _PENDULUM,
+    "brax/*": _PARALLEL | {"agent": _PARALLEL["agent"] | {"exploration_max": 0.4}},
+    "playground/*": _SUITE | {"agent": _SUITE["agent"] | {"exploration_max": 0.4}},
+    "mjx/InvertedPendulum-v5": {"prefill": 1_000},
+    "mjx/InvertedDoublePendulum-v5": {"prefill": 1_000},
+    "mjx/Reacher-v5": {"prefill": 1_000},
+}
+
+# Twenty steps for each gradient step, as the authors' distributed actors make them.
+DSACT: dict[str, Settings] = {
+    "*": _PAPER | {"total_steps": 30_000_000, "num_envs": 20, "prefill_policy": "agent"},
+    "gymnax/Pendulum-v1": _PENDULUM
+    | {"num_envs": 1, "agent": _PENDULUM["agent"] | {"alpha_learning_rate": 1e-3}},
+    "brax/*": _PARALLEL,
+    "playground/*": _SUITE,
+    "mjx/Hopper-v5": {"agent": {"gamma": 0.999}},
+}
+
 
 def lookup(table: Mapping[str, Settings], env: str) -> Settings:
     """The settings for ``env``: every matching pattern's, the last said winning."""

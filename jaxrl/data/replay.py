@@ -130,24 +130,30 @@ class Replay:
         return transitions._replace(obs=obs, next_obs=next_obs)
 
 
-def check_memory(needed: int, what: str, remedy: str) -> None:
-    """Refuse to allocate more than the device has free.
+def check_memory(needed: int, capacity: int, devices: int = 1) -> None:
+    """Refuse rings of ``needed`` bytes in all, spread over so many devices, that cannot fit.
+
+    ``capacity`` is that of each ring, in transitions.
 
     Raises:
-        UsageError: with the sizes and what to lower.
+        UsageError: with the sizes, and a capacity that fits.
     """
     free = free_memory()
-    if free is not None and needed > free:
+    if free is None:
+        return
+    total = free * (devices if jax.default_backend() != "cpu" else 1)
+    if needed > total:
+        fitting = int(0.8 * capacity * total / needed)
         raise UsageError(
-            f"{what} needs {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free; {remedy}"
+            f"capacity is {capacity}, which needs {needed / 2**30:.2f} GiB for all members, and "
+            f"{total / 2**30:.2f} GiB are free; {fitting} fits, and precision 'half' takes less"
         )
 
 
 def free_memory() -> int | None:
-    """Bytes that can still be allocated on the device; None where nothing tells."""
-    device = jax.local_devices()[0]
-    statistics = device.memory_stats()
-    if statistics:
+    """Bytes that can still be allocated on a device; None where nothing tells."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "bytes_limit" in statistics:
         return int(statistics["bytes_limit"] - statistics["bytes_in_use"])
     with contextlib.suppress(OSError), open("/proc/meminfo") as file:
         sizes = dict(line.split(":") for line in file)

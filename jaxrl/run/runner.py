@@ -141,6 +141,8 @@ def run(
         raise UsageError(f"log {', '.join(log)} needs a run-dir to write to")
     check_writers(log)
     placement = choose_placement(trainer, configurations, len(names), devices)
+    count = len(configurations) * len(names)
+    memory = trainer.check_memory(count, placement.members * placement.shards)
 
     def iterations(steps: int | None, default: int) -> int:
         return -(-int(steps) // trainer.steps_per_iteration) if steps else max(default, 1)
@@ -177,6 +179,8 @@ def run(
         interruptible() as interrupted,
         memory_told(config),
     ):
+        if memory:
+            session.report(memory)
         state, summary = session.train(interrupted)
     folder = None if run_dir is None else Path(run_dir)
     return Run(trainer, members, state, session.rows, summary, folder)
@@ -203,6 +207,7 @@ def memory_told(config: Mapping[str, Any]) -> Iterator[None]:
         sizes = {
             "num-envs": config["num_envs"],
             "unroll": config["trainer"].get("unroll"),
+            "capacity": config["trainer"].get("capacity"),
             "num-seeds": len(config["seeds"]),
             "configurations of the sweep": len(config["sweep"]) or None,
         }

@@ -11,7 +11,7 @@ from flax import struct
 from jaxrl import hyper
 from jaxrl import metrics as m
 from jaxrl.axes import shard_count, shard_key
-from jaxrl.data.replay import Precision, Replay, Ring
+from jaxrl.data.replay import Precision, Replay, Ring, check_memory
 from jaxrl.envs.vector import Draws, VectorState
 from jaxrl.errors import UsageError
 from jaxrl.hyper import require, require_choice
@@ -153,9 +153,15 @@ class OffPolicy(Trainer):
                 f"give at least that"
             )
 
-    def nbytes(self) -> int:
-        """The ring's memory."""
-        return self.replay.nbytes(self._example())
+    def check_memory(self, members: int, devices: int) -> str:
+        """The rings' memory, in words.
+
+        Raises:
+            UsageError: if it cannot fit.
+        """
+        needed = members * self.replay.nbytes(self._example())
+        check_memory(needed, self.capacity, devices)
+        return f"replay: {members} x {self.capacity:,} transitions in {needed / 2**30:.2f} GiB"
 
     def _example(self) -> Any:
         """The shapes of one step's transitions ``[N, ...]``."""

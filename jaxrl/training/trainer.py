@@ -59,9 +59,13 @@ class Trainer:
         env = self.env.env
         return not (env.cheap or getattr(env, "threaded", False))
 
-    def nbytes(self) -> int:
-        """Memory in bytes that one run asks for beside its networks and environments."""
-        return 0
+    def check_memory(self, members: int, devices: int) -> str | None:
+        """What so many runs ask for beside networks and environments, in words, if anything.
+
+        Raises:
+            UsageError: if it cannot fit.
+        """
+        return None
 
     def start(self, key: Key) -> TrainState:
         """The state before the first iteration, traced under the shards' axis."""

@@ -1,0 +1,135 @@
+"""The replay ring against a plain deque."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl import UsageError
+from jaxrl.data import Replay, replay
+from jaxrl.types import Transition
+
+N, SLOTS, T = 3, 12, 2
+GAMMA = 0.9
+
+
+def transitions(step, ends=0.3):
+    """``T`` steps of ``N`` environments; observations tell which step and environment it is."""
+    rng = np.random.default_rng(step)
+    t = np.arange(step * T, (step + 1) * T)[:, None]
+    obs = np.stack(np.broadcast_arrays(t, np.arange(N)), axis=-1).astype(np.float32)
+    kind = rng.choice(3, (T, N), p=[1 - ends, ends / 2, ends / 2])
+    return Transition(
+        obs={"state": obs, "privileged_state": 0.5 * obs[..., :1]},
+        action=rng.integers(0, 5, (T, N)),
+        reward=rng.normal(size=(T, N)).astype(np.float32),
+        next_obs={"state": obs + [1, 0], "privileged_state": 0.5 * obs[..., :1] + 0.5},
+        terminated=kind == 1,
+        truncated=kind == 2,
+        extras={"dropped": obs},
+    )
+
+
+def filled(ring, writes):
+    """The ring after so many writes, and each environment's rows in a deque of the same length."""
+    example = jax.tree.map(lambda x: x[0], transitions(0))
+    rows = ring.empty(example)
+    write = jax.jit(ring.write)
+    held = [deque(maxlen=ring.slots) for _ in range(N)]
+    for i in range(writes):
+        new = transitions(i)
+        rows = write(rows, new, jnp.int32(i * T))
+        for t in range(T):
+            for n in range(N):
+                held[n].append(jax.tree.map(lambda x, t=t, n=n: x[t, n], new))
+    return rows, held
+
+
+def expected(held, n_step):
+    """Every transition that can be drawn, by the step and environment where it begins."""
+    found = {}
+    for n, rows in enumerate(held):
+        rows = list(rows)
+        for i in range(len(rows) - n_step + 1):
+            total, row = 0.0, rows[i]
+            for k in range(n_step):
+                total += GAMMA**k * rows[i + k].reward
+                row = rows[i + k]
+                if row.terminated or row.truncated:
+                    break
+            first = rows[i]
+            found[int(first.obs["state"][0]), n] = (first, total, row, k + 1)
+    return found
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("writes", [2, 5, 6, 7, 17])
+def test_what_is_drawn_is_what_a_deque_holds(n_step, writes):
+    ring = Replay(SLOTS, n_step)
+    rows, held = filled(ring, writes)
+    bits = jax.random.bits(jax.random.key(writes), (2, 2000))
+    batch = jax.device_get(jax.jit(ring.sample)(rows, bits, jnp.int32(writes * T), GAMMA))
+    known = expected(held, n_step)
+    drawn = {}
+    for i in range(2000):
+        row = jax.tree.map(lambda x, i=i: x[i], batch)
+        place = int(row.obs["state"][0]), int(row.obs["state"][1])
+        first, total, last, steps = known[place]
+        drawn[place] = drawn.get(place, 0) + 1
+        np.testing.assert_array_equal(row.obs["privileged_state"], first.obs["privileged_state"])
+        np.testing.assert_array_equal(row.action, first.action)
+        np.testing.assert_allclose(row.reward, total, rtol=1e-5)
+        np.testing.assert_array_equal(row.next_obs["state"], last.next_obs["state"])
+        assert (row.terminated, row.truncated) == (last.terminated, last.truncated)
+        assert row.extras.get("steps", 1) == steps
+    # All of them, about equally often: 5 standard deviations of a binomial.
+    mean = 2000 / len(known)
+    assert drawn.keys() == known.keys()
+    assert all(abs(count - mean) < 5 * np.sqrt(mean) for count in drawn.values())
+
+
+def test_members_share_the_place_of_writing():
+    """Under vmap a write stays one copy in place: no scatter, and no index of each member's own."""
+    ring = Replay(SLOTS)
+    example = jax.tree.map(lambda x: x[0], transitions(0))
+    several = jax.tree.map(lambda x: jnp.stack([x, x]), ring.empty(example))
+    first = transitions(0)
+    second = first._replace(reward=2 * first.reward)
+    new = jax.tree.map(lambda *x: jnp.stack(x), first, second)
+    write = jax.jit(jax.vmap(ring.write, (0, 0, None)))
+    after = write(several, new, jnp.int32(4))
+    np.testing.assert_array_equal(after.reward[0, 4:6], first.reward)
+    np.testing.assert_array_equal(after.reward[1], 2 * after.reward[0])
+    program = write.lower(several, new, jnp.int32(4)).compile().as_text()
+    assert "dynamic-update-slice" in program and "scatter(" not in program
+
+
+def test_half_precision_takes_less_and_returns_floats():
+    example = jax.tree.map(lambda x: x[0], transitions(0))
+    full, half = Replay(SLOTS), Replay(SLOTS, precision="half")
+    rows, _ = filled(half, 3)
+    assert rows.obs["state"].dtype == jnp.bfloat16 and rows.reward.dtype == jnp.float32
+    batch = half.sample(rows, jax.random.bits(jax.random.key(0), (2, 4)), 3 * T, GAMMA)
+    assert batch.next_obs["state"].dtype == jnp.float32
+    floats = 2 * 3  # of obs and next_obs
+    assert full.nbytes(example) - half.nbytes(example) == 2 * floats * SLOTS * N
+    held = jax.tree.leaves(full.empty(example))
+    assert full.nbytes(example) == sum(x.nbytes for x in held)
+
+
+def test_what_cannot_fit_is_refused_with_what_would(monkeypatch):
+    monkeypatch.setattr(replay, "free_memory", lambda: 2**30)
+    replay.check_memory(2**30, 1000)
+    with pytest.raises(UsageError) as error:
+        replay.check_memory(2**32, 1000)
+    assert str(error.value) == (
+        "capacity is 1000, which needs 4.00 GiB for all members, and 1.00 GiB are free; "
+        "200 fits, and precision 'half' takes less"
+    )
+    monkeypatch.setattr(replay, "free_memory", lambda: None)
+    replay.check_memory(2**60, 1000)
+    assert replay.free_memory() is None
