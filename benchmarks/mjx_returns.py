@@ -42,6 +42,7 @@ import jaxrl
 from jaxrl.analysis.load import load, load_config, load_summary
 from jaxrl.envs import make_recorded
 from jaxrl.envs.mjx import TASKS
+from jaxrl.envs.mjx.task import old_xml_unsaid
 from jaxrl.errors import UsageError
 from jaxrl.run import checkpoint
 from jaxrl.run.cli import launch, prepare
@@ -57,7 +58,8 @@ class Gymnasium:
     """``n`` environments of Gymnasium with all their wrappers, such as the time limit."""
 
     def __init__(self, task: str, n: int, seed: int, starts: Any = None) -> None:
-        self.envs: list[Any] = [gymnasium.make(task) for _ in range(n)]
+        with old_xml_unsaid():
+            self.envs: list[Any] = [gymnasium.make(task) for _ in range(n)]
         self.obs = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(self.envs)])
         for i, qpos, qvel in zip(range(n), *starts, strict=True) if starts else ():
             env = self.envs[i].unwrapped
