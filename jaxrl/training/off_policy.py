@@ -167,12 +167,12 @@ class OffPolicy(Trainer):
         """The shapes of one step's transitions ``[N, ...]``."""
 
         def one(key: Key) -> Transition:
-            state = self.agent.init(key, self.env.spec)
-            env_state = self.env.reset(key)
-            draws = self.env.draw(key, 1)
-            noise = self._uniform(key, 1)
+            keys = jax.random.split(key, 5)
+            state = self.agent.init(keys[0], self.env.spec)
+            env_state = self.env.reset(keys[1])
+            draws, noise = self.env.draw(keys[2], 1), self._uniform(keys[3], 1)
             _, transitions, _ = play(self._random, self.env, env_state, noise, draws)
-            action, _ = self.agent.act(state, env_state.obs, key, "explore")
+            action, _ = self.agent.act(state, env_state.obs, keys[4], "explore")
             return jax.tree.map(lambda x: x[0], transitions._replace(action=action[None]))
 
         return jax.eval_shape(one, jax.random.key(0))
