@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxrl import PQN, OnPolicy, presets
-from jaxrl.agents.pqn import number_of_actions
+from jaxrl.agents.epsilon import number_of_actions
 from jaxrl.hyper import require
 from jaxrl.run import cli
 from jaxrl.run.options import OnPolicyOptions
@@ -30,7 +30,7 @@ class Config(OnPolicyOptions):
 def build(config: Config) -> OnPolicy:
     """The trainer that the options describe."""
     env, agent = config.environments(), config.agent
-    number_of_actions(env.spec, config.env)
+    number_of_actions(env.spec, "PQN", config.env)
     require("epsilon_fraction", config.epsilon_fraction, 0, 1)
     if not agent.epsilon_over:
         agent = agent.replace(epsilon_over=config.epsilon_fraction * config.iterations)

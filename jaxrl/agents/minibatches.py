@@ -9,7 +9,7 @@ import jax
 
 from jaxrl.axes import shard_key
 from jaxrl.errors import UsageError
-from jaxrl.metrics import Metrics, pack, summed, unpack
+from jaxrl.metrics import Metrics, scan
 from jaxrl.shuffle import permutations
 from jaxrl.types import Array, Key, PyTree
 
@@ -28,14 +28,14 @@ def check_divides(minibatches: int, transitions: int) -> None:
 
 
 def learn(
-    step: Callable[[Carry, Any], tuple[Carry, Metrics]],
+    step: Callable[[Carry, Any, Key], tuple[Carry, Metrics]],
     start: Carry,
     samples: PyTree,
     key: Key,
     epochs: int,
     minibatches: int,
 ) -> tuple[Carry, Metrics]:
-    """``step(carry, minibatch) -> carry, metrics`` on shuffled minibatches of a rollout.
+    """``step(carry, minibatch, key) -> carry, metrics`` on shuffled minibatches of a rollout.
 
     ``samples`` are ``[T, N, ...]``, a minibatch ``[B, ...]`` of their rows, none of which comes
     twice in an epoch. Each shard shuffles its own. Returns the last carry and the metrics of all
@@ -44,18 +44,15 @@ def learn(
     size = _rows(samples)
     check_divides(minibatches, size)
     rows = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), samples)
-    order = permutations(shard_key(key), size, epochs).reshape(epochs * minibatches, -1)
+    shuffle_key, step_key = jax.random.split(shard_key(key))
+    steps = epochs * minibatches
+    order = permutations(shuffle_key, size, epochs).reshape(steps, -1)
 
-    def minibatch_step(carry: Carry, indices: Array) -> tuple[Carry, Metrics]:
-        return step(carry, jax.tree.map(lambda x: x[indices], rows))
+    def minibatch_step(carry: Carry, xs: tuple[Array, Key]) -> tuple[Carry, Metrics]:
+        indices, key = xs
+        return step(carry, jax.tree.map(lambda x: x[indices], rows), key)
 
-    def packed_step(carry: Carry, indices: Array) -> tuple[Carry, Array]:
-        carry, metrics = minibatch_step(carry, indices)
-        return carry, pack(metrics)
-
-    _, like = jax.eval_shape(minibatch_step, start, order[0])
-    end, history = jax.lax.scan(packed_step, start, order)
-    return end, summed(unpack(history, like))
+    return scan(minibatch_step, start, (order, jax.random.split(step_key, steps)))
 
 
 def _rows(samples: PyTree) -> int:

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl import losses, optim
-from jaxrl.axes import shard_key, shard_mean
-from jaxrl.errors import UsageError
+from jaxrl.agents import minibatches as mb
+from jaxrl.axes import shard_mean
 from jaxrl.hyper import require, require_choice
-from jaxrl.metrics import Metrics, mean_of, pack, summed, unpack
+from jaxrl.metrics import Metrics, mean_of
 from jaxrl.nn import networks
 from jaxrl.nn.distributions import Distribution, Noise, TanhNormal
 from jaxrl.nn.networks import MLP, Activation, Init, Policy, Std, flat_input
-from jaxrl.shuffle import permutations
 from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
 
 
@@ -210,51 +209,25 @@ class PPO:
             require("hidden", width, 1)
         for name, kinds in {"activation": Activation, "init_kind": Init, "std": Std}.items():
             require_choice(name, getattr(self, name), kinds)
-        self.check_minibatches(transitions)
-
-    def check_minibatches(self, transitions: int) -> None:
-        """Raise UsageError unless ``transitions`` of one update (and shard) divide evenly."""
-        if transitions % self.minibatches:
-            fitting = [m for m in range(1, transitions + 1) if transitions % m == 0]
-            best = min(fitting, key=lambda m: abs(m - self.minibatches))
-            raise UsageError(
-                f"minibatches is {self.minibatches}, which does not divide the "
-                f"{transitions} transitions of an update; {best} would"
-            )
+        mb.check_divides(self.minibatches, transitions)
 
     def update(self, state: PPOState, batch: Transition, key: Key) -> tuple[PPOState, Metrics]:
         """Epochs of minibatch steps on a rollout ``[T, N]``. Each shard shuffles its own rows."""
         samples = self.samples(state, batch)
-        size = samples.advantage.size
-        self.check_minibatches(size)
-        rows: Samples = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), samples)
-
-        shuffle_key, entropy_key = jax.random.split(shard_key(key))
-        steps = self.epochs * self.minibatches
-        order = permutations(shuffle_key, size, self.epochs).reshape(steps, -1)
-        entropy_keys = jax.random.split(entropy_key, steps)
         rate = self.learning_rate * optim.linear_decay(state.updates, self.anneal_over)
 
-        def minibatch_step(carry: tuple, xs: tuple) -> tuple[tuple, Metrics]:
-            (params, opt, going), (indices, step_key) = carry, xs
-            minibatch = jax.tree.map(lambda x: x[indices], rows)
-            *new, metrics = self.step(params, opt, going, minibatch, step_key, rate)
+        def step(carry: tuple, minibatch: Samples, key: Key) -> tuple[tuple, Metrics]:
+            params, opt, going = carry
+            *new, metrics = self.step(params, opt, going, minibatch, key, rate)
             return tuple(new), metrics
 
-        def packed_step(carry: tuple, xs: tuple) -> tuple[tuple, Array]:
-            carry, metrics = minibatch_step(carry, xs)
-            return carry, pack(metrics)
-
         start = (state.params, state.optim, jnp.bool_(True))
-        xs = (order, entropy_keys)
-        _, like = jax.eval_shape(minibatch_step, start, (order[0], entropy_keys[0]))
-        (params, opt, _), history = jax.lax.scan(packed_step, start, xs)
-        metrics = summed(unpack(history, like))
+        end, metrics = mb.learn(step, start, samples, key, self.epochs, self.minibatches)
 
         target_variance = losses.variance(samples.target)
         unexplained = losses.variance(samples.target - samples.value) / (target_variance + 1e-8)
         metrics["explained_variance"] = mean_of(1.0 - unexplained)
-        return PPOState(params, opt, state.updates + 1), metrics
+        return PPOState(*end[:2], state.updates + 1), metrics
 
     def step(
         self,

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl import losses, optim
+from jaxrl.agents import epsilon as eps
 from jaxrl.agents import minibatches as mb
-from jaxrl.errors import UsageError
+from jaxrl.agents.epsilon import Chance
 from jaxrl.hyper import require, require_choice
 from jaxrl.metrics import Metrics, mean_of
 from jaxrl.nn import networks
 from jaxrl.nn.networks import MLP, Activation, Init, flat_input
-from jaxrl.types import Array, Discrete, Extras, Key, Mode, PyTree, Spec, Transition
+from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
 
 
 class PQNState(NamedTuple):
@@ -32,13 +33,6 @@ class Samples(NamedTuple):
     obs: PyTree
     action: Array
     target: Array
-
-
-class Chance(NamedTuple):
-    """The randomness of an epsilon-greedy choice."""
-
-    uniform: Array  # [...], in [0, 1): below epsilon, it explores
-    action: Array  # int32[...], what it then does
 
 
 @struct.dataclass
@@ -114,7 +108,7 @@ class PQN:
             UsageError: if its actions are continuous.
         """
         acts_on = flat_input(networks.policy_part(spec.observation, self.policy_obs))
-        params = self.q_net(number_of_actions(spec)).init(key, acts_on)
+        params = self.q_net(eps.number_of_actions(spec, "PQN")).init(key, acts_on)
         return PQNState(params, self.optimiser.init(params), jnp.int32(0))
 
     # Losses
@@ -159,7 +153,7 @@ class PQN:
         samples = Samples(batch.obs, batch.action, self.targets(state.params, batch))
         rate = self.learning_rate * optim.linear_decay(state.updates, self.anneal_over)
 
-        def step(carry: tuple, minibatch: Samples) -> tuple[tuple, Metrics]:
+        def step(carry: tuple, minibatch: Samples, key: Key) -> tuple[tuple, Metrics]:
             params, opt = carry
             grads, metrics = jax.grad(self.loss, has_aux=True)(params, minibatch)
             params, opt, step_metrics = self.optimiser.step(grads, opt, params, rate)
@@ -178,13 +172,12 @@ class PQN:
 
     def epsilon(self, updates: Array) -> Array:
         """The probability of a random action after so many updates: ``[]``."""
-        left = optim.linear_decay(updates, self.epsilon_over)
-        return self.epsilon_end + (self.epsilon_start - self.epsilon_end) * left
+        return eps.falling(updates, self.epsilon_start, self.epsilon_end, self.epsilon_over)
 
     def draw(self, state: PQNState, obs: PyTree, key: Key, steps: int) -> Chance:
         """The randomness of ``steps`` calls of ``act`` at such ``obs``: ``[steps, ...]``."""
         q = jax.eval_shape(self.values, state.params, obs)
-        return chance(key, (steps, *q.shape[:-1]), q.shape[-1])
+        return eps.chance(key, (steps, *q.shape[:-1]), q.shape[-1])
 
     def act(
         self, state: PQNState, obs: PyTree, key: Key | Chance, mode: Mode
@@ -194,29 +187,4 @@ class PQN:
         ``key`` may be randomness that ``draw`` drew.
         """
         q = self.values(state.params, obs)
-        best = jnp.argmax(q, axis=-1).astype(jnp.int32)
-        if mode == "greedy":
-            return best, {}
-        drawn = key if isinstance(key, Chance) else chance(key, best.shape, q.shape[-1])
-        return jnp.where(drawn.uniform < self.epsilon(state.updates), drawn.action, best), {}
-
-
-def chance(key: Key, shape: tuple[int, ...], actions: int) -> Chance:
-    """The randomness of ``shape`` epsilon-greedy choices among so many ``actions``."""
-    uniform_key, action_key = jax.random.split(key)
-    uniform = jax.random.uniform(uniform_key, shape)
-    return Chance(uniform, jax.random.randint(action_key, shape, 0, actions))
-
-
-def number_of_actions(spec: Spec, env: str = "this environment") -> int:
-    """How many actions there are to choose from, in ``env``, whose name the error tells.
-
-    Raises:
-        UsageError: if they are continuous.
-    """
-    if not isinstance(spec.action, Discrete):
-        raise UsageError(
-            f"PQN needs discrete actions; {env} has continuous ones; "
-            "gymnax/CartPole-v1 has discrete ones"
-        )
-    return spec.action.n
+        return eps.choose(q, self.epsilon(state.updates), key, mode), {}
