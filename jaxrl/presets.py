@@ -133,6 +133,35 @@ PQN: dict[str, Settings] = {
     },
 }
 
+DQN: dict[str, Settings] = {
+    "*": {
+        "total_steps": 500_000,
+        "num_envs": 8,
+        "unroll": 1,
+        "updates": 1,
+        "batch_size": 128,
+        "capacity": 100_000,
+        "prefill": 5_000,
+        "normalize_obs": False,
+        "reward_scale": 1.0,
+        "epsilon_fraction": 0.2,
+        "agent": {},
+    },
+    "gymnax/*": {
+        "reward_scale": 0.1,
+        "agent": {"learning_rate": 3e-4, "tau": 0.01, "target_every": 1, "hidden": (128, 128)},
+    },
+    "gymnax/*-MinAtar": {
+        "total_steps": 2_000_000,
+        "num_envs": 16,
+        "updates": 2,
+        "precision": "half",
+        "reward_scale": 1.0,
+        "epsilon_fraction": 0.1,
+        "agent": {"learning_rate": 3e-4},
+    },
+}
+
 # One environment and a gradient step for each of its steps, as in the papers; on families whose
 # environments come by the hundred, a few dozen gradient steps for each step of all of them.
 _PAPER: Settings = {

@@ -82,11 +82,11 @@ class MLP(nn.Module):
     takes a flat input), and ``apply`` flattens as many trailing axes as the first layer asks for.
     So an agent's state, which is arrays and nothing else, is all that acting needs.
     With orthogonal initialisation the hidden layers have gain sqrt(2) and the head ``head_scale``.
-    ``layer_norm`` normalises the hidden layers before their activation.
+    ``layer_norm`` normalises the hidden layers before their activation. ``outputs`` None: no head.
     """
 
     hidden: tuple[int, ...]
-    outputs: int = 0
+    outputs: int | None = 0
     activation: Activation = "tanh"
     init_kind: Init = "orthogonal"
     head_scale: float = 1.0
@@ -95,10 +95,11 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         known = self.variables.get("params", {})
-        widths = (*self.hidden, known["head"]["bias"].shape[-1] if known else self.outputs)
-        names = [f"layer_{i}" for i in range(len(self.hidden))] + ["head"]
-        x = flatten_to(x, known[names[0]]["kernel"].shape[-2]) if known else x
-        for name, width in zip(names, widths, strict=True):
+        widths = {f"layer_{i}": width for i, width in enumerate(self.hidden)}
+        if self.outputs is not None:
+            widths["head"] = known["head"]["bias"].shape[-1] if known else self.outputs
+        x = flatten_to(x, known[next(iter(widths))]["kernel"].shape[-2]) if known else x
+        for name, width in widths.items():
             head = name == "head"
             scale = self.head_scale if head else 2.0**0.5
             kernel = kernel_init(self.init_kind, scale)
@@ -108,6 +109,24 @@ class MLP(nn.Module):
                 x = nn.LayerNorm(name=f"norm_{name}")(x)
             x = x if head else ACTIVATIONS[self.activation](x)
         return x
+
+
+class Dueling(MLP):
+    """Values of discrete actions as ``V + A - mean A``: ``[..., *I] -> [..., outputs]``.
+
+    ``V`` and ``A`` are streams with a last hidden layer each; they share the ones before. (Wang et
+    al. 2016, "Dueling Network Architectures for Deep Reinforcement Learning", eq. 9.)
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kinds = (self.activation, self.init_kind, self.head_scale, self.layer_norm)
+        shared, own = self.hidden[:-1], self.hidden[-1:]
+        if shared:
+            x = MLP(shared, None, *kinds, name="shared")(x)
+        value = MLP(own, 1, *kinds, name="value")(x)
+        advantage = MLP(own, self.outputs, *kinds, name="advantage")(x)
+        return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
 
 
 class Ensemble(nn.Module):

@@ -87,6 +87,12 @@ class OffPolicyOptions(TrainingOptions):
     rounds: int | None = None
     """Rounds of an iteration; default chosen by the sizes."""
 
+    @property
+    def gradient_steps(self) -> int:
+        """Those of the whole run."""
+        steps = max(self.total_steps - self.prefill, 0)
+        return self.updates * -(-steps // max(self.unroll * self.num_envs, 1))
+
     def trainer(self, agent: Any, env: VectorEnv) -> OffPolicy:
         """The trainer of ``agent`` with its wrappers around it."""
         capacity = min(1_000_000, self.total_steps) if self.capacity is None else self.capacity

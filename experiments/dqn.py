@@ -1,0 +1,48 @@
+"""DQN on any environment of discrete actions.
+
+python experiments/dqn.py
+python experiments/dqn.py --env gymnax/Breakout-MinAtar --num-seeds 4
+python experiments/dqn.py --agent.dueling --n-step 3 --sweep learning_rate=1e-4,3e-4
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxrl import DQN, OffPolicy, presets
+from jaxrl.agents.epsilon import number_of_actions
+from jaxrl.hyper import require
+from jaxrl.run import cli
+from jaxrl.run.options import OffPolicyOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(OffPolicyOptions):
+    """Deep Q-learning. Defaults are those tuned for the environment's family."""
+
+    env: str = "gymnax/CartPole-v1"
+    """The environment, "<suite>/<task>"; a wrong name is answered with the nearest right ones."""
+    epsilon_fraction: float = 0.2
+    """Part of the run over which epsilon falls, unless --agent.epsilon-over gives the updates."""
+    agent: DQN = dataclasses.field(default_factory=DQN)
+
+
+def build(config: Config) -> OffPolicy:
+    """The trainer that the options describe."""
+    env, agent = config.environments(), config.agent
+    number_of_actions(env.spec, "DQN", config.env)
+    require("epsilon_fraction", config.epsilon_fraction, 0, 1)
+    if not agent.epsilon_over:
+        agent = agent.replace(epsilon_over=config.epsilon_fraction * config.gradient_steps)
+    return config.trainer(agent, env)
+
+
+def main() -> None:
+    """Train, and keep a record in the run's folder."""
+    config = cli.parse(Config, presets.DQN, DQN)
+    cli.prepare(config.devices)
+    cli.train(build(config), config)
+
+
+if __name__ == "__main__":
+    cli.launch(main)
