@@ -169,6 +169,30 @@ class Agent(Protocol):
         ...
 
 
+@runtime_checkable
+class ReplayAgent(Agent, Protocol):
+    """An agent that learns from batches ``[G, B]`` wherever they come from: a ring, or a dataset.
+
+    ``delay``: the actor steps on every so many gradient steps.
+    """
+
+    @property
+    def delay(self) -> int: ...
+
+    def draw_update(self, state: PyTree, key: Key, shape: tuple[int, ...]) -> PyTree:
+        """The randomness of gradient steps on batches of ``shape[..., B]``: ``[..., B, ...]``."""
+        ...
+
+    def update(
+        self, state: PyTree, batch: Transition, key: PyTree, actor: bool = True
+    ) -> tuple[PyTree, dict]:
+        """One gradient step on each of ``[G, B]``; with ``actor``, the actor's on schedule.
+
+        ``key`` is a typed key, or what ``draw_update`` drew for ``[G, B]``.
+        """
+        ...
+
+
 def counter_zero() -> Array:
     """A step counter: uint32 limbs ``[low, high]``, so that it passes 2^31 and 2^32 unharmed."""
     return jnp.zeros((2,), jnp.uint32)

@@ -23,6 +23,7 @@ from jaxrl.types import (
     Extras,
     Key,
     PyTree,
+    ReplayAgent,
     TrainState,
     Transition,
     counter_add,
@@ -119,7 +120,8 @@ class OffPolicy(Trainer):
         require_choice("prefill_policy", self.prefill_policy, Prefill)
         require_choice("precision", self.precision, Precision)
         Trainer.check(self, shards)
-        if not hasattr(self.agent, "delay"):
+        replayed = isinstance(self.agent, ReplayAgent)
+        if not replayed:
             raise UsageError(
                 f"{self.config()['algorithm']} learns from its own rollouts alone; train it with "
                 "OnPolicy, or give another agent, such as SAC"
