@@ -1,4 +1,4 @@
-"""A correction of MJX's contacts between planes and capsules."""
+"""Corrections of MJX's contacts: of capsules with planes, and with cylinders."""
 
 from __future__ import annotations
 
@@ -41,16 +41,81 @@ def plane_capsule(model: Any, data: Any, _: Any, geom: jax.Array) -> tuple[Any, 
 plane_capsule.ncon = 2  # type: ignore[attr-defined]  # MJX asks each collider how many it gives
 
 
+def capsule_cylinder(model: Any, data: Any, _: Any, geom: jax.Array) -> tuple[Any, Any, Any]:
+    """One contact for each pair ``geom[P, 2]``: distance ``[P]``, position and frame.
+
+    It is where the capsule's axis is nearest to the cylinder, as in MuJoCo's C engine. MJX searches
+    by gradient descent from two places, gives two contacts, and none of them is near enough.
+    """
+    import mujoco.mjx._src.math as math
+
+    def collide(capsule: jax.Array, cylinder: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        to_world, size = data.geom_xmat[cylinder], model.geom_size[cylinder]
+        radius, half = model.geom_size[capsule][0], model.geom_size[capsule][1]
+        middle = (data.geom_xpos[capsule] - data.geom_xpos[cylinder]) @ to_world
+        axis = data.geom_xmat[capsule][:, 2] @ to_world
+
+        at = middle + half * _nearest(middle, half * axis, size) * axis
+        apart, normal = _from_cylinder(at, size)  # of the axis, outwards
+        position = data.geom_xpos[cylinder] + to_world @ (at - 0.5 * (apart + radius) * normal)
+        return apart - radius, position, math.make_frame(to_world @ -normal)
+
+    contacts: tuple[Any, Any, Any] = jax.vmap(collide)(geom[:, 0], geom[:, 1])
+    return contacts
+
+
+def _from_cylinder(point: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The distance of ``point[3]`` from a cylinder at 0 (negative inside), and its gradient."""
+    radial = jnp.linalg.norm(point[:2] + jnp.finfo(point.dtype).tiny)
+    outwards = jnp.append(point[:2] / jnp.maximum(radial, 1e-12), 0.0)
+    upwards = jnp.array([0.0, 0.0, 1.0]) * jnp.where(point[2] < 0.0, -1.0, 1.0)
+    beside, above = radial - size[0], jnp.abs(point[2]) - size[1]
+    corner = jnp.hypot(beside, above) + jnp.finfo(point.dtype).tiny
+    by_corner = (beside * outwards + above * upwards) / corner
+    at_corner = (beside > 0.0) & (above > 0.0)
+    by_face = jnp.where(beside > above, outwards, upwards)
+    distance = jnp.where(at_corner, corner, jnp.maximum(beside, above))
+    return distance, jnp.where(at_corner, by_corner, by_face)
+
+
+def _nearest(middle: jax.Array, reach: jax.Array, size: jax.Array) -> jax.Array:
+    """Where on ``middle + t reach``, ``-1 <= t <= 1``, a cylinder at 0 is nearest: ``t``.
+
+    The distance is convex along the line: bisection finds both ends of where it is least, and of an
+    axis along the cylinder's side the middle is taken.
+    """
+
+    def bisect(flat: jax.Array) -> jax.Array:
+        def halve(_: int, ends: jax.Array) -> jax.Array:
+            t = jnp.mean(ends)
+            normal = _from_cylinder(middle + t * reach, size)[1]
+            further = jnp.dot(normal, reach) < flat
+            return jnp.where(further, jnp.stack([t, ends[1]]), jnp.stack([ends[0], t]))
+
+        ends = jnp.array([-1.0, 1.0], middle.dtype)
+        return jnp.mean(jax.lax.fori_loop(0, 40, halve, ends))
+
+    level = 1e-6 * size[0]
+    return jax.lax.stop_gradient(0.5 * (bisect(-level) + bisect(level)))
+
+
+capsule_cylinder.ncon = 1  # type: ignore[attr-defined]
+
+
 @contextlib.contextmanager
 def corrected() -> Iterator[None]:
     """MJX programs traced inside have the corrected contacts; others stay as they are."""
     from mujoco.mjx._src import collision_driver
     from mujoco.mjx._src.types import GeomType
 
-    table, pair = collision_driver._COLLISION_FUNC, (GeomType.PLANE, GeomType.CAPSULE)
-    own = table[pair]
-    table[pair] = plane_capsule
+    table = collision_driver._COLLISION_FUNC
+    ours = {
+        (GeomType.PLANE, GeomType.CAPSULE): plane_capsule,
+        (GeomType.CAPSULE, GeomType.CYLINDER): capsule_cylinder,
+    }
+    own = {pair: table[pair] for pair in ours}
+    table.update(ours)
     try:
         yield
     finally:
-        table[pair] = own
+        table.update(own)

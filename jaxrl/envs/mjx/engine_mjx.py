@@ -44,7 +44,7 @@ class MjxEngine:
             model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON  # MJX has no PGS
         model.opt.iterations, model.opt.ls_iterations = self.budget
         sizes: dict[str, int] = {}
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval(), corrected():  # data has room for each contact
             put = mjx.put_model(model, impl=self.impl)
             if self.impl == "warp":
                 sizes = {"naconmax": _WORLDS * max(4, 2 * model.ngeom), "njmax": 8 * model.ngeom}
