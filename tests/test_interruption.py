@@ -18,12 +18,17 @@ import pytest
 
 from jaxrl.run import checkpoint
 
-SCRIPT = Path(__file__).parent.parent / "experiments" / "ppo.py"
-OPTIONS = (
-    "--env gymnax/CartPole-v1 --quiet --normalize-obs --num-envs 4 --unroll 16 --eval-episodes 2"
-)
-OPTIONS += " --agent.hidden 8 --agent.epochs 2 --agent.minibatches 2 --devices 1"
-OPTIONS += " --total-steps 96000 --log-every 8000 --eval-every 16000 --checkpoint-every 16000"
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+COMMON = "--quiet --normalize-obs --eval-episodes 2 --agent.hidden 8 --devices 1"
+# Of every script: twelve chunks, seven evaluations, six checkpoints.
+OPTIONS = {
+    "ppo": f"""{COMMON} --env gymnax/CartPole-v1 --num-envs 4 --unroll 16
+        --agent.epochs 2 --agent.minibatches 2
+        --total-steps 96000 --log-every 8000 --eval-every 16000 --checkpoint-every 16000""",
+    "sac": f"""{COMMON} --env gymnax/Pendulum-v1 --num-envs 2 --rounds 64 --batch-size 8
+        --prefill 64 --capacity 20000 --n-step 3
+        --total-steps 30784 --log-every 2560 --eval-every 5120 --checkpoint-every 5120""",
+}
 
 # Runs the script, but kills its own process for good at one moment of the given phase.
 SABOTAGE = """
@@ -80,11 +85,13 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(environment):
-    """Start the script in a child process."""
+    """Start a script in a child process; ``members`` is its name and who is trained."""
 
     def start(folder, members, *more, sabotage=()):
-        begin = ["-c", SABOTAGE, *sabotage, str(SCRIPT)] if sabotage else [str(SCRIPT)]
-        words = [sys.executable, *begin, *OPTIONS.split(), *members.split(), *more]
+        name, *who = members.split()
+        script = str(EXPERIMENTS / f"{name}.py")
+        begin = ["-c", SABOTAGE, *sabotage, script] if sabotage else [script]
+        words = [sys.executable, *begin, *OPTIONS[name].split(), *who, *more]
         words += ["--run-dir", str(folder)]
         return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -127,14 +134,19 @@ def assert_same_run(folder, whole, members):
 
 @pytest.mark.parametrize(
     ("members", "size"),
-    [("--num-seeds 1", 1), ("--num-seeds 8", 8), ("--num-seeds 2 --sweep gamma=0.9,0.99", 4)],
+    [
+        ("ppo --num-seeds 1", 1),
+        ("ppo --num-seeds 8", 8),
+        ("ppo --num-seeds 2 --sweep gamma=0.9,0.99", 4),
+        ("sac --num-seeds 2", 2),
+    ],
 )
 def test_killed_in_every_phase_and_resumed_it_is_the_uninterrupted_run(
     start, uninterrupted, tmp_path, members, size
 ):
     folder = tmp_path / "run"
     phases = [("chunk", 3), ("rows", 1), ("files", 1), ("arrays", 1), ("rename", 1), ("prune", 1)]
-    phases = phases[: {1: 6, 8: 3, 4: 2}[size]]
+    phases = phases[: {1: 6, 8: 3, 4: 2, 2: 4}[size]]
     for i, (phase, count) in enumerate(phases):
         resume = ("--resume",) if i else ()
         witness = tmp_path / f"killed-{i}"
@@ -152,7 +164,7 @@ def test_killed_in_every_phase_and_resumed_it_is_the_uninterrupted_run(
 def test_killed_at_random_moments(start, uninterrupted, tmp_path):
     folder, rng, kills = tmp_path / "run", random.Random(3), 0
     for _ in range(4):
-        child = start(folder, "--num-seeds 1", *(("--resume",) if kills else ()))
+        child = start(folder, "ppo --num-seeds 1", *(("--resume",) if kills else ()))
         metrics = folder / "metrics.jsonl"
         began = metrics.stat().st_size if metrics.exists() else 0
         while child.poll() is None:  # until this sitting has written, so that some work is lost
@@ -163,9 +175,9 @@ def test_killed_at_random_moments(start, uninterrupted, tmp_path):
         child.kill()
         kills += child.wait() == -signal.SIGKILL
     assert kills >= 3
-    child = start(folder, "--num-seeds 1", "--resume")
+    child = start(folder, "ppo --num-seeds 1", "--resume")
     assert child.wait(300) == 0, child.stderr.read()
-    assert_same_run(folder, uninterrupted("--num-seeds 1"), 1)
+    assert_same_run(folder, uninterrupted("ppo --num-seeds 1"), 1)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -173,7 +185,7 @@ def test_a_signal_ends_the_run_after_its_chunk_with_a_checkpoint(
     start, uninterrupted, tmp_path, signum, code
 ):
     folder = tmp_path / "run"
-    child = start(folder, "--num-seeds 1", "--checkpoint-every", "96000")
+    child = start(folder, "ppo --num-seeds 1", "--checkpoint-every", "96000")
     while not (folder / "metrics.jsonl").exists() or b"train" not in (
         (folder / "metrics.jsonl").read_bytes()
     ):
@@ -186,14 +198,14 @@ def test_a_signal_ends_the_run_after_its_chunk_with_a_checkpoint(
     assert said.strip().count("\n") == 0 and f"at step {step}" in said
     assert 0 < step < 96000
 
-    child = start(folder, "--num-seeds 1", "--checkpoint-every", "96000", "--resume")
+    child = start(folder, "ppo --num-seeds 1", "--checkpoint-every", "96000", "--resume")
     assert child.wait(300) == 0, child.stderr.read()
-    assert_same_run(folder, uninterrupted("--num-seeds 1"), 1)
+    assert_same_run(folder, uninterrupted("ppo --num-seeds 1"), 1)
 
 
 def test_two_runs_cannot_share_a_folder(start, tmp_path):
     folder = tmp_path / "run"
-    endless = ("--num-seeds 1", "--total-steps", "2000000000")
+    endless = ("ppo --num-seeds 1", "--total-steps", "2000000000")
     first = start(folder, *endless)
     while not (folder / ".lock").exists():
         assert first.poll() is None, first.stderr.read()

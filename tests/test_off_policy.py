@@ -162,8 +162,9 @@ def test_members_have_rings_of_their_own_and_hyper_parameters_sweep():
         np.testing.assert_allclose(a[1, 1], b, rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_is_the_pure_function_and_resumes_bit_for_bit(tmp_path):
-    t = trainer(DSACT(**SMALL))
+@pytest.mark.parametrize("agent", [TD3, DSACT])
+def test_a_run_is_the_pure_function_and_resumes_bit_for_bit(agent, tmp_path):
+    t = trainer(agent(**SMALL))
     total = t.first_step + 8 * t.steps_per_iteration
     small = {"eval_episodes": 2, "eval_every": 24, "log_every": 12, "checkpoint_every": 12}
     small |= {"devices": 1, "quiet": True, "seeds": [4]}
