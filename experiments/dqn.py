@@ -24,6 +24,8 @@ class Config(OffPolicyOptions):
     """The environment, "<suite>/<task>"; a wrong name is answered with the nearest right ones."""
     epsilon_fraction: float = 0.2
     """Part of the run over which epsilon falls, unless --agent.epsilon-over gives the updates."""
+    anneal: bool = False
+    """Let the learning rate fall linearly to zero over the run, or over --agent.anneal-over."""
     agent: DQN = dataclasses.field(default_factory=DQN)
 
 
@@ -34,6 +36,8 @@ def build(config: Config) -> OffPolicy:
     require("epsilon_fraction", config.epsilon_fraction, 0, 1)
     if not agent.epsilon_over:
         agent = agent.replace(epsilon_over=config.epsilon_fraction * config.gradient_steps)
+    if config.anneal and not agent.anneal_over:
+        agent = agent.replace(anneal_over=float(config.gradient_steps))
     return config.trainer(agent, env)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl import losses
+from jaxrl import losses, optim
 from jaxrl.agents import epsilon as eps
 from jaxrl.agents.epsilon import Chance
 from jaxrl.agents.replayed import Replayed, ReplayedState
@@ -31,6 +31,7 @@ class DQN(Replayed):
 
     Attributes:
         tau: the step of the slow copy towards the network; in [0, 1], and 1 copies it.
+        anneal_over: gradient steps over which the learning rate falls linearly to 0; 0 keeps it.
         target_every: gradient steps from one such step to the next; >= 1.
         huber: the error's square counts within this width and its magnitude beyond, so that no
             error pulls harder than this; > 0; None: the square everywhere.
@@ -45,6 +46,7 @@ class DQN(Replayed):
     """
 
     learning_rate: float = 1e-4
+    anneal_over: float = 0.0
     tau: float = 1.0
     target_every: int = 1_000
     huber: float | None = 1.0
@@ -85,7 +87,8 @@ class DQN(Replayed):
         require("huber", self.huber, 0, above=True)
         for name in ("epsilon_start", "epsilon_end"):
             require(name, getattr(self, name), 0, 1)
-        require("epsilon_over", self.epsilon_over, 0)
+        for name in ("epsilon_over", "anneal_over"):
+            require(name, getattr(self, name), 0)
         require("delay", self.delay, 1, 1)
 
     # Losses
@@ -116,8 +119,9 @@ class DQN(Replayed):
         """The network; and if it is its turn, the slow copy."""
         gradient: Any = jax.value_and_grad(self.loss, has_aux=True)
         (loss, q), grads = gradient(state.params["q"], batch, self.target(state, batch))
+        rate = self.learning_rate * optim.linear_decay(state.updates, self.anneal_over)
         explored = self.epsilon(state.updates)
-        state, metrics = self.stepped(state, "q", grads, self.learning_rate)
+        state, metrics = self.stepped(state, "q", grads, rate)
         metrics |= {"q_loss": mean_of(loss), "q": mean_of(q), "epsilon": mean_of(explored)}
         state = state._replace(updates=state.updates + 1)
         return self.followed_in_turn(state), metrics
