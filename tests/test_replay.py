@@ -112,9 +112,13 @@ def test_half_precision_takes_less_and_returns_floats():
     example = jax.tree.map(lambda x: x[0], transitions(0))
     full, half = Replay(SLOTS), Replay(SLOTS, precision="half")
     rows, _ = filled(half, 3)
-    assert rows.obs["state"].dtype == jnp.bfloat16 and rows.reward.dtype == jnp.float32
-    batch = half.sample(rows, jax.random.bits(jax.random.key(0), (2, 4)), 3 * T, GAMMA)
-    assert batch.next_obs["state"].dtype == jnp.float32
+    assert rows.obs["state"].dtype.itemsize == 2 and rows.reward.dtype == jnp.float32
+    whole, _ = filled(full, 3)
+    bits = jax.random.bits(jax.random.key(0), (2, 50))
+    batch, exact = (r.sample(x, bits, 3 * T, GAMMA) for r, x in ((half, rows), (full, whole)))
+    for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(exact), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=2**-8)
     floats = 2 * 3  # of obs and next_obs
     assert full.nbytes(example) - half.nbytes(example) == 2 * floats * SLOTS * N
     held = jax.tree.leaves(full.empty(example))

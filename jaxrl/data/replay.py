@@ -30,7 +30,7 @@ class Replay:
     Attributes:
         slots: steps that it holds, of every environment; the oldest is overwritten first.
         n_step: rewards of so many steps are summed; >= 1.
-        precision: "half" stores the floats of observations as bfloat16.
+        precision: "half" stores the floats of observations in the bits of bfloat16.
     """
 
     slots: int
@@ -114,8 +114,10 @@ class Replay:
         """As the ring keeps them: without extras, and in its precision."""
 
         def rounded(x: Array) -> Array:
-            half = self.precision == "half" and x.dtype == jnp.float32
-            return x.astype(jnp.bfloat16) if half else x
+            if self.precision == "full" or x.dtype != jnp.float32:
+                return x
+            # As bits: XLA's CPU back-end would widen a ring of bfloat16, all of it, at each write.
+            return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
 
         obs, next_obs = jax.tree.map(rounded, (transitions.obs, transitions.next_obs))
         return transitions._replace(obs=obs, next_obs=next_obs, extras={})
@@ -124,7 +126,9 @@ class Replay:
         """As agents take them: floats in float32."""
 
         def widened(x: Array) -> Array:
-            return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+            if self.precision == "full" or x.dtype != jnp.uint16:
+                return x
+            return jax.lax.bitcast_convert_type(x, jnp.bfloat16).astype(jnp.float32)
 
         obs, next_obs = jax.tree.map(widened, (transitions.obs, transitions.next_obs))
         return transitions._replace(obs=obs, next_obs=next_obs)
