@@ -1,0 +1,190 @@
+"""How far the critics of SAC, DSAC and DSAC-T are off, and what the scale of rewards does to them.
+
+python experiments/value_bias.py
+python experiments/value_bias.py --env mjx/HalfCheetah-v5 --total-steps 200000 --out results/bias
+
+Each algorithm is trained with rewards times 0.1, 1 and 10, several seeds each, as one program. The
+bias of the trained critics is the mean of ``Q(s, a) - G`` over states and actions that the policy
+visits, where ``G`` is the discounted sum of what comes after, entropy bonuses included, played
+out without a time limit until what is left out is below a thousandth. It is divided by the mean of
+``|G|``, so that scales compare. Written are ``value_bias.json`` and ``value_bias.png``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl import DSAC, DSACT, SAC, OffPolicy, ScaleReward, VectorEnv, hyper, make, run
+from jaxrl.analysis.statistics import final_return
+from jaxrl.envs.vector import rescale
+from jaxrl.errors import UsageError
+from jaxrl.losses import discounted_sums
+from jaxrl.run import cli
+from jaxrl.types import Array, Environment, Key, PyTree
+
+AGENTS: dict[str, Any] = {"SAC": SAC, "DSAC": DSAC, "DSAC-T": DSACT}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Bias of the critics, and returns, at several scales of the reward."""
+
+    env: str = "gymnax/Pendulum-v1"
+    """The environment, "<suite>/<task>"."""
+    scales: tuple[float, ...] = (0.1, 1.0, 10.0)
+    """Factors of the reward."""
+    total_steps: int = 20_000
+    """Environment steps of each seed."""
+    num_seeds: int = 4
+    """Seeds of each algorithm and scale."""
+    num_envs: int = 1
+    """Environments of each seed."""
+    learning_rate: float = 1e-3
+    """Of critics, policy and temperature of all algorithms."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of all networks."""
+    batch_size: int = 128
+    """Transitions of a gradient step."""
+    prefill: int = 1_000
+    """Transitions of uniform actions before the first gradient step."""
+    episodes: int = 32
+    """Episodes in which the bias is measured, for each seed."""
+    states: int = 100
+    """States of each episode, from its first on, at which it is measured."""
+    out: str = "runs/value_bias"
+    """The folder of the results; it must not exist."""
+
+
+def soft_returns(
+    agent: Any, state: PyTree, env: Environment, keys: Key, scale: Array, steps: int
+) -> tuple[Array, Array, Array]:
+    """Episodes under the exploring policy, without a time limit, from each of ``keys[E]``.
+
+    Returns the least of the critics' values and the discounted returns at every step, and whether
+    the episode was still going: ``[T, E]`` all three.
+    """
+    alpha = agent.temperature(state)
+
+    def step(carry: tuple, t: Array) -> tuple[tuple, tuple]:
+        inner, obs, going = carry
+        act_key, env_key = jnp.moveaxis(
+            jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, t)))(keys), 1, 0
+        )
+        dist = agent.policy(state.params["actor"], obs)
+        raw = jax.vmap(lambda d, key: d.sample(key))(dist, act_key)
+        action, bonus = dist.emit(raw), -alpha * dist.log_prob(raw)
+        value = jnp.min(agent.q_values(state, obs, action), axis=0)
+        inner, out = jax.vmap(env.step)(env_key, inner, rescale(env.spec.action, action))
+        row = (value, scale * out.reward, bonus, out.terminated, going)
+        return (inner, out.obs, going & ~out.terminated), row
+
+    inner, obs = jax.vmap(env.reset)(keys)
+    start = (inner, obs, jnp.ones(keys.shape[0], bool))
+    _, (value, reward, bonus, ended, going) = jax.lax.scan(step, start, jnp.arange(steps))
+    discount = jnp.where(ended, 0.0, agent.gamma)
+    later = jnp.concatenate([bonus[1:], jnp.zeros_like(bonus[:1])])
+    rest = jnp.zeros(keys.shape[0])
+    return value, discounted_sums(reward + discount * later, discount, rest), going
+
+
+def biases(config: Config, agent: Any, state: PyTree, env: Environment, scale: Array) -> Array:
+    """Bias, and mean magnitude of returns, of one trained agent: ``[2]``."""
+    horizon = config.states + math.ceil(math.log(1e-3) / math.log(agent.gamma))
+    keys = jax.random.split(jax.random.key(2**31 - 2), config.episodes)
+    value, returns, going = soft_returns(agent, state, env, keys, scale, horizon)
+    value, returns, going = (x[: config.states] for x in (value, returns, going))
+    total = jnp.sum(going)
+    bias = jnp.sum(jnp.where(going, value - returns, 0.0)) / total
+    return jnp.stack([bias, jnp.sum(jnp.where(going, jnp.abs(returns), 0.0)) / total])
+
+
+def measure(config: Config, name: str, folder: Path) -> list[dict[str, Any]]:
+    """Train an algorithm at all scales; a row for each of them."""
+    rate = config.learning_rate
+    rates = dict.fromkeys(("learning_rate", "actor_learning_rate", "alpha_learning_rate"), rate)
+    agent = AGENTS[name](hidden=config.hidden, **rates)
+    env = make(config.env)
+    trainer = OffPolicy(
+        ScaleReward(agent),
+        VectorEnv(env, config.num_envs),
+        capacity=config.total_steps,
+        batch_size=config.batch_size,
+        prefill=config.prefill,
+    )
+    sweep = {"reward_scale": config.scales}
+    result = run(
+        trainer,
+        config.total_steps,
+        seeds=config.num_seeds,
+        sweep=sweep,
+        run_dir=folder / name,
+    )
+    measured = jax.jit(jax.vmap(lambda s, scale: biases(config, agent, s, env, scale)))
+    scales = jnp.array([member.sweep["reward_scale"] for member in result.members])
+    found = np.asarray(measured(result.state.agent, scales)).reshape(len(config.scales), -1, 2)
+    rows = []
+    for entry, (bias, size) in zip(
+        result.summary["configurations"], found.transpose(0, 2, 1), strict=True
+    ):
+        row = {"algorithm": name, "reward_scale": entry["sweep"]["reward_scale"]}
+        row |= {"final_return": entry["final_return"], "bias": bias.tolist()}
+        row |= {"mean_return_magnitude": size.tolist()}
+        rows.append(row | {"relative_bias": final_return(bias / size)})
+    return rows
+
+
+def draw(config: Config, rows: list[dict[str, Any]], path: Path) -> None:
+    """Final returns, and relative biases, against the scale of the reward."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = {"final_return": "final evaluation return", "relative_bias": "(Q - G) / |G|"}
+    for ax, (what, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for i, name in enumerate(AGENTS):
+            own = [row for row in rows if row["algorithm"] == name]
+            x = np.array([row["reward_scale"] for row in own]) * 1.12 ** (i - 1)
+            middle = np.array([row[what]["mean"] for row in own])
+            low, high = np.transpose([row[what]["ci95"] for row in own])
+            ax.errorbar(x, middle, [middle - low, high - middle], fmt="o-", capsize=4, label=name)
+            for at, row in zip(x, own, strict=True):
+                seeds = row[what]["per_seed"]
+                ax.plot([at] * len(seeds), seeds, ".", color="0.5", markersize=4)
+        ax.set(xscale="log", xlabel="rewards times", ylabel=label)
+        ax.set_xticks(config.scales, [f"{scale:g}" for scale in config.scales])
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+    figure.axes[1].axhline(0.0, color="0.3", linewidth=0.8)
+    figure.axes[0].legend()
+    figure.suptitle(f"{config.env}, {config.total_steps:,} steps, {config.num_seeds} seeds")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Train, measure, and write the table and the figure."""
+    import tyro
+
+    config = tyro.cli(Config, description=__doc__)
+    cli.prepare(None)
+    hyper.require("num_seeds", config.num_seeds, 2)
+    folder = Path(config.out)
+    if folder.exists():
+        raise UsageError(f"out is {folder}, which exists; give another folder")
+    rows = [row for name in AGENTS for row in measure(config, name, folder)]
+    record = {"config": dataclasses.asdict(config), "rows": rows}
+    (folder / "value_bias.json").write_text(json.dumps(record, indent=2) + "\n")
+    draw(config, rows, folder / "value_bias.png")
+    for row in rows:
+        bias, final = row["relative_bias"]["mean"], row["final_return"]["mean"]
+        print(f"{row['algorithm']:7} x{row['reward_scale']:<5g} {final:9.1f} {bias:+8.1%}")
+
+
+if __name__ == "__main__":
+    cli.launch(main)
