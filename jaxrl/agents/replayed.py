@@ -46,7 +46,8 @@ class Replayed:
         layer_norm: normalise the critics' hidden layers before their activation.
         init_kind: "torch" (uniform), "lecun" (uniform) or "orthogonal".
         policy_obs: of observations that are dictionaries, the part that the policy sees.
-        value_obs: the critics' part; without a "privileged_state", it is the policy's.
+        value_obs: the critics' part; without a "privileged_state", it is the policy's. It has to
+            hold what the policy sees, or else no critic can tell what an action is worth.
     """
 
     learning_rate: float = 3e-4

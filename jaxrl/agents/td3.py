@@ -77,6 +77,8 @@ class TD3(ActorCritic):
         ActorCritic.check(self, transitions)
         for name in ("exploration", "exploration_max", "policy_noise", "noise_clip"):
             require(name, getattr(self, name), 0)
+        if self.exploration_max is not None:
+            require("exploration_max", self.exploration_max, self.exploration)
         require("ensemble", self.ensemble, 1)
         require_choice("policy_value", self.policy_value, PolicyValue)
 

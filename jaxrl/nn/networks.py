@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -25,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
     "swish": nn.swish,
     "elu": nn.elu,
-    "gelu": nn.gelu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
 }
 
 
