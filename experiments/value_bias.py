@@ -6,8 +6,8 @@ python experiments/value_bias.py --env mjx/HalfCheetah-v5 --total-steps 200000 -
 Each algorithm is trained with rewards times 0.1, 1 and 10, several seeds each, as one program. The
 bias of the trained critics is the mean of ``Q(s, a) - G`` over states and actions that the policy
 visits, where ``G`` is the discounted sum of what comes after, entropy bonuses included, played
-out without a time limit until what is left out is below a thousandth. It is divided by the mean of
-``|G|``, so that scales compare. Written are ``value_bias.json`` and ``value_bias.png``.
+out without a time limit until what is left out is below a thousandth. It is divided by the factor,
+and so in units of the return. Written are ``value_bias.json`` and ``value_bias.png``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Config:
     """The environment, "<suite>/<task>"."""
     scales: tuple[float, ...] = (0.1, 1.0, 10.0)
     """Factors of the reward."""
-    total_steps: int = 20_000
+    total_steps: int = 30_000
     """Environment steps of each seed."""
     num_seeds: int = 4
     """Seeds of each algorithm and scale."""
@@ -135,9 +135,9 @@ def measure(config: Config, name: str, folder: Path) -> list[dict[str, Any]]:
         result.summary["configurations"], found.transpose(0, 2, 1), strict=True
     ):
         row = {"algorithm": name, "reward_scale": entry["sweep"]["reward_scale"]}
-        row |= {"final_return": entry["final_return"], "bias": bias.tolist()}
-        row |= {"mean_return_magnitude": size.tolist()}
-        rows.append(row | {"relative_bias": final_return(bias / size)})
+        scale = row["reward_scale"]
+        row |= {"final_return": entry["final_return"], "bias": final_return(bias / scale)}
+        rows.append(row | {"mean_magnitude_of_returns": (size / scale).tolist()})
     return rows
 
 
@@ -146,7 +146,7 @@ def draw(config: Config, rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = {"final_return": "final evaluation return", "relative_bias": "(Q - G) / |G|"}
+    panels = {"final_return": "final evaluation return", "bias": "Q - G, in units of the return"}
     for ax, (what, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for i, name in enumerate(AGENTS):
             own = [row for row in rows if row["algorithm"] == name]
@@ -182,8 +182,8 @@ def main() -> None:
     (folder / "value_bias.json").write_text(json.dumps(record, indent=2) + "\n")
     draw(config, rows, folder / "value_bias.png")
     for row in rows:
-        bias, final = row["relative_bias"]["mean"], row["final_return"]["mean"]
-        print(f"{row['algorithm']:7} x{row['reward_scale']:<5g} {final:9.1f} {bias:+8.1%}")
+        bias, final = row["bias"]["mean"], row["final_return"]["mean"]
+        print(f"{row['algorithm']:7} x{row['reward_scale']:<5g} {final:9.1f} {bias:+9.2f}")
 
 
 if __name__ == "__main__":
