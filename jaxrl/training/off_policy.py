@@ -200,27 +200,18 @@ class OffPolicy(Trainer):
     def _fill(
         self, agent: PyTree, env: VectorState, ring: Ring, key: Key
     ) -> tuple[PyTree, VectorState, Ring]:
-        """Rounds without gradient steps."""
-
-        def round(carry: tuple, xs: tuple) -> tuple[tuple, None]:
-            (agent, env, ring), (key, index) = carry, xs
-            act_key, env_key = jax.random.split(key)
-            draws = self.env.draw(env_key, self.unroll)
-            if self.prefill_policy == "uniform":
-                act: Any = self._random
-                noise = self._uniform(shard_key(act_key), self.unroll)
-            else:
-                act = self._exploring(agent)
-                noise = self.agent.draw(agent, env.obs, shard_key(act_key), self.unroll)
-            env, transitions, _ = play(act, self.env, env, noise, draws)
-            ring = self.replay.write(ring, transitions, index * self.unroll)
-            agent = self.agent.observe(agent, transitions)
-            return (agent, env, ring), None
-
-        rounds = self.prefill_rounds
-        xs = (jax.random.split(key, rounds), jnp.arange(rounds))
-        (agent, env, ring), _ = jax.lax.scan(round, (agent, env, ring), xs)
-        return agent, env, ring
+        """All rounds of the prefill as one rollout."""
+        steps = self.prefill_rounds * self.unroll
+        act_key, env_key = jax.random.split(key)
+        if self.prefill_policy == "uniform":
+            act: Any = self._random
+            noise = self._uniform(shard_key(act_key), steps)
+        else:
+            act = self._exploring(agent)
+            noise = self.agent.draw(agent, env.obs, shard_key(act_key), steps)
+        env, transitions, _ = play(act, self.env, env, noise, self.env.draw(env_key, steps))
+        ring = self.replay.write(ring, transitions, 0)
+        return self.agent.observe(agent, transitions), env, ring
 
     def _exploring(self, agent: PyTree) -> Any:
         def act(obs: PyTree, noise: PyTree) -> tuple[Array, Extras]:
