@@ -180,9 +180,10 @@ def test_a_run_is_the_pure_function_and_resumes_bit_for_bit(agent, tmp_path):
     assert whole.summary["total_steps"] == total == 20 + 8 * 12
 
 
-def test_the_ring_is_written_in_place_and_no_counter_branches():
+@pytest.mark.parametrize("agent", [SAC, TD3])
+def test_the_ring_is_written_in_place_and_no_counter_branches(agent):
     """The compiled program copies nothing of the ring's size inside its loops."""
-    t = trainer(num_envs=3, capacity=30_000, prefill=30)
+    t = trainer(agent(**SMALL), num_envs=3, capacity=30_000, prefill=30)
     slots = t.replay.slots
     for members in (1, 2):
         keys = jax.vmap(jax.random.key)(jnp.arange(members))

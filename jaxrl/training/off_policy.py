@@ -42,6 +42,7 @@ class OffPolicy(Trainer):
     several rounds, whose random numbers are drawn at once. Before the first, ``prefill`` steps fill
     the ring. Agents whose actor steps less often than their critics (``agent.delay``) do so on a
     schedule that is part of the program: ``updates`` must be a multiple of the delay or divide it.
+    Rounds between which the policy stays the same are made as one: all steps, then all updates.
 
     Attributes:
         capacity: transitions that the ring holds, of all environments together; rounded up to whole
@@ -70,8 +71,13 @@ class OffPolicy(Trainer):
 
     @property
     def group(self) -> int:
-        """Rounds from one step of the actor to the next; 1 where a round has several."""
+        """Rounds from one step of the actor to the next, made as one."""
         return max(self.agent.delay // self.updates, 1)
+
+    @property
+    def block(self) -> int:
+        """Steps of every environment that are made, and written, at once."""
+        return self.unroll * self.group
 
     @property
     def rounds_per_iteration(self) -> int:
@@ -94,7 +100,7 @@ class OffPolicy(Trainer):
     @property
     def prefill_rounds(self) -> int:
         """Rounds without gradient steps, before the first iteration."""
-        return -(-self.prefill // (self.unroll * self.env.num_envs))
+        return -(-self.prefill // (self.block * self.env.num_envs)) * self.group
 
     @property
     def first_step(self) -> int:
@@ -108,9 +114,9 @@ class OffPolicy(Trainer):
 
     @property
     def replay(self) -> Replay:
-        """The ring's dimensions; its slots are a multiple of ``unroll``."""
-        rounds = -(-self.capacity // (self.unroll * self.env.num_envs))
-        return Replay(rounds * self.unroll, self.n_step, self.precision)
+        """The ring's dimensions; its slots are a multiple of ``block``."""
+        blocks = -(-self.capacity // (self.block * self.env.num_envs))
+        return Replay(blocks * self.block, self.n_step, self.precision)
 
     def check(self, shards: int = 1) -> None:
         """Raise UsageError for sizes that do not fit each other."""
@@ -231,24 +237,28 @@ class OffPolicy(Trainer):
 
     def advance(self, ts: TrainState, index: Array) -> tuple[TrainState, m.Metrics]:
         """Rounds; each acts, writes, samples and learns."""
-        rounds = self.rounds_per_iteration
+        rounds = self.rounds_per_iteration // self.group
         act_key, env_key, sample_key, update_key, key = jax.random.split(ts.key, 5)
-        batch = (self.updates, self.batch_size // shard_count())
-        steps = rounds * self.unroll
+        batch = (self.updates * self.group, self.batch_size // shard_count())
+        steps = rounds * self.block
 
         def by_round(tree: PyTree) -> PyTree:
-            return jax.tree.map(lambda x: x.reshape(rounds, self.unroll, *x.shape[1:]), tree)
+            return jax.tree.map(lambda x: x.reshape(rounds, self.block, *x.shape[1:]), tree)
 
         draws = self.env.draw(env_key, steps)
+        written = self.prefill_rounds * self.unroll + index * steps
         xs = (
             by_round(self.agent.draw(ts.agent, ts.env.obs, shard_key(act_key), steps)),
             by_round(draws._replace(bank=())),
             jax.random.bits(shard_key(sample_key), (rounds, 2, *batch)),
             self.agent.draw_update(ts.agent, shard_key(update_key), (rounds, *batch)),
-            (self.prefill_rounds + index * rounds + jnp.arange(rounds)) * self.unroll,
+            written + jnp.arange(rounds) * self.block,
         )
-        start = (ts.agent, ts.env, ts.replay)
-        (agent, env, ring), metrics = self._rounds(start, xs, draws.bank)
+
+        def round(carry: tuple, x: tuple) -> tuple[tuple, m.Metrics]:
+            return self._round(carry, x, draws.bank)
+
+        (agent, env, ring), metrics = m.scan(round, (ts.agent, ts.env, ts.replay), xs)
         ts = TrainState(
             agent=agent,
             env=env,
@@ -259,27 +269,13 @@ class OffPolicy(Trainer):
         )
         return ts, metrics
 
-    def _rounds(self, start: tuple, xs: tuple, bank: PyTree) -> tuple[tuple, m.Metrics]:
-        """All rounds of an iteration; the actor steps in the last of each group."""
-
-        def round(carry: tuple, x: tuple, actor: bool) -> tuple[tuple, m.Metrics]:
-            return self._round(carry, x, bank, actor)
-
-        groups = self.rounds_per_iteration // self.group
-        xs = jax.tree.map(lambda x: x.reshape(groups, self.group, *x.shape[1:]), xs)
-
-        def group(carry: tuple, x: tuple) -> tuple[tuple, m.Metrics]:
-            return m.scan_last(round, carry, x)
-
-        return m.scan(group, start, xs)
-
-    def _round(self, carry: tuple, xs: tuple, bank: PyTree, actor: bool) -> tuple[tuple, m.Metrics]:
+    def _round(self, carry: tuple, xs: tuple, bank: PyTree) -> tuple[tuple, m.Metrics]:
         (agent, env, ring), (noise, draws, bits, learning, written) = carry, xs
         draws = Draws(draws.keys, draws.resets, bank)
         env, transitions, metrics = play(self._exploring(agent), self.env, env, noise, draws)
         ring = self.replay.write(ring, transitions, written)
         gamma = hyper.numbers(self.agent)["gamma"]
-        batch = self.replay.sample(ring, bits, written + self.unroll, gamma)
-        agent, learnt = self.agent.update(agent, batch, learning, actor)
+        batch = self.replay.sample(ring, bits, written + self.block, gamma)
+        agent, learnt = self.agent.update(agent, batch, learning)
         agent = self.agent.observe(agent, transitions)
         return (agent, env, ring), metrics | learnt
