@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxrl import DQN, OffPolicy, presets
-from jaxrl.agents.epsilon import number_of_actions
-from jaxrl.hyper import require
+from jaxrl.agents.epsilon import number_of_actions, over_fraction
 from jaxrl.run import cli
 from jaxrl.run.options import OffPolicyOptions
 
@@ -31,11 +30,9 @@ class Config(OffPolicyOptions):
 
 def build(config: Config) -> OffPolicy:
     """The trainer that the options describe."""
-    env, agent = config.environments(), config.agent
+    env = config.environments()
     number_of_actions(env.spec, "DQN", config.env)
-    require("epsilon_fraction", config.epsilon_fraction, 0, 1)
-    if not agent.epsilon_over:
-        agent = agent.replace(epsilon_over=config.epsilon_fraction * config.gradient_steps)
+    agent = over_fraction(config.agent, config.epsilon_fraction, config.gradient_steps)
     if config.anneal and not agent.anneal_over:
         agent = agent.replace(anneal_over=float(config.gradient_steps))
     return config.trainer(agent, env)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxrl import PQN, OnPolicy, presets
-from jaxrl.agents.epsilon import number_of_actions
-from jaxrl.hyper import require
+from jaxrl.agents.epsilon import number_of_actions, over_fraction
 from jaxrl.run import cli
 from jaxrl.run.options import OnPolicyOptions
 
@@ -29,11 +28,9 @@ class Config(OnPolicyOptions):
 
 def build(config: Config) -> OnPolicy:
     """The trainer that the options describe."""
-    env, agent = config.environments(), config.agent
+    env = config.environments()
     number_of_actions(env.spec, "PQN", config.env)
-    require("epsilon_fraction", config.epsilon_fraction, 0, 1)
-    if not agent.epsilon_over:
-        agent = agent.replace(epsilon_over=config.epsilon_fraction * config.iterations)
+    agent = over_fraction(config.agent, config.epsilon_fraction, config.iterations)
     return config.trainer(agent, env)
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import metrics as m
 from jaxrl.types import Box, Spec, Transition
 
 OBS, ACTION, BATCH = 3, 2, 6
@@ -199,6 +200,23 @@ class Learner:
                 self.targets[name],
                 self.params[name],
             )
+
+    def assert_follows(self, state, step, noises=lambda noise: None):
+        """That two calls of two gradient steps from ``state`` are those of ``step``.
+
+        ``step(learner, batch, noise, actor)`` is numpy's. The second call is there so that Adam
+        has a past. ``noises`` is shown what is drawn. Returns the last state.
+        """
+        for seed in (1, 2):
+            batch, drawn = batches(2, seed=seed), noise(self.agent, state, 2, seed)
+            noises(drawn)
+            state, metrics = update(self.agent, state, batch, drawn)
+            self.norms = {name: [] for name in self.params}
+            for g in range(2):
+                step(self, row(batch, g), row(drawn, g), g == 1)
+            self.assert_equals(state, m.values(metrics))
+        assert state.updates == 4
+        return state
 
     def assert_equals(self, state, metrics):
         """That ``state`` has these parameters and slow copies, and ``metrics`` these norms."""

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import pytest
+from shared import EXPERIMENTS, script_module
 
 from jaxrl import PPO, make, presets
 from jaxrl.run import cli, session
 
-SCRIPT = Path(__file__).parent.parent / "experiments" / "ppo.py"
+SCRIPT = EXPERIMENTS / "ppo.py"
 CART_POLE = "--env gymnax/CartPole-v1"
 SMALL = f"{CART_POLE} --num-envs 2 --unroll 8 --agent.minibatches 2 --agent.epochs 1"
 SMALL += " --agent.hidden 4 --agent.gamma 0.9 --total-steps 32 --eval-every 16 --eval-episodes 1"
@@ -29,12 +28,8 @@ def script():
     """``experiments/ppo.py`` as a module; the suites are imported, which may compile, but once."""
     for name in ("gymnax/CartPole-v1", "gymnax/Acrobot-v1", "brax/ant"):
         make(name)
-    spec = importlib.util.spec_from_file_location("ppo_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ppo_script"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["ppo_script"]
+    with script_module("ppo") as module:
+        yield module
 
 
 @pytest.fixture

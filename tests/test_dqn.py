@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared import script_module
 
 from jaxrl import DQN, NormalizeObs, OffPolicy, ScaleReward, UsageError, VectorEnv, make, presets
 from jaxrl import metrics as m
 from jaxrl.run import cli
 from jaxrl.types import Box, Discrete, Spec, Transition
 
-SCRIPT = Path(__file__).parent.parent / "experiments" / "dqn.py"
 KEY = jax.random.key(0)
 OBS, ACTIONS, BATCH = (2, 2), 3, 6
 SPEC = Spec(Box(-np.inf, np.inf, OBS), Discrete(ACTIONS))
@@ -387,12 +384,8 @@ def test_continuous_actions_are_refused():
 @pytest.fixture(scope="module")
 def script():
     """``experiments/dqn.py`` as a module."""
-    spec = importlib.util.spec_from_file_location("dqn_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["dqn_script"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["dqn_script"]
+    with script_module("dqn") as module:
+        yield module
 
 
 def build(script, words):

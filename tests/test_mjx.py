@@ -149,7 +149,7 @@ def test_rollouts_follow_the_exact_engine_to_the_solvers_tolerance(task):
 # MJX
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def float64():
     with jax.enable_x64(True):
         yield

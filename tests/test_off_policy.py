@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared import assert_same_bits, bits
 
 from jaxrl import (
     DSACT,
@@ -37,21 +38,6 @@ def trainer(agent=None, num_envs=2, env="gymnax/Pendulum-v1", limit=7, **options
     settings = {"capacity": 120, "batch_size": 8, "prefill": 20, "rounds": 6} | options
     venv = VectorEnv(make(env), num_envs, max_steps=limit)
     return OffPolicy(agent or SAC(**SMALL), venv, **settings)
-
-
-def bits(tree):
-    """The leaves as numpy arrays, keys as their data."""
-
-    def plain(x):
-        key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(x) if key else x)
-
-    return [plain(x) for x in jax.tree.leaves(tree)]
-
-
-def assert_same_bits(a, b):
-    for x, y in zip(bits(a), bits(b), strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 # --- schedule -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from shared import numerical_gradient
 
 from jaxrl import PPO, NormalizeObs, OnPolicy, ScaleReward, UsageError, VectorEnv, make
 from jaxrl import metrics as m
@@ -59,21 +60,6 @@ def loss_of(params, rows, agent, continuous):
     policy_loss = -np.minimum(ratio * A, clipped * A).mean()
     value_loss = 0.5 * ((mlp(params["value"], obs)[:, 0] - target) ** 2).mean()
     return policy_loss + agent.value * value_loss - agent.entropy * entropy.mean()
-
-
-def numerical_gradient(f, params):
-    leaves, tree = jax.tree.flatten(params)
-    gradient = [np.zeros_like(leaf) for leaf in leaves]
-    for leaf, slot in zip(leaves, gradient, strict=True):
-        for index in np.ndindex(leaf.shape):
-            center, step = leaf[index], 1e-6
-            leaf[index] = center + step
-            above = f(tree.unflatten(leaves))
-            leaf[index] = center - step
-            below = f(tree.unflatten(leaves))
-            leaf[index] = center
-            slot[index] = (above - below) / (2 * step)
-    return gradient, leaves, tree
 
 
 @pytest.mark.parametrize(("env", "continuous"), CONTINUOUS.items())

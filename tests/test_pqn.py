@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared import numerical_gradient, script_module
 
 from jaxrl import PQN, NormalizeObs, OnPolicy, ScaleReward, UsageError, VectorEnv, make, presets
 from jaxrl import metrics as m
@@ -18,8 +16,6 @@ from jaxrl.axes import reducing_over
 from jaxrl.nn import statistics
 from jaxrl.run import cli
 from jaxrl.training import rollout
-
-SCRIPT = Path(__file__).parent.parent / "experiments" / "pqn.py"
 
 # Agents are pytrees: one program serves all numbers.
 targets = jax.jit(lambda agent, state, batch: agent.targets(state.params, batch))
@@ -66,21 +62,6 @@ def lambda_returns(b, next_value, gamma, lam):
     return G
 
 
-def numerical_gradient(f, params):
-    leaves, tree = jax.tree.flatten(params)
-    gradient = [np.zeros_like(leaf) for leaf in leaves]
-    for leaf, slot in zip(leaves, gradient, strict=True):
-        for index in np.ndindex(leaf.shape):
-            center, step = leaf[index], 1e-6
-            leaf[index] = center + step
-            above = f(tree.unflatten(leaves))
-            leaf[index] = center - step
-            below = f(tree.unflatten(leaves))
-            leaf[index] = center
-            slot[index] = (above - below) / (2 * step)
-    return np.concatenate([g.ravel() for g in gradient])
-
-
 def test_one_update_equals_a_numpy_transcription(first_rollout):
     agent, state, batch = first_rollout
     agent = agent.replace(epochs=7, max_grad_norm=0.2, anneal_over=4.0)  # RAdam rectifies at 6
@@ -100,7 +81,7 @@ def test_one_update_equals_a_numpy_transcription(first_rollout):
     losses = []
     for step in range(1, 8):
         losses.append(loss(params))
-        g = numerical_gradient(loss, params)
+        g = np.concatenate([x.ravel() for x in numerical_gradient(loss, params)[0]])
         g *= min(1.0, agent.max_grad_norm / np.linalg.norm(g))
         mean, var = 0.9 * mean + 0.1 * g, 0.999 * var + 0.001 * g**2
         change = mean / (1 - 0.9**step)
@@ -340,12 +321,8 @@ def test_continuous_actions_are_refused():
 @pytest.fixture(scope="module")
 def script():
     """``experiments/pqn.py`` as a module."""
-    spec = importlib.util.spec_from_file_location("pqn_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pqn_script"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["pqn_script"]
+    with script_module("pqn") as module:
+        yield module
 
 
 def build(script, words):

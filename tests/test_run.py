@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from shared import assert_same_bits
 
 from jaxrl import PPO, NormalizeObs, OnPolicy, RunError, UsageError, VectorEnv, make, run
 from jaxrl.run import checkpoint
@@ -26,13 +27,6 @@ def tiny(agent=None):
     agent = agent or PPO(hidden=(8,), epochs=2, minibatches=2)
     env = VectorEnv(make("gymnax/CartPole-v1"), 4)
     return OnPolicy(NormalizeObs(agent), env, unroll=8)
-
-
-def assert_same_bits(a, b):
-    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x, y = jax.random.key_data(x), jax.random.key_data(y)
-        np.testing.assert_array_equal(x, y, err_msg=str(path))
 
 
 @pytest.fixture(scope="module")

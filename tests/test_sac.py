@@ -74,16 +74,7 @@ def test_updates_equal_a_numpy_transcription(options):
     agent = SAC(**(SMALL | RATES | {"delay": 2} | options))
     with jax.enable_x64(True):
         state = ref.state(agent)
-        learner = ref.Learner(agent, state)
-        for seed in (1, 2):  # two calls, so that Adam has a past
-            batch = ref.batches(2, seed=seed)
-            noise = ref.noise(agent, state, 2, seed)
-            state, metrics = ref.update(agent, state, batch, noise)
-            learner.norms = {name: [] for name in learner.params}
-            for g in range(2):
-                numpy_step(learner, ref.row(batch, g), ref.row(noise, g), actor=g == 1)
-            learner.assert_equals(state, m.values(metrics))
-        assert state.updates == 4
+        ref.Learner(agent, state).assert_follows(state, numpy_step)
 
 
 def test_truncated_bootstraps_as_if_nothing_had_ended():

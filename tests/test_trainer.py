@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared import assert_same_bits, bits
 
 from jaxrl import PPO, NormalizeObs, OnPolicy, ScaleReward, UsageError, VectorEnv, hyper, make
 from jaxrl import metrics as m
@@ -26,21 +27,6 @@ SWEPT = {
 def tiny(agent=None, num_envs=4, unroll=8):
     agent = agent or NormalizeObs(ScaleReward(PPO(hidden=(8,), epochs=2, minibatches=2), 0.1))
     return OnPolicy(agent, VectorEnv(make("gymnax/CartPole-v1"), num_envs), unroll=unroll)
-
-
-def bits(tree):
-    """The leaves as numpy arrays, keys as their data."""
-
-    def plain(x):
-        key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(x) if key else x)
-
-    return [plain(x) for x in jax.tree.leaves(tree)]
-
-
-def assert_same_bits(a, b):
-    for x, y in zip(bits(a), bits(b), strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 def test_every_leaf_is_an_array_and_two_inits_have_equal_trees():

@@ -12,9 +12,10 @@ from flax import struct
 from jaxrl.agents.replayed import Replayed, ReplayedState
 from jaxrl.errors import UsageError
 from jaxrl.hyper import require
+from jaxrl.metrics import Metrics, mean_of, merged
 from jaxrl.nn.distributions import Noise, TanhNormal
 from jaxrl.nn.networks import MLP, Ensemble, Policy, flat_input, flatten_to
-from jaxrl.types import Array, Box, Extras, Key, Mode, PyTree, Spec
+from jaxrl.types import Array, Box, Extras, Key, Mode, PyTree, Spec, Transition
 
 
 @struct.dataclass
@@ -81,6 +82,20 @@ class ActorCritic(Replayed):
             "actor": policy.init(actor_key, flat_input(self.seen_by_policy(spec.observation))),
             "critic": self.critic_net().init(critic_key, critic_input),
         }
+
+    def critic_loss(self, params: PyTree, batch: Transition, target: Any) -> tuple[Array, Any]:
+        """``sum_i mean (Q_i(s, a) - y)^2`` for ``y = target[B]``, and the values ``[E, B]``."""
+        q = self.q(params, batch.obs, batch.action)
+        return jnp.sum(jnp.mean(jnp.square(q - target), axis=-1)), q
+
+    def critic_step(
+        self, state: ReplayedState, batch: Transition, target: Array
+    ) -> tuple[ReplayedState, Metrics]:
+        """The critics, a step closer to ``target[B]``."""
+        gradient: Any = jax.value_and_grad(self.critic_loss, has_aux=True)
+        (loss, q), grads = gradient(state.params["critic"], batch, target)
+        state, metrics = self.stepped(state, "critic", grads, self.learning_rate)
+        return state, metrics | {"critic_loss": mean_of(loss), "q": mean_of(q)}
 
     def check(self, transitions: int) -> None:
         """Raise UsageError for hyper-parameters that cannot work."""
@@ -152,6 +167,50 @@ class Stochastic(ActorCritic):
             raise UsageError(
                 f"log_std_range is {self.log_std_range}; it must be low and high, as (-20.0, 2.0)"
             )
+
+    # Losses
+
+    def climbed(self, q: Array) -> Array:
+        """Of the critics' values ``[E, ...]``, what the policy climbs: the smallest ``[...]``."""
+        return jnp.min(q, axis=0)
+
+    def actor_loss(
+        self, params: PyTree, state: ReplayedState, obs: PyTree, noise: Array
+    ) -> tuple[Array, Array]:
+        """``mean (alpha log pi(a | s) - min_i Q_i(s, a))``, and the entropy's estimate."""
+        action, log_prob = self.policy(params, obs).sample_and_log_prob(noise)
+        value = self.climbed(self.q(state.params["critic"], obs, action))
+        return jnp.mean(self.temperature(state) * log_prob - value), -jnp.mean(log_prob)
+
+    def temperature_gradient(self, state: ReplayedState, surplus: Array) -> Array:
+        """By ``log alpha``, of ``log alpha (H - H_target)``; ``surplus`` is what is in brackets."""
+        return surplus
+
+    # Update
+
+    def actor_noise(
+        self, state: ReplayedState, next_key: Key, policy_key: Key, shape: tuple[int, ...]
+    ) -> dict[str, Array]:
+        """Normal noise of the successors' actions and of the policy's: ``[..., B, A]`` each."""
+        size = (*shape, self.action_width(state))
+        keys = {"next": next_key, "policy": policy_key}
+        return {name: jax.random.normal(key, size) for name, key in keys.items()}
+
+    def actor_step(
+        self, state: ReplayedState, at: ReplayedState, batch: Transition, noise: Array
+    ) -> tuple[ReplayedState, Metrics]:
+        """The policy and the temperature of ``state``, by gradients at the parameters of ``at``."""
+        gradient: Any = jax.value_and_grad(self.actor_loss, has_aux=True)
+        (loss, entropy), grads = gradient(at.params["actor"], at, batch.obs, noise)
+        by_log_alpha = self.temperature_gradient(at, entropy - self.entropy_goal(noise))
+        state, metrics = self.stepped(state, "actor", grads, self.actor_learning_rate)
+        state, more = self.stepped(state, "log_alpha", by_log_alpha, self.alpha_learning_rate)
+        metrics = merged(metrics, more) | {
+            "actor_loss": mean_of(loss),
+            "entropy": mean_of(entropy),
+            "alpha": mean_of(self.temperature(state)),
+        }
+        return state, metrics
 
     # Acting
 

@@ -100,8 +100,8 @@ class DSAC(Stochastic):
         return batch.reward + self.discount(batch) * soft
 
     def critic_loss(
-        self, params: PyTree, batch: Transition, target: Targets, running: dict[str, Array]
-    ) -> tuple[Array, tuple[Array, Array]]:
+        self, params: PyTree, batch: Transition, target: Any, running: Any = None
+    ) -> tuple[Array, Any]:
         """A loss of the authors' gradients, and mean and standard deviation ``[E, B]``.
 
         They are ``-(y - Q) / (sigma^2 + 0.1)`` for ``Q`` and, with ``C = Q + clip(y - Q, -b, b)``,
@@ -115,26 +115,14 @@ class DSAC(Stochastic):
         loss = jnp.sum(jnp.mean(by_q * q + by_sigma * sigma, axis=-1))
         return loss, (still_q, still_sigma)
 
-    def actor_loss(
-        self, params: PyTree, state: ReplayedState, obs: PyTree, noise: Array
-    ) -> tuple[Array, Array]:
-        """``mean (alpha log pi(a | s) - min_i Q_i(s, a))``, and the entropy's estimate."""
-        action, log_prob = self.policy(params, obs).sample_and_log_prob(noise)
-        value = jnp.min(self.q(state.params["critic"], obs, action), axis=0)
-        return jnp.mean(self.temperature(state) * log_prob - value), -jnp.mean(log_prob)
-
     # Update
 
     def draw_update(self, state: ReplayedState, key: Key, shape: tuple[int, ...]) -> PyTree:
         """Normal noise of both actions ``[..., B, A]`` and of the returns ``[..., E, B]``."""
         next_key, policy_key, return_key = jax.random.split(key, 3)
-        size = (*shape, self.action_width(state))
+        noise = self.actor_noise(state, next_key, policy_key, shape)
         sample = jax.random.normal(return_key, (*shape[:-1], self.critics, shape[-1]))
-        return {
-            "next": jax.random.normal(next_key, size),
-            "policy": jax.random.normal(policy_key, size),
-            "return": jnp.clip(sample, -NOISE_CLIP, NOISE_CLIP),
-        }
+        return noise | {"return": jnp.clip(sample, -NOISE_CLIP, NOISE_CLIP)}
 
     def track(self, state: ReplayedState, batch: Transition) -> ReplayedState:
         """Running statistics of the critics, before they are used; version 1 has none."""
@@ -155,20 +143,8 @@ class DSAC(Stochastic):
         if not actor:
             return state, metrics
 
-        gradient = jax.value_and_grad(self.actor_loss, has_aux=True)
-        (loss, entropy), grads = gradient(
-            before.params["actor"], before, batch.obs, noise["policy"]
-        )
-        surplus = entropy - self.entropy_goal(noise["policy"])  # the gradient by log alpha
-        state, more = self.stepped(state, "actor", grads, self.actor_learning_rate)
-        metrics = merged(metrics, more)
-        state, more = self.stepped(state, "log_alpha", surplus, self.alpha_learning_rate)
-        metrics = merged(metrics, more) | {
-            "actor_loss": mean_of(loss),
-            "entropy": mean_of(entropy),
-            "alpha": mean_of(self.temperature(state)),
-        }
-        return self.followed(state), metrics
+        state, more = self.actor_step(state, before, batch, noise["policy"])
+        return self.followed(state), merged(metrics, more)
 
 
 @struct.dataclass
@@ -240,8 +216,8 @@ class DSACT(DSAC):
         return state._replace(running=optim.polyak(state.running, new, step))
 
     def critic_loss(
-        self, params: PyTree, batch: Transition, target: Targets, running: dict[str, Array]
-    ) -> tuple[Array, tuple[Array, Array]]:
+        self, params: PyTree, batch: Transition, target: Any, running: Any = None
+    ) -> tuple[Array, Any]:
         """With ``adjust``, a loss of the refined gradients, which are, times the weight ``w``,
 
         ``h'(Q - y_q)`` for ``Q`` and ``(sigma^2 - h(Q - C)) / (sigma + 0.1)`` for ``sigma``, where

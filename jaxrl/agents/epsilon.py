@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrl import optim
 from jaxrl.errors import UsageError
+from jaxrl.hyper import require
 from jaxrl.types import Array, Discrete, Key, Mode, Spec
 
 
@@ -41,6 +42,16 @@ def choose(q: Array, epsilon: Array, key: Key | Chance, mode: Mode) -> Array:
 def falling(updates: Array, start: Array | float, end: Array | float, over: Array | float) -> Array:
     """Epsilon after so many ``updates``: it falls linearly, and stays where it starts for 0."""
     return end + (start - end) * optim.linear_decay(updates, over)
+
+
+def over_fraction(agent: Any, fraction: float, updates: float) -> Any:
+    """``agent``, whose epsilon falls over that fraction of so many updates unless it says itself.
+
+    Raises:
+        UsageError: for a fraction outside [0, 1].
+    """
+    require("epsilon_fraction", fraction, 0, 1)
+    return agent if agent.epsilon_over else agent.replace(epsilon_over=fraction * updates)
 
 
 def number_of_actions(spec: Spec, agent: str, env: str = "this environment") -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxrl.agents.actor_critic import Stochastic
 from jaxrl.agents.replayed import ReplayedState
 from jaxrl.errors import UsageError
 from jaxrl.hyper import require, require_choice
-from jaxrl.metrics import Metrics, mean_of, merged
+from jaxrl.metrics import Metrics, merged
 from jaxrl.types import Array, Key, PyTree, Spec, Transition
 
 Reduction = Literal["min", "mean"]
@@ -74,62 +74,30 @@ class SAC(Stochastic):
         value = jnp.min(q, axis=0) - self.temperature(state) * log_prob
         return batch.reward + self.discount(batch) * value
 
-    def critic_loss(self, params: PyTree, batch: Transition, target: Array) -> tuple[Array, Array]:
-        """``sum_i mean (Q_i(s, a) - y)^2``, and the values ``[E, B]``."""
-        q = self.q(params, batch.obs, batch.action)
-        return jnp.sum(jnp.mean(jnp.square(q - target), axis=-1)), q
+    def climbed(self, q: Array) -> Array:
+        """Of the critics' values ``[E, ...]``, what the policy climbs: ``[...]``."""
+        return jnp.min(q, axis=0) if self.policy_value == "min" else jnp.mean(q, axis=0)
 
-    def actor_loss(
-        self, params: PyTree, state: ReplayedState, obs: PyTree, noise: Array
-    ) -> tuple[Array, Array]:
-        """``mean (alpha log pi(a | s) - min_i Q_i(s, a))``, and the entropy's estimate."""
-        action, log_prob = self.policy(params, obs).sample_and_log_prob(noise)
-        q = self.q(state.params["critic"], obs, action)
-        value = jnp.min(q, axis=0) if self.policy_value == "min" else jnp.mean(q, axis=0)
-        return jnp.mean(self.temperature(state) * log_prob - value), -jnp.mean(log_prob)
+    def temperature_gradient(self, state: ReplayedState, surplus: Array) -> Array:
+        """By ``log alpha``, of ``alpha (H - H_target)``; ``surplus`` is what is in brackets."""
+        return self.temperature(state) * surplus
 
     # Update
 
     def draw_update(self, state: ReplayedState, key: Key, shape: tuple[int, ...]) -> PyTree:
         """Normal noise of the successors' actions and of the policy's: ``[..., B, A]`` each."""
         next_key, policy_key, subset_key = jax.random.split(key, 3)
-        size = (*shape, self.action_width(state))
-        noise = {
-            "next": jax.random.normal(next_key, size),
-            "policy": jax.random.normal(policy_key, size),
-        }
+        noise = self.actor_noise(state, next_key, policy_key, shape)
         if self.subset is not None:
-            order = jax.random.bits(subset_key, (*shape[:-1], self.ensemble))
-            noise["critics"] = order
+            noise["critics"] = jax.random.bits(subset_key, (*shape[:-1], self.ensemble))
         return noise
 
     def gradient_step(
         self, state: ReplayedState, batch: Transition, noise: PyTree, actor: bool
     ) -> tuple[ReplayedState, Metrics]:
         """Critics; policy and temperature if ``actor``; then the slow copies."""
-        target = self.target(state, batch, noise)
-        gradient: Any = jax.value_and_grad(self.critic_loss, has_aux=True)
-        (loss, q), grads = gradient(state.params["critic"], batch, target)
-        state, metrics = self.stepped(state, "critic", grads, self.learning_rate)
-        metrics |= {"critic_loss": mean_of(loss), "q": mean_of(q)}
+        state, metrics = self.critic_step(state, batch, self.target(state, batch, noise))
         if actor:
-            state, more = self.actor_step(state, batch, noise["policy"])
+            state, more = self.actor_step(state, state, batch, noise["policy"])
             metrics = merged(metrics, more)
         return self.followed(state)._replace(updates=state.updates + 1), metrics
-
-    def actor_step(
-        self, state: ReplayedState, batch: Transition, noise: Array
-    ) -> tuple[ReplayedState, Metrics]:
-        """The policy, then the temperature: ``L = alpha (H - H_target)``."""
-        gradient: Any = jax.value_and_grad(self.actor_loss, has_aux=True)
-        (loss, entropy), grads = gradient(state.params["actor"], state, batch.obs, noise)
-        surplus = entropy - self.entropy_goal(noise)
-        by_log_alpha = self.temperature(state) * surplus
-        state, metrics = self.stepped(state, "actor", grads, self.actor_learning_rate)
-        state, more = self.stepped(state, "log_alpha", by_log_alpha, self.alpha_learning_rate)
-        metrics = merged(metrics, more) | {
-            "actor_loss": mean_of(loss),
-            "entropy": mean_of(entropy),
-            "alpha": mean_of(self.temperature(state)),
-        }
-        return state, metrics

@@ -92,11 +92,6 @@ class TD3(ActorCritic):
         q = self.q(state.targets["critic"], batch.next_obs, action)
         return batch.reward + self.discount(batch) * jnp.min(q, axis=0)
 
-    def critic_loss(self, params: PyTree, batch: Transition, target: Array) -> tuple[Array, Array]:
-        """``sum_i mean (Q_i(s, a) - y)^2``, and the values ``[E, B]``."""
-        q = self.q(params, batch.obs, batch.action)
-        return jnp.sum(jnp.mean(jnp.square(q - target), axis=-1)), q
-
     def actor_loss(self, params: PyTree, critic: PyTree, obs: PyTree) -> Array:
         """``-mean Q_1(s, pi(s))``."""
         if self.policy_value == "first":
@@ -115,11 +110,7 @@ class TD3(ActorCritic):
         self, state: ReplayedState, batch: Transition, noise: PyTree, actor: bool
     ) -> tuple[ReplayedState, Metrics]:
         """Critics; if ``actor``, the policy and then the slow copies."""
-        target = self.target(state, batch, noise)
-        gradient: Any = jax.value_and_grad(self.critic_loss, has_aux=True)
-        (loss, q), grads = gradient(state.params["critic"], batch, target)
-        state, metrics = self.stepped(state, "critic", grads, self.learning_rate)
-        metrics |= {"critic_loss": mean_of(loss), "q": mean_of(q)}
+        state, metrics = self.critic_step(state, batch, self.target(state, batch, noise))
         state = state._replace(updates=state.updates + 1)
         if not actor:
             return state, metrics

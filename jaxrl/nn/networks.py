@@ -238,7 +238,6 @@ class Policy(nn.Module):
     squash: bool = False
     initial_std: float = 1.0
     log_std_range: tuple[float, float] = (-20.0, 2.0)
-    layer_norm: bool = False
     head_scale: float = 0.01
 
     @nn.compact
@@ -248,7 +247,7 @@ class Policy(nn.Module):
         size = 0 if self.action is None else action_size(self.action)
 
         def mlp(name: str, outputs: int) -> Array:
-            kinds = (self.activation, self.init_kind, self.head_scale, self.layer_norm)
+            kinds = (self.activation, self.init_kind, self.head_scale)
             return MLP(self.hidden, outputs, *kinds, name=name)(x)
 
         if discrete:

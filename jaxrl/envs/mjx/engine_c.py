@@ -75,10 +75,14 @@ class CEngine:
     def _words(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((2 * (self._probe.span.size + self._before.size),), jnp.uint32)
 
-    @functools.cached_property
+    @property
     def _obs(self) -> jax.ShapeDtypeStruct:
-        obs = self.task.observe(self._probe_read)
-        return jax.ShapeDtypeStruct(obs.shape, jnp.result_type(float))
+        # The dtype is not kept: one environment may be used with and without ``jax.enable_x64``.
+        return jax.ShapeDtypeStruct(self._obs_shape, jnp.result_type(float))
+
+    @functools.cached_property
+    def _obs_shape(self) -> tuple[int, ...]:
+        return tuple(self.task.observe(self._probe_read).shape)
 
     @functools.cached_property
     def _before(self) -> np.ndarray:
