@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -223,7 +224,9 @@ TD3: dict[str, Settings] = {
     "mjx/Reacher-v5": {"prefill": 1_000},
 }
 
-# Twenty steps for each gradient step, as the authors' distributed actors make them.
+# Twenty steps for each gradient step, as the authors' distributed actors make them. They hold an
+# entropy of -1 per element in the units of the environment: where controls lie in [-c, c], it is
+# -1 - log(c) in ours, in which they lie in [-1, 1].
 DSACT: dict[str, Settings] = {
     "*": _PAPER | {"total_steps": 30_000_000, "num_envs": 20, "prefill_policy": "agent"},
     "gymnax/Pendulum-v1": _PENDULUM
@@ -231,6 +234,10 @@ DSACT: dict[str, Settings] = {
     "brax/*": _PARALLEL,
     "playground/*": _SUITE,
     "mjx/Hopper-v5": {"agent": {"gamma": 0.999}},
+    "mjx/Humanoid-v5": {"agent": {"target_entropy": -1.0 - math.log(0.4)}},
+    "mjx/HumanoidStandup-v5": {"agent": {"target_entropy": -1.0 - math.log(0.4)}},
+    "mjx/InvertedPendulum-v5": {"agent": {"target_entropy": -1.0 - math.log(3.0)}},
+    "mjx/Pusher-v5": {"agent": {"target_entropy": -1.0 - math.log(2.0)}},
 }
 
 

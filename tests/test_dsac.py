@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxrl import DSAC, DSACT, SAC, UsageError
+from jaxrl import DSAC, DSACT, SAC, UsageError, make, presets
+from jaxrl import metrics as m
+from jaxrl.envs import names
 from jaxrl.types import Transition
 
 KEY = jax.random.key(0)
@@ -242,6 +244,23 @@ def test_the_deviation_settles_at_the_error_of_the_return(likelihood, expected):
     np.testing.assert_allclose(sigma, expected * spread, rtol=0.1)
 
 
+@pytest.mark.parametrize("likelihood", [False, True])
+def test_what_is_not_finite_leaves_no_trace_in_the_running_statistics(likelihood):
+    """Neither at first, when the next batch begins them, nor later."""
+    agent = DSACT(**SMALL, likelihood=likelihood)
+    state, batch = ref.state(agent), ref.narrowed(BATCHES)
+    good, bad = jax.tree.map(lambda x: x[:1], batch), jax.tree.map(lambda x: x[1:2], batch)
+    bad = bad._replace(obs=bad.obs.at[0, 0, 0].set(jnp.nan))
+    known, _ = ref.update(agent, state, good, KEY)
+    assert all(np.all(x > 0) for x in known.running.values())
+    for before, after in ((state, state), (known, known)):
+        found, metrics = ref.update(agent, before, bad, KEY)
+        assert m.values(metrics)["skipped_updates"] > 0
+        jax.tree.map(np.testing.assert_array_equal, found.running, after.running)
+    late, _ = ref.update(agent, ref.update(agent, state, bad, KEY)[0], good, KEY)
+    jax.tree.map(np.testing.assert_array_equal, late.running, known.running)
+
+
 def test_samples_of_returns_are_normal_within_three_deviations_and_independent():
     agent = DSACT(**SMALL)
     noise = agent.draw_update(ref.state(agent), KEY, (400, 50))
@@ -264,6 +283,16 @@ def test_the_temperature_starts_at_e():
 
 
 # --- options ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env", [name for name in names() if name.startswith("mjx/")])
+def test_presets_hold_the_authors_entropy_in_the_units_of_the_environment(env):
+    """-1 per element, of actions in ``[low, high]``; it is another of actions in [-1, 1]."""
+    space = make(env).spec.action
+    agent = DSACT(**presets.lookup(presets.DSACT, env)["agent"])
+    in_units = agent.target_entropy + np.log((space.high - space.low) / 2)
+    np.testing.assert_allclose(in_units, -1.0, atol=1e-6)
+
 
 
 @pytest.mark.parametrize(

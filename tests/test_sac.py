@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import agents_numpy as ref
@@ -200,6 +201,7 @@ def test_the_policy_climbs_the_least_or_the_mean(value, expected):
     [
         (SAC, {"actor", "log_alpha"}, {"critic", "slow critic"}),
         (TD3, {"actor", "slow actor", "slow critic"}, {"critic"}),
+        (functools.partial(TD3, target_actor=False), {"actor"}, {"critic", "slow critic"}),
         (DSACT, {"actor", "log_alpha", "slow actor", "slow critic"}, {"critic"}),
     ],
 )

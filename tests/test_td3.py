@@ -30,7 +30,10 @@ def q_of(critic, obs, action, agent):
 
 
 def td3_step(learner, batch, noise, actor):
-    """Section 4.1 of the reference: critics; and if the actor's turn, it and all slow copies."""
+    """Section 4.1 of the reference: critics; and if the actor's turn, it and all slow copies.
+
+    Without a slow actor, section 4.2: slow critics follow on every step.
+    """
     agent, params = learner.agent, learner.params
     source = learner.targets if agent.target_actor else params
     epsilon = np.clip(agent.policy_noise * noise, -agent.noise_clip, agent.noise_clip)
@@ -45,6 +48,8 @@ def td3_step(learner, batch, noise, actor):
     slopes = ref.gradient(critic_loss, params["critic"])
     learner.step("critic", slopes, agent.learning_rate)
     if not actor:
+        if not agent.target_actor:
+            learner.follow()
         return
 
     def actor_loss(actor):

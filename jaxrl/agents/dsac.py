@@ -206,14 +206,21 @@ class DSACT(DSAC):
         return Targets(y_q, y_z)
 
     def track(self, state: ReplayedState, batch: Transition) -> ReplayedState:
-        """Running means over batches, per critic ``[E]``; the first batch's begins."""
+        """Running means over batches, per critic ``[E]``; the first finite one begins.
+
+        A mean that is not finite changes nothing, as its gradient does not (``optim.Adam``).
+        """
         if not self.adjust:
             return state
         _, sigma = self.distribution(state.params["critic"], batch.obs, batch.action)
         moments = {"sigma": sigma, "variance": sigma**2}
-        new = {name: shard_mean(jnp.mean(moments[name], axis=-1)) for name in state.running}
-        step = jnp.where(state.updates == 0, 1.0, self.tau_bound)
-        return state._replace(running=optim.polyak(state.running, new, step))
+
+        def moved(name: str) -> Array:
+            old, new = state.running[name], shard_mean(jnp.mean(moments[name], axis=-1))
+            step = jnp.where(old > 0, self.tau_bound, 1.0)  # deviations are positive
+            return jnp.where(jnp.isfinite(new), optim.polyak(old, new, step), old)
+
+        return state._replace(running={name: moved(name) for name in state.running})
 
     def critic_loss(
         self, params: PyTree, batch: Transition, target: Any, running: Any = None

@@ -29,9 +29,10 @@ class TD3(ActorCritic):
 
     For thousands of environments (Seo et al. 2025, "FastTD3"): ``exploration_max`` gives every
     environment a standard deviation of its own, ``target_actor=False`` takes the successors'
-    actions from the learnt policy, ``policy_value="min"`` climbs the smaller value, ``tau=0.1``.
-    Theirs are drawn when an episode ends, ours for every iteration; their critics are
-    distributions over fixed atoms, ours are not.
+    actions from the learnt policy and lets the slow critics move on every step,
+    ``policy_value="min"`` climbs the smaller value, ``tau=0.1``. Their deviations are drawn when an
+    episode ends, ours for every iteration; their critics are distributions over fixed atoms, ours
+    are not.
 
     Attributes:
         exploration: standard deviation of the noise on explored actions, in units of [-1, 1].
@@ -40,7 +41,8 @@ class TD3(ActorCritic):
         noise_clip: which is clipped to ``[-noise_clip, noise_clip]``.
         ensemble: critics.
         policy_value: the policy climbs the "first" critic, or their "min" or "mean".
-        target_actor: take the successors' actions from a slow copy of the policy.
+        target_actor: take the successors' actions from a slow copy of the policy, which moves with
+            it and with the slow critics; without, these move on every step.
     """
 
     exploration: float = 0.1
@@ -109,11 +111,11 @@ class TD3(ActorCritic):
     def gradient_step(
         self, state: ReplayedState, batch: Transition, noise: PyTree, actor: bool
     ) -> tuple[ReplayedState, Metrics]:
-        """Critics; if ``actor``, the policy and then the slow copies."""
+        """Critics; if ``actor``, the policy; then, unless they wait for it, the slow copies."""
         state, metrics = self.critic_step(state, batch, self.target(state, batch, noise))
         state = state._replace(updates=state.updates + 1)
         if not actor:
-            return state, metrics
+            return (state if self.target_actor else self.followed(state)), metrics
 
         loss, grads = jax.value_and_grad(self.actor_loss)(
             state.params["actor"], state.params["critic"], batch.obs
