@@ -294,7 +294,6 @@ def test_presets_hold_the_authors_entropy_in_the_units_of_the_environment(env):
     np.testing.assert_allclose(in_units, -1.0, atol=1e-6)
 
 
-
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
