@@ -22,9 +22,13 @@ class Config(OffPolicyOptions):
     env: str = "gymnax/CartPole-v1"
     """The environment, "<suite>/<task>"; a wrong name is answered with the nearest right ones."""
     epsilon_fraction: float = 0.2
-    """Part of the run over which epsilon falls, unless --agent.epsilon-over gives the updates."""
+    """Part of the run over which epsilon falls, unless --agent.epsilon-over gives the updates.
+
+    A resumed run may be longer only with the --agent.epsilon-over that it had."""
     anneal: bool = False
-    """Let the learning rate fall linearly to zero over the run, or over --agent.anneal-over."""
+    """Let the learning rate fall linearly to zero over the run, or over --agent.anneal-over.
+
+    A resumed run may be longer only with the --agent.anneal-over that it had."""
     agent: DQN = dataclasses.field(default_factory=DQN)
 
 

@@ -22,7 +22,9 @@ class Config(OnPolicyOptions):
     env: str = "gymnax/CartPole-v1"
     """The environment, "<suite>/<task>"; a wrong name is answered with the nearest right ones."""
     epsilon_fraction: float = 0.2
-    """Part of the run over which epsilon falls, unless --agent.epsilon-over gives the updates."""
+    """Part of the run over which epsilon falls, unless --agent.epsilon-over gives the updates.
+
+    A resumed run may be longer only with the --agent.epsilon-over that it had."""
     agent: PQN = dataclasses.field(default_factory=PQN)
 
 

@@ -3,7 +3,10 @@
 python experiments/value_bias.py
 python experiments/value_bias.py --env mjx/HalfCheetah-v5 --total-steps 200000 --out results/bias
 
-Each algorithm is trained with rewards times 0.1, 1 and 10, several seeds each, as one program. The
+Each algorithm is trained with rewards times 0.1, 1 and 10, several seeds each, as one program.
+Their networks, rates, first temperatures, delays and ranges of deviations are the same, so that
+what differs is the algorithm: what a critic learns, the slow copy of the policy that DSAC and
+DSAC-T take the successors' actions from, and their taking all gradients at the same parameters. The
 bias of the trained critics is the mean of ``Q(s, a) - G`` over states and actions that the policy
 visits, where ``G`` is the discounted sum of what comes after, entropy bonuses included, played
 out without a time limit until what is left out is below a thousandth. It is divided by the factor,
@@ -27,10 +30,12 @@ from jaxrl.analysis.statistics import final_return
 from jaxrl.envs.vector import rescale
 from jaxrl.errors import UsageError
 from jaxrl.losses import discounted_sums
+from jaxrl.nn.networks import Activation
 from jaxrl.run import cli
 from jaxrl.types import Array, Environment, Key, PyTree
 
 AGENTS: dict[str, Any] = {"SAC": SAC, "DSAC": DSAC, "DSAC-T": DSACT}
+LOG_STD_RANGE = (-20.0, 2.0)  # of all policies: SAC's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,16 @@ class Config:
     """Of critics, policy and temperature of all algorithms."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of all networks."""
+    activation: Activation = "relu"
+    """Of all networks."""
+    gamma: float = 0.99
+    """The discount of all algorithms."""
+    tau: float = 0.005
+    """The step of all slow copies."""
+    delay: int = 1
+    """Policy, temperature, and slow copies but SAC's step on every so many gradient steps."""
+    initial_alpha: float = 1.0
+    """The first temperature of all algorithms."""
     batch_size: int = 128
     """Transitions of a gradient step."""
     prefill: int = 1_000
@@ -61,6 +76,21 @@ class Config:
     """States of each episode, from its first on, at which it is measured."""
     out: str = "runs/value_bias"
     """The folder of the results; it must not exist."""
+
+
+def agent_of(config: Config, name: str) -> Any:
+    """The algorithm ``name``; of all of them, what they share is equal."""
+    rates = ("learning_rate", "actor_learning_rate", "alpha_learning_rate")
+    return AGENTS[name](
+        **dict.fromkeys(rates, config.learning_rate),
+        hidden=config.hidden,
+        activation=config.activation,
+        gamma=config.gamma,
+        tau=config.tau,
+        delay=config.delay,
+        initial_alpha=config.initial_alpha,
+        log_std_range=LOG_STD_RANGE,
+    )
 
 
 def soft_returns(
@@ -108,14 +138,12 @@ def biases(config: Config, agent: Any, state: PyTree, env: Environment, scale: A
 
 def measure(config: Config, name: str, folder: Path) -> list[dict[str, Any]]:
     """Train an algorithm at all scales; a row for each of them."""
-    rate = config.learning_rate
-    rates = dict.fromkeys(("learning_rate", "actor_learning_rate", "alpha_learning_rate"), rate)
-    agent = AGENTS[name](hidden=config.hidden, **rates)
+    agent = agent_of(config, name)
     env = make(config.env)
     trainer = OffPolicy(
         ScaleReward(agent),
         VectorEnv(env, config.num_envs),
-        capacity=config.total_steps,
+        capacity=max(config.total_steps, 2 * config.prefill),
         batch_size=config.batch_size,
         prefill=config.prefill,
     )

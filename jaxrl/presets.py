@@ -177,6 +177,7 @@ _PAPER: Settings = {
     "unroll": 1,
     "updates": 1,
     "batch_size": 256,
+    "capacity": 1_000_000,
     "prefill": 10_000,
     "prefill_policy": "uniform",
     "normalize_obs": False,
@@ -185,6 +186,7 @@ _PAPER: Settings = {
 }
 _PENDULUM: Settings = {
     "total_steps": 20_000,
+    "capacity": 100_000,
     "prefill": 1_000,
     "batch_size": 128,
     "agent": {"learning_rate": 1e-3, "actor_learning_rate": 1e-3, "hidden": (64, 64)},

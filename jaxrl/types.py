@@ -193,6 +193,14 @@ class ReplayAgent(Agent, Protocol):
         ...
 
 
+def learns_from_replay(agent: Any) -> bool:
+    """Whether an agent, wrapped or not, is a ``ReplayAgent``.
+
+    ``isinstance`` cannot tell of a wrapper, which has all its names whatever is inside.
+    """
+    return hasattr(agent, "delay")
+
+
 def counter_zero() -> Array:
     """A step counter: uint32 limbs ``[low, high]``, so that it passes 2^31 and 2^32 unharmed."""
     return jnp.zeros((2,), jnp.uint32)

@@ -5,6 +5,7 @@ Compiling is nearly all that these tests cost: XLA is asked not to optimise wher
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 
@@ -15,12 +16,14 @@ import pytest
 from shared import assert_same_bits, bits
 
 from jaxrl import (
+    DQN,
     DSACT,
     PPO,
     SAC,
     TD3,
     NormalizeObs,
     OffPolicy,
+    OnPolicy,
     ScaleReward,
     UsageError,
     VectorEnv,
@@ -28,7 +31,7 @@ from jaxrl import (
     make,
     run,
 )
-from jaxrl.types import counter_value
+from jaxrl.types import Box, Spec, Step, counter_value
 
 SMALL = {"hidden": (8,)}
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -36,8 +39,25 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 
 def trainer(agent=None, num_envs=2, env="gymnax/Pendulum-v1", limit=7, **options):
     settings = {"capacity": 120, "batch_size": 8, "prefill": 20, "rounds": 6} | options
-    venv = VectorEnv(make(env), num_envs, max_steps=limit)
+    venv = VectorEnv(make(env) if isinstance(env, str) else env, num_envs, max_steps=limit)
     return OffPolicy(agent or SAC(**SMALL), venv, **settings)
+
+
+class Failing:
+    """It is not finite on every fourth step; observed is where it began."""
+
+    name, cheap = "failing", True
+    spec = Spec(Box(0, 1, (1,)), Box(-1, 1, (1,)))
+
+    def reset(self, key):
+        start = jax.random.uniform(key, (1,))
+        return (start, 0), start
+
+    def step(self, key, state, action):
+        start, t = state
+        reward = jnp.where(t == 3, jnp.nan, 1.0)
+        no = jnp.zeros((), bool)
+        return (start, t + 1), Step(start, reward, no, no, {})
 
 
 # --- schedule -----------------------------------------------------------------------------------
@@ -105,6 +125,35 @@ def test_prefill_by_uniform_actions_or_by_the_agent():
     np.testing.assert_allclose(rings["agent"].replay.action[:20], acted, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("prefill", "pieces", "rounds"),
+    [(12, 1, 6), (20, 2, 5), (24, 2, 6), (100, 10, 5), (46, 4, 6)],  # of 6, 10, 12, 50, 23 rounds
+)
+def test_a_prefill_is_made_in_equal_pieces_no_longer_than_an_iteration(prefill, pieces, rounds):
+    t = trainer(prefill=prefill)
+    assert t.prefill_pieces == (pieces, rounds) and t.rounds_per_iteration == 6
+    assert prefill <= t.first_step == pieces * rounds * 2 <= prefill * 7 / 6
+    delayed = trainer(TD3(**SMALL, delay=3), prefill=prefill)
+    assert delayed.prefill_pieces[1] % 3 == 0
+
+
+def test_a_prefill_begins_with_many_states_and_its_steps_that_are_not_finite_are_told():
+    """Of a bank, every piece draws one of its own; the first iteration's metrics hold the count."""
+    t = trainer(env=Failing(), limit=None, prefill=48, rounds=4)
+    venv = VectorEnv(Failing(), 2, "bank", bank_size=2)
+    t = dataclasses.replace(t, env=venv)
+    ts = compiled(t.init)(jax.random.key(0))
+    ended = np.asarray(ts.replay.terminated[:24])
+    np.testing.assert_array_equal(ended.nonzero()[0], np.repeat(np.arange(3, 24, 4), 2))
+    starts = np.asarray(ts.replay.obs[4:24:4])  # [5, 2, 1], each out of a bank of two
+    assert len(np.unique(starts)) > 2
+    told = []
+    for _ in range(2):
+        ts, metrics = compiled(t.iteration)(ts)
+        told.append(float(metrics["nonfinite_steps"].total))
+    assert told == [12 + 2, 2]
+
+
 def test_normaliser_sees_the_prefill_and_every_step_after_it():
     t = trainer(NormalizeObs(ScaleReward(SAC(**SMALL), 0.1)))
     ts = compiled(t.init)(jax.random.key(0))
@@ -160,10 +209,11 @@ def test_a_run_is_the_pure_function_and_resumes_bit_for_bit(agent, tmp_path):
     assert_same_bits(jax.tree.map(lambda x: x[0], whole.state), alone)
 
     half = run(t, t.first_step + 3 * t.steps_per_iteration, run_dir=tmp_path / "half", **small)
-    assert [row["step"] for row in half.rows if row["kind"] == "eval"] == [20, 44, 56]
+    evaluated = [row["step"] for row in half.rows if row["kind"] == "eval"]
+    assert evaluated == [t.first_step + done for done in (0, 24, 36)]
     resumed = run(t, total, run_dir=tmp_path / "half", resume=True, **small)
     assert_same_bits(resumed.state, whole.state)
-    assert whole.summary["total_steps"] == total == 20 + 8 * 12
+    assert whole.summary["total_steps"] == total == t.first_step + 8 * 12
 
 
 @pytest.mark.parametrize("agent", [SAC, TD3])
@@ -218,6 +268,9 @@ def test_no_key_is_used_twice():
         ),
         ({"agent": TD3(delay=4), "rounds": 6}, "rounds is 6; .* every 4 rounds, .* as 8"),
         ({"agent": PPO()}, "PPO learns from its own rollouts alone; train it with OnPolicy"),
+        ({"agent": NormalizeObs(PPO())}, "PPO learns from its own rollouts alone"),
+        ({"agent": SAC(delay=0)}, "delay is 0; it must be at least 1"),
+        ({"agent": NormalizeObs(TD3(delay=-1))}, "delay is -1; it must be at least 1"),
         ({"agent": SAC(gamma=1.5)}, "gamma is 1.5"),
     ],
 )
@@ -230,8 +283,16 @@ def test_sizes_that_cannot_work_are_refused(options, words):
 def test_what_cannot_be_shared_out_or_finished_is_refused():
     with pytest.raises(UsageError, match="batch_size is 9, .* over 2 devices; 10 would"):
         trainer(batch_size=9).check(shards=2)
-    with pytest.raises(UsageError, match="total_steps is 20, and 20 are made before the first"):
+    words = "total_steps is 20, and the prefill alone makes 20; .* 200, or a smaller prefill"
+    with pytest.raises(UsageError, match=words):
         trainer().iterations(20)
+    for agent in (SAC(), NormalizeObs(DQN())):
+        on_policy = OnPolicy(agent, VectorEnv(make("gymnax/Pendulum-v1"), 2))
+        with pytest.raises(
+            UsageError, match="(SAC|DQN) learns from replayed .* OffPolicy"
+        ) as error:
+            on_policy.check()
+        assert "\n" not in str(error.value)
 
 
 def test_rings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):

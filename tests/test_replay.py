@@ -125,15 +125,52 @@ def test_half_precision_takes_less_and_returns_floats():
     assert full.nbytes(example) == sum(x.nbytes for x in held)
 
 
+def test_half_precision_is_refused_where_bits_would_be_mistaken():
+    """Stored in 16 bits are floats alone; integers of that size could not be told from them."""
+    example = jax.tree.map(lambda x: x[0], transitions(0))
+    ticks = {"state": jnp.zeros((N, 1), jnp.uint16)}
+    integers = example._replace(obs=ticks, next_obs=ticks)
+    assert Replay(SLOTS).empty(integers).obs["state"].dtype == jnp.uint16
+    for make in (Replay(SLOTS, precision="half").empty, Replay(SLOTS, precision="half").nbytes):
+        with pytest.raises(UsageError, match="precision is 'half', .*uint16 .*; give full"):
+            make(integers)
+
+
 def test_what_cannot_fit_is_refused_with_what_would(monkeypatch):
     monkeypatch.setattr(replay, "free_memory", lambda: 2**30)
-    replay.check_memory(2**30, 1000)
+    replay.check_memory(int(0.8 * 2**30), 1000)
+    with pytest.raises(UsageError, match="1000, which needs 0.90 GiB .*; 888 fits"):
+        replay.check_memory(int(0.9 * 2**30), 1000)
     with pytest.raises(UsageError) as error:
         replay.check_memory(2**32, 1000)
     assert str(error.value) == (
-        "capacity is 1000, which needs 4.00 GiB for all members, and 1.00 GiB are free; "
-        "200 fits, and precision 'half' takes less"
+        "capacity is 1000, which needs 4.00 GiB for all members, and 0.80 of 1.00 free GiB may be "
+        "taken; 199 fits, and precision 'half' takes less"
     )
     monkeypatch.setattr(replay, "free_memory", lambda: None)
     replay.check_memory(2**60, 1000)
     assert replay.free_memory() is None
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "expected"),
+    [
+        (("max", 0, 0), None, None),
+        ((1000, 400, 0), None, 600),
+        ((1000, 400, 150), ("max", 300, 0), 750),  # what files hold is given up for others
+        ((1000, 400, 0), (500, 300, 0), 200),  # the tightest counts
+        ((1000, 400, 0), (500, 600, 0), 0),
+    ],
+)
+def test_limits_of_containers_are_free_memory(outer, inner, expected, tmp_path):
+    folders = [tmp_path, tmp_path / "job"]
+    folders[1].mkdir()
+    for folder, sizes in zip(folders, (outer, inner), strict=True):
+        if sizes is not None:
+            limit, used, files = sizes
+            (folder / "memory.max").write_text(f"{limit}\n")
+            (folder / "memory.current").write_text(f"{used}\n")
+            (folder / "memory.stat").write_text(f"anon 1\ninactive_file {files}\n")
+    (tmp_path / "self").write_text("0::/job\n")
+    assert replay.free_of_group(tmp_path, str(tmp_path / "self")) == expected
+    assert replay.free_of_group(tmp_path / "none", str(tmp_path / "absent")) is None

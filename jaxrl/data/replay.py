@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 from jaxrl.errors import UsageError
 from jaxrl.types import Array, Transition
 
-Ring = Transition  # with leaves [S, N, ...]; its extras are empty
+Ring = Transition  # with leaves [S, N, ...]; its extras are the training loop's, and none at first
 Precision = Literal["full", "half"]
 
 
@@ -54,8 +55,8 @@ class Replay:
     def write(self, ring: Ring, transitions: Transition, written: Array | int) -> Ring:
         """Store ``transitions[T, N]`` behind the ``written`` steps before them.
 
-        ``T`` must divide ``slots``, and ``written`` must be a multiple of ``T``: then a write never
-        wraps around.
+        A write must not wrap around. Where ``T`` divides ``slots`` and ``written`` is a multiple of
+        ``T``, it never does.
         """
         at = written % self.slots
 
@@ -66,7 +67,9 @@ class Replay:
         # the writing with the sampling, and copy the whole ring to serve both.
         new = self._stored(transitions)
         once = jnp.minimum(written + 1, 1)
-        return jax.lax.fori_loop(0, once, lambda _, ring: jax.tree.map(put, ring, new), ring)
+        rows = ring._replace(extras={})
+        rows = jax.lax.fori_loop(0, once, lambda _, rows: jax.tree.map(put, rows, new), rows)
+        return rows._replace(extras=ring.extras)
 
     def sample(self, ring: Ring, bits: Array, written: Array | int, gamma: Array) -> Transition:
         """Transitions ``[...]``, drawn uniformly by random ``bits`` (uint32 ``[2, ...]``).
@@ -76,6 +79,7 @@ class Replay:
         end are those of the last step, and ``extras["steps"]`` is ``m``. A bootstrap is discounted
         by ``gamma^m``. The newest ``n - 1`` steps are not drawn as firsts.
         """
+        ring = ring._replace(extras={})
         envs = ring.reward.shape[1]
         held = jnp.minimum(written, self.slots)
         starts = jnp.maximum(held - (self.n_step - 1), 1).astype(jnp.uint32)
@@ -114,6 +118,11 @@ class Replay:
         """As the ring keeps them: without extras, and in its precision."""
 
         def rounded(x: Array) -> Array:
+            if self.precision == "half" and x.dtype == jnp.uint16:
+                raise UsageError(
+                    "precision is 'half', and observations of uint16 would be taken for rounded "
+                    "ones; give full"
+                )
             if self.precision == "full" or x.dtype != jnp.float32:
                 return x
             # As bits: XLA's CPU back-end would widen a ring of bfloat16, all of it, at each write.
@@ -146,11 +155,13 @@ def check_memory(needed: int, capacity: int, devices: int = 1) -> None:
     if free is None:
         return
     total = free * (devices if jax.default_backend() != "cpu" else 1)
-    if needed > total:
-        fitting = int(0.8 * capacity * total / needed)
+    # The rest is for networks, the programs' own needs, and a checkpoint on its way to the file.
+    usable = int(0.8 * total)
+    if needed > usable:
         raise UsageError(
             f"capacity is {capacity}, which needs {needed / 2**30:.2f} GiB for all members, and "
-            f"{total / 2**30:.2f} GiB are free; {fitting} fits, and precision 'half' takes less"
+            f"{usable / 2**30:.2f} of {total / 2**30:.2f} free GiB may be taken; "
+            f"{int(capacity * usable / needed)} fits, and precision 'half' takes less"
         )
 
 
@@ -159,7 +170,41 @@ def free_memory() -> int | None:
     statistics = jax.local_devices()[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
         return int(statistics["bytes_limit"] - statistics["bytes_in_use"])
+    found = [memory for memory in (_free_of_host(), free_of_group()) if memory is not None]
+    return min(found, default=None)
+
+
+def _free_of_host() -> int | None:
     with contextlib.suppress(OSError), open("/proc/meminfo") as file:
         sizes = dict(line.split(":") for line in file)
         return int(sizes["MemAvailable"].split()[0]) * 1024
     return None
+
+
+def free_of_group(
+    root: Path = Path("/sys/fs/cgroup"), process: str = "/proc/self/cgroup"
+) -> int | None:
+    """Bytes below the memory limits of this process's control groups, as containers set them.
+
+    Groups nest, and the tightest counts; None where there is no limit. What files hold in memory
+    counts as free, since it is given up for others.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        lines = Path(process).read_text().splitlines()
+        own = next((line[3:] for line in lines if line.startswith("0::")), "/")
+        group = root / own.strip("/")
+        for each in (group, *group.parents):
+            if each.is_relative_to(root):
+                found += _below_limit(each)
+    return min(found, default=None)
+
+
+def _below_limit(group: Path) -> list[int]:
+    with contextlib.suppress(OSError):
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            used = int((group / "memory.current").read_text())
+            kinds = dict(line.split() for line in (group / "memory.stat").open())
+            return [max(int(limit) - used + int(kinds["inactive_file"]), 0)]
+    return []

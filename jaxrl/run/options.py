@@ -11,7 +11,7 @@ from jaxrl.envs import VectorEnv, make
 from jaxrl.envs.vector import Resets
 from jaxrl.run import cli
 from jaxrl.training import OffPolicy, OnPolicy
-from jaxrl.training.off_policy import Prefill
+from jaxrl.training.rounds import Prefill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,9 @@ class OnPolicyOptions(TrainingOptions):
     unroll: int = 128
     """Steps of every environment between two updates."""
     anneal: bool = True
-    """Let the learning rate fall linearly to zero over the run, or over --agent.anneal-over."""
+    """Let the learning rate fall linearly to zero over the run, or over --agent.anneal-over.
+
+    A resumed run may be longer only with the --agent.anneal-over that it had."""
 
     @property
     def iterations(self) -> int:
@@ -74,10 +76,10 @@ class OffPolicyOptions(TrainingOptions):
     """Gradient steps in a round."""
     batch_size: int = 256
     """Transitions of a gradient step."""
-    capacity: int | None = None
-    """Transitions in the ring; default a million, or as many as the run makes."""
+    capacity: int = 1_000_000
+    """Transitions in the ring, whose memory is taken at once, however short the run."""
     prefill: int = 5_000
-    """Transitions before the first gradient step."""
+    """Transitions before the first gradient step; rounded up to whole rounds."""
     prefill_policy: Prefill = "uniform"
     """Who makes them: uniform actions, or the untrained agent."""
     n_step: int = 1
@@ -95,11 +97,10 @@ class OffPolicyOptions(TrainingOptions):
 
     def trainer(self, agent: Any, env: VectorEnv) -> OffPolicy:
         """The trainer of ``agent`` with its wrappers around it."""
-        capacity = min(1_000_000, self.total_steps) if self.capacity is None else self.capacity
         return OffPolicy(
             self.wrapped(agent),
             env,
-            capacity=capacity,
+            capacity=self.capacity,
             batch_size=self.batch_size,
             prefill=self.prefill,
             prefill_policy=self.prefill_policy,

@@ -10,7 +10,7 @@ from jaxrl import metrics as m
 from jaxrl.errors import UsageError
 from jaxrl.training.rollout import rollout
 from jaxrl.training.trainer import Trainer
-from jaxrl.types import Array, Key, TrainState, counter_add, counter_zero
+from jaxrl.types import Array, Key, TrainState, counter_add, counter_zero, learns_from_replay
 
 
 @struct.dataclass
@@ -33,6 +33,11 @@ class OnPolicy(Trainer):
         if self.unroll < 1:
             raise UsageError(f"unroll is {self.unroll}; it must be at least 1")
         Trainer.check(self, shards)
+        if learns_from_replay(self.agent):
+            raise UsageError(
+                f"{self.config()['algorithm']} learns from replayed batches; train it with "
+                "OffPolicy, or give another agent, such as PPO"
+            )
         self.agent.check(self.steps_per_iteration // shards)
 
     def start(self, key: Key) -> TrainState:
