@@ -180,7 +180,10 @@ class ReplayAgent(Agent, Protocol):
     def delay(self) -> int: ...
 
     def draw_update(self, state: PyTree, key: Key, shape: tuple[int, ...]) -> PyTree:
-        """The randomness of gradient steps on batches of ``shape[..., B]``: ``[..., B, ...]``."""
+        """The randomness of gradient steps on batches of ``shape[..., B]``: ``[..., B, ...]``.
+
+        ``key`` is the same on all shards; what belongs to rows, each shard draws for itself.
+        """
         ...
 
     def update(

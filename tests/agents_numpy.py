@@ -98,6 +98,12 @@ def least(x):
     return np.take_along_axis(x, np.argmin(x.real, axis=0)[None], axis=0)[0]
 
 
+def least_of_subset(q, noise, agent):
+    """Of ``q[E, B]``, the smallest of the critics that come first in the order that was drawn."""
+    chosen = slice(None) if agent.subset is None else np.argsort(noise["critics"])[: agent.subset]
+    return q[chosen].min(0)
+
+
 def clip(x, low, high):
     return np.where(x.real < low, low, np.where(x.real > high, high, x))
 

@@ -13,7 +13,10 @@ from jaxrl.run import cli
 
 SCRIPTS = {"sac": "SAC", "td3": "TD3", "dsac_t": "DSACT", "dqn": "DQN", "pqn": "PQN"}
 PATTERNS = [
-    (script, pattern) for script, name in SCRIPTS.items() for pattern in getattr(presets, name)
+    (script, pattern)
+    for script, name in SCRIPTS.items()
+    for pattern in getattr(presets, name)
+    if pattern not in presets.SLOW  # which differ in their length alone
 ]
 CART_POLE = ("--env", "gymnax/CartPole-v1")
 TINY = """--env probe/both --env-options continuous=True --num-envs 2 --capacity 200 --prefill 20
@@ -35,14 +38,25 @@ def built(script, *args):
 
 @pytest.mark.parametrize(("script", "pattern"), PATTERNS)
 def test_the_defaults_of_every_family_fit_each_other(script, pattern):
-    if pattern.startswith("playground"):
-        pytest.importorskip("mujoco_playground")
     known = [name for name in names() if fnmatch.fnmatchcase(name, pattern)]
     assert known
+    if pattern.startswith("playground"):
+        pytest.importorskip("mujoco_playground")
     env = () if pattern == "*" else ("--env", known[0])
     config, trainer = built(script, *env)
     trainer.check()
     assert trainer.iterations(config.total_steps) > 0
+
+
+def test_some_tasks_of_playground_take_twice_as_long():
+    for pattern in presets.SLOW:
+        known = [name for name in names() if fnmatch.fnmatchcase(name, pattern)]
+        assert known, pattern
+        for table in (presets.SAC, presets.TD3, presets.DSACT):
+            family = presets.lookup(table, "playground/CartpoleBalance")
+            for name in known:
+                longer = {"total_steps": 2 * family["total_steps"]}
+                assert presets.lookup(table, name) == family | longer
 
 
 @pytest.mark.parametrize("script", ["sac", "td3", "dsac_t"])

@@ -33,7 +33,8 @@ def numpy_step(learner, batch, noise, actor):
 
     alpha = np.exp(params["log_alpha"])
     next_action, next_log_prob = ref.policy(params["actor"], batch.next_obs, noise["next"], agent)
-    next_q = q(learner.targets["critic"], batch.next_obs, next_action).min(0)
+    next_q = q(learner.targets["critic"], batch.next_obs, next_action)
+    next_q = ref.least_of_subset(next_q, noise, agent)
     y = batch.reward + ref.discount(batch, agent.gamma) * (next_q - alpha * next_log_prob)
 
     def critic_loss(critic):
@@ -66,10 +67,11 @@ def numpy_step(learner, batch, noise, actor):
     [
         {},
         {"ensemble": 1, "target_entropy": -0.5, "log_std_range": (-1.0, 0.2)},
+        {"ensemble": 3, "subset": 2, "policy_value": "mean"},
         {"ensemble": 3, "policy_value": "mean", "layer_norm": True, "max_grad_norm": 0.5}
         | {"activation": "tanh", "hidden": (4, 3)},
     ],
-    ids=["defaults", "one critic", "mean of three normalised"],
+    ids=["defaults", "one critic", "REDQ's", "mean of three normalised"],
 )
 def test_updates_equal_a_numpy_transcription(options):
     agent = SAC(**(SMALL | RATES | {"delay": 2} | options))
@@ -140,12 +142,15 @@ def constant(params, values):
 
 
 def without_entropy(state):
-    """At a temperature of next to nothing."""
+    """At a temperature of next to nothing, if there is one."""
+    if "log_alpha" not in state.params:
+        return state
     return state._replace(params=state.params | {"log_alpha": jnp.float32(-40.0)})
 
 
-def test_a_target_takes_the_least_of_exactly_so_many_critics_and_each_equally_often():
-    agent = SAC(hidden=(2,), ensemble=4, subset=2, gamma=1.0)
+@pytest.mark.parametrize("kind", [SAC, functools.partial(TD3, delay=1)], ids=["SAC", "TD3"])
+def test_a_target_takes_the_least_of_exactly_so_many_critics_and_each_equally_often(kind):
+    agent = kind(hidden=(2,), ensemble=4, subset=2, gamma=1.0)
     batch = jax.tree.map(jnp.zeros_like, ref.batches(1, size=1, several=False))
     state = without_entropy(ref.state(agent))
 
@@ -154,7 +159,7 @@ def test_a_target_takes_the_least_of_exactly_so_many_critics_and_each_equally_of
         critics = state.params["critic"]
         known = state._replace(
             params=state.params | {"critic": constant(critics, [0.0] * 4)},
-            targets={"critic": constant(critics, values)},
+            targets=state.targets | {"critic": constant(critics, values)},
         )
         return jnp.sqrt(m.values(agent.update(known, batch, key)[1])["critic_loss"] / 4)
 

@@ -36,10 +36,10 @@ def td3_step(learner, batch, noise, actor):
     """
     agent, params = learner.agent, learner.params
     source = learner.targets if agent.target_actor else params
-    epsilon = np.clip(agent.policy_noise * noise, -agent.noise_clip, agent.noise_clip)
+    epsilon = np.clip(agent.policy_noise * noise["next"], -agent.noise_clip, agent.noise_clip)
     next_action = np.clip(action_of(source["actor"], batch.next_obs, agent) + epsilon, -1.0, 1.0)
-    next_q = q_of(learner.targets["critic"], batch.next_obs, next_action, agent).min(0)
-    y = batch.reward + ref.discount(batch, agent.gamma) * next_q
+    next_q = q_of(learner.targets["critic"], batch.next_obs, next_action, agent)
+    y = batch.reward + ref.discount(batch, agent.gamma) * ref.least_of_subset(next_q, noise, agent)
 
     def critic_loss(critic):
         values = q_of(critic, batch.obs, batch.action, agent)
@@ -87,6 +87,7 @@ def ddpg_step(learner, batch, noise, actor):
     [
         (td3_step, {}),
         (td3_step, {"ensemble": 3, "policy_value": "min", "target_actor": False}),
+        (td3_step, {"ensemble": 3, "subset": 2}),
         (
             td3_step,
             {"policy_value": "mean", "layer_norm": True, "max_grad_norm": 0.5}
@@ -94,14 +95,14 @@ def ddpg_step(learner, batch, noise, actor):
         ),
         (ddpg_step, {"policy_noise": 0.0, "delay": 1, "ensemble": 1}),
     ],
-    ids=["defaults", "FastTD3's", "mean of two normalised", "DDPG"],
+    ids=["defaults", "FastTD3's", "two of three", "mean of two normalised", "DDPG"],
 )
 def test_updates_equal_a_numpy_transcription(reference, options):
     agent = TD3(**(SMALL | RATES | {"policy_noise": 0.4} | options))
     assert TD3().delay == 2
 
     def assert_clipped(noise):
-        assert np.any(np.abs(0.4 * noise) > agent.noise_clip)
+        assert np.any(np.abs(0.4 * noise["next"]) > agent.noise_clip)
 
     with jax.enable_x64(True):
         state = ref.state(agent)
@@ -173,6 +174,7 @@ def test_every_environment_has_a_standard_deviation_of_its_own(state):
         ({"noise_clip": -0.5}, "noise_clip is -0.5; it must be at least 0"),
         ({"delay": 0}, "delay is 0; it must be at least 1"),
         ({"ensemble": 0}, "ensemble is 0; it must be at least 1"),
+        ({"subset": 3}, "subset is 3; of an ensemble of 2 it must be at least 1 and at most 2"),
         ({"policy_value": "max"}, "policy_value is 'max'; .*choose|mean"),
     ],
 )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl.agents.replayed import Replayed, ReplayedState
+from jaxrl.axes import shard_key
 from jaxrl.errors import UsageError
 from jaxrl.hyper import require
 from jaxrl.metrics import Metrics, mean_of, merged
@@ -104,6 +105,49 @@ class ActorCritic(Replayed):
 
 
 @struct.dataclass
+class Ensembled(ActorCritic):
+    """As many critics as are asked for, and targets of the smallest of their values, or of some.
+
+    Attributes:
+        ensemble: critics.
+        subset: so many of them, drawn for each gradient step, make the target; None: all.
+    """
+
+    ensemble: int = struct.field(pytree_node=False, default=2)
+    subset: int | None = struct.field(pytree_node=False, default=None)
+
+    @property
+    def critics(self) -> int:
+        """``ensemble``."""
+        return self.ensemble
+
+    def check(self, transitions: int) -> None:
+        """Raise UsageError for hyper-parameters that cannot work."""
+        ActorCritic.check(self, transitions)
+        require("ensemble", self.ensemble, 1)
+        if self.subset is not None and not 1 <= self.subset <= self.ensemble:
+            raise UsageError(
+                f"subset is {self.subset}; of an ensemble of {self.ensemble} it must be at least 1 "
+                f"and at most {self.ensemble}"
+            )
+
+    def subset_noise(self, key: Key, shape: tuple[int, ...]) -> dict[str, Array]:
+        """The order of the critics for batches of ``shape[..., B]``: ``[..., E]``, if it matters.
+
+        ``key`` must be that of all shards: they step the same critics, and so need one subset.
+        """
+        if self.subset is None:
+            return {}
+        return {"critics": jax.random.bits(key, (*shape[:-1], self.ensemble))}
+
+    def least(self, q: Array, noise: PyTree) -> Array:
+        """Of values ``q[E, B]``, the smallest of those that make the target: ``[B]``."""
+        if self.subset is not None:
+            q = q[jnp.argsort(noise["critics"])[: self.subset]]
+        return jnp.min(q, axis=0)
+
+
+@struct.dataclass
 class Stochastic(ActorCritic):
     """A tanh-squashed normal policy, and a temperature ``alpha`` that holds its entropy.
 
@@ -191,9 +235,12 @@ class Stochastic(ActorCritic):
     def actor_noise(
         self, state: ReplayedState, next_key: Key, policy_key: Key, shape: tuple[int, ...]
     ) -> dict[str, Array]:
-        """Normal noise of the successors' actions and of the policy's: ``[..., B, A]`` each."""
+        """Normal noise of the successors' actions and of the policy's: ``[..., B, A]`` each.
+
+        Each shard draws its own.
+        """
         size = (*shape, self.action_width(state))
-        keys = {"next": next_key, "policy": policy_key}
+        keys = {"next": shard_key(next_key), "policy": shard_key(policy_key)}
         return {name: jax.random.normal(key, size) for name, key in keys.items()}
 
     def actor_step(

@@ -12,7 +12,7 @@ from flax import struct
 from jaxrl import optim
 from jaxrl.agents.actor_critic import Stochastic
 from jaxrl.agents.replayed import ReplayedState
-from jaxrl.axes import shard_mean
+from jaxrl.axes import shard_key, shard_mean
 from jaxrl.hyper import require
 from jaxrl.losses import huber
 from jaxrl.metrics import Metrics, mean_of, merged
@@ -40,7 +40,8 @@ class DSAC(Stochastic):
     The defaults are those of the authors' code: an actor, temperature and slow copies that move on
     every second step, a slow copy of the policy for the successors' actions, and all gradients of a
     step taken at the same parameters. Their networks start from torch's initialisation, the
-    temperature from e.
+    temperature from e. Where the rewards of several steps are summed (``n_step``), the entropy of
+    the actions between them is left out, as in SAC.
 
     Attributes:
         bound: half-width of the interval around ``Q``, in units of the (scaled) return; > 0.
@@ -121,7 +122,8 @@ class DSAC(Stochastic):
         """Normal noise of both actions ``[..., B, A]`` and of the returns ``[..., E, B]``."""
         next_key, policy_key, return_key = jax.random.split(key, 3)
         noise = self.actor_noise(state, next_key, policy_key, shape)
-        sample = jax.random.normal(return_key, (*shape[:-1], self.critics, shape[-1]))
+        size = (*shape[:-1], self.critics, shape[-1])
+        sample = jax.random.normal(shard_key(return_key), size)
         return noise | {"return": jnp.clip(sample, -NOISE_CLIP, NOISE_CLIP)}
 
     def track(self, state: ReplayedState, batch: Transition) -> ReplayedState:
@@ -161,6 +163,10 @@ class DSACT(DSAC):
     the square, so that ``sigma`` settles at the root-mean-square error divided by sqrt(2).
     ``likelihood=True`` is the paper's form: gradients of the normal log-likelihood, times the
     running mean of ``sigma^2``.
+
+    SAC's ``ensemble`` and ``subset`` are no options: the number of critics is what ``twin`` says,
+    and a larger one would be another algorithm, since the target's sample is that of the one critic
+    with the smallest mean, and each critic has a running deviation of its own.
 
     Attributes:
         tau_bound: step of the running statistics; in [0, 1].

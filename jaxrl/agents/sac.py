@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl.agents.actor_critic import Stochastic
+from jaxrl.agents.actor_critic import Ensembled, Stochastic
 from jaxrl.agents.replayed import ReplayedState
-from jaxrl.errors import UsageError
-from jaxrl.hyper import require, require_choice
+from jaxrl.hyper import require_choice
 from jaxrl.metrics import Metrics, merged
 from jaxrl.types import Array, Key, PyTree, Spec, Transition
 
@@ -19,7 +18,7 @@ Reduction = Literal["min", "mean"]
 
 
 @struct.dataclass
-class SAC(Stochastic):
+class SAC(Stochastic, Ensembled):
     """Soft actor-critic with an ensemble of critics and automatic temperature.
 
     The defaults are the paper's: two critics and the smaller of their values, entropy ``-|A|`` per
@@ -27,24 +26,17 @@ class SAC(Stochastic):
     copies. Three departures of others are options: half that entropy (``target_entropy=-0.5``), an
     actor on every second step (``delay=2``), and larger ensembles of which the target takes a
     random ``subset`` (REDQ: Chen et al. 2021, "Randomized Ensembled Double Q-Learning", with
-    ``ensemble=10, subset=2, policy_value="mean"``; RLPD adds ``layer_norm=True``). The loss of the
-    critics is the squared error, not its half, summed over them. That of the temperature is in
-    ``alpha``, whose fixed point is that of the loss in ``log alpha``.
+    ``ensemble=10, subset=2, policy_value="mean", delay=20`` and 20 gradient steps per environment
+    step; RLPD adds ``layer_norm=True``). The loss of the critics is the squared error, not its
+    half, summed over them. That of the temperature is in ``alpha``, whose fixed point is that of
+    the loss in ``log alpha``. Where the rewards of several steps are summed (``n_step``), the
+    entropy of the actions between them is left out; that of the last successor's counts.
 
     Attributes:
-        ensemble: critics.
-        subset: so many of them, drawn for each gradient step, make the target; None: all.
         policy_value: the policy climbs the critics' "min" or "mean".
     """
 
-    ensemble: int = struct.field(pytree_node=False, default=2)
-    subset: int | None = struct.field(pytree_node=False, default=None)
     policy_value: Reduction = struct.field(pytree_node=False, default="min")
-
-    @property
-    def critics(self) -> int:
-        """``ensemble``."""
-        return self.ensemble
 
     def init(self, key: Key, spec: Spec) -> ReplayedState:
         """Fresh networks for ``spec``."""
@@ -53,13 +45,8 @@ class SAC(Stochastic):
     def check(self, transitions: int) -> None:
         """Raise UsageError for hyper-parameters that cannot work."""
         Stochastic.check(self, transitions)
-        require("ensemble", self.ensemble, 1)
+        Ensembled.check(self, transitions)
         require_choice("policy_value", self.policy_value, Reduction)
-        if self.subset is not None and not 1 <= self.subset <= self.ensemble:
-            raise UsageError(
-                f"subset is {self.subset}; of an ensemble of {self.ensemble} it must be at least 1 "
-                f"and at most {self.ensemble}"
-            )
 
     # Losses
 
@@ -68,10 +55,7 @@ class SAC(Stochastic):
         dist = self.policy(state.params["actor"], batch.next_obs)
         action, log_prob = dist.sample_and_log_prob(noise["next"])
         q = self.q(state.targets["critic"], batch.next_obs, action)
-        if self.subset is not None:
-            chosen = jnp.argsort(noise["critics"])[: self.subset]
-            q = q[chosen]
-        value = jnp.min(q, axis=0) - self.temperature(state) * log_prob
+        value = self.least(q, noise) - self.temperature(state) * log_prob
         return batch.reward + self.discount(batch) * value
 
     def climbed(self, q: Array) -> Array:
@@ -85,12 +69,10 @@ class SAC(Stochastic):
     # Update
 
     def draw_update(self, state: ReplayedState, key: Key, shape: tuple[int, ...]) -> PyTree:
-        """Normal noise of the successors' actions and of the policy's: ``[..., B, A]`` each."""
+        """Normal noise of both actions ``[..., B, A]``, and what draws subsets of critics."""
         next_key, policy_key, subset_key = jax.random.split(key, 3)
         noise = self.actor_noise(state, next_key, policy_key, shape)
-        if self.subset is not None:
-            noise["critics"] = jax.random.bits(subset_key, (*shape[:-1], self.ensemble))
-        return noise
+        return noise | self.subset_noise(subset_key, shape)
 
     def gradient_step(
         self, state: ReplayedState, batch: Transition, noise: PyTree, actor: bool

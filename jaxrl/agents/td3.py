@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl.agents.actor_critic import ActorCritic
+from jaxrl.agents.actor_critic import Ensembled
 from jaxrl.agents.replayed import ReplayedState
+from jaxrl.axes import shard_key
 from jaxrl.hyper import require, require_choice
 from jaxrl.metrics import Metrics, mean_of, merged
 from jaxrl.nn.distributions import is_key
@@ -20,7 +21,7 @@ PolicyValue = Literal["first", "min", "mean"]
 
 
 @struct.dataclass
-class TD3(ActorCritic):
+class TD3(Ensembled):
     """Twin delayed deep deterministic policy gradient.
 
     The defaults are those of the authors' code, which differ from the paper's in sizes and rates
@@ -39,7 +40,6 @@ class TD3(ActorCritic):
         exploration_max: if given, standard deviations lie uniformly between the two.
         policy_noise: standard deviation of the noise on the successors' actions.
         noise_clip: which is clipped to ``[-noise_clip, noise_clip]``.
-        ensemble: critics.
         policy_value: the policy climbs the "first" critic, or their "min" or "mean".
         target_actor: take the successors' actions from a slow copy of the policy, which moves with
             it and with the slow critics; without, these move on every step.
@@ -50,14 +50,8 @@ class TD3(ActorCritic):
     policy_noise: float = 0.2
     noise_clip: float = 0.5
     delay: int = struct.field(pytree_node=False, default=2)
-    ensemble: int = struct.field(pytree_node=False, default=2)
     policy_value: PolicyValue = struct.field(pytree_node=False, default="first")
     target_actor: bool = struct.field(pytree_node=False, default=True)
-
-    @property
-    def critics(self) -> int:
-        """``ensemble``."""
-        return self.ensemble
 
     def policy_net(self, spec: Spec | None = None) -> MLP:
         """The policy's network; ``spec`` is needed to initialise it."""
@@ -76,23 +70,22 @@ class TD3(ActorCritic):
 
     def check(self, transitions: int) -> None:
         """Raise UsageError for hyper-parameters that cannot work."""
-        ActorCritic.check(self, transitions)
+        Ensembled.check(self, transitions)
         for name in ("exploration", "exploration_max", "policy_noise", "noise_clip"):
             require(name, getattr(self, name), 0)
         if self.exploration_max is not None:
             require("exploration_max", self.exploration_max, self.exploration)
-        require("ensemble", self.ensemble, 1)
         require_choice("policy_value", self.policy_value, PolicyValue)
 
     # Losses
 
-    def target(self, state: ReplayedState, batch: Transition, noise: Array) -> Array:
+    def target(self, state: ReplayedState, batch: Transition, noise: PyTree) -> Array:
         """``y = r + gamma (1 - d) min_i Q'_i(s', clip(pi'(s') + clip(epsilon)))``: ``[B]``."""
         actor = (state.targets if self.target_actor else state.params)["actor"]
-        epsilon = jnp.clip(self.policy_noise * noise, -self.noise_clip, self.noise_clip)
+        epsilon = jnp.clip(self.policy_noise * noise["next"], -self.noise_clip, self.noise_clip)
         action = jnp.clip(self.policy(actor, batch.next_obs) + epsilon, -1.0, 1.0)
         q = self.q(state.targets["critic"], batch.next_obs, action)
-        return batch.reward + self.discount(batch) * jnp.min(q, axis=0)
+        return batch.reward + self.discount(batch) * self.least(q, noise)
 
     def actor_loss(self, params: PyTree, critic: PyTree, obs: PyTree) -> Array:
         """``-mean Q_1(s, pi(s))``."""
@@ -103,10 +96,15 @@ class TD3(ActorCritic):
 
     # Update
 
-    def draw_update(self, state: ReplayedState, key: Key, shape: tuple[int, ...]) -> Array:
-        """Normal noise of the successors' actions: ``[..., B, A]``."""
+    def draw_update(self, state: ReplayedState, key: Key, shape: tuple[int, ...]) -> PyTree:
+        """Normal noise of the successors' actions ``[..., B, A]``; what draws subsets of critics.
+
+        Each shard draws noise of its own.
+        """
         width = state.params["actor"]["params"]["head"]["bias"].shape[-1]
-        return jax.random.normal(key, (*shape, width))
+        next_key, subset_key = jax.random.split(key)
+        normal = jax.random.normal(shard_key(next_key), (*shape, width))
+        return {"next": normal} | self.subset_noise(subset_key, shape)
 
     def gradient_step(
         self, state: ReplayedState, batch: Transition, noise: PyTree, actor: bool

@@ -144,7 +144,7 @@ class OffPolicy(Rounds):
             by_round(self.agent.draw(ts.agent, ts.env.obs, shard_key(act_key), steps)),
             by_round(draws._replace(bank=())),
             jax.random.bits(shard_key(sample_key), (rounds, 2, *batch)),
-            self.agent.draw_update(ts.agent, shard_key(update_key), (rounds, *batch)),
+            self.agent.draw_update(ts.agent, update_key, (rounds, *batch)),
             written + jnp.arange(rounds) * self.block,
         )
 
