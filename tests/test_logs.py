@@ -139,7 +139,9 @@ class FakeEvents:
 
 def test_tensorboard_gets_each_member_apart(tmp_path, monkeypatch):
     made = []
-    fake = types.SimpleNamespace(SummaryWriter=lambda at: made.append(FakeEvents(at)) or made[-1])
+    fake = types.SimpleNamespace(
+        SummaryWriter=lambda at, purge_step: made.append(FakeEvents(at)) or made[-1]
+    )
     monkeypatch.setitem(sys.modules, "tensorboardX", fake)
     (writer,) = logs.make_writers(["tensorboard"], tmp_path, {}, resume=False)
     writer.write([train_row(0, loss=np.float32(0.5)), train_row(1, config=2, sweep={"a": 1.0})])
@@ -158,6 +160,41 @@ def test_tensorboard_writes_event_files(tmp_path):
     writer.close()
     (events,) = (tmp_path / "tensorboard" / "seed0").iterdir()
     assert b"train/episode_return" in events.read_bytes()
+
+
+def events_of(path):
+    """The events of a file: records of a length, its checksum, the event and its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data = path.read_bytes()
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        yield Event.FromString(data[12 : 12 + length])
+        data = data[12 + length + 4 :]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("tensorboardX"), reason="not installed")
+def test_a_resumed_run_has_tensorboard_drop_what_came_after_the_checkpoint(tmp_path):
+    folder = tmp_path / "tensorboard" / "seed0"
+    for sitting, steps in enumerate([(128, 256, 384), (384, 512)]):
+        (writer,) = logs.make_writers(["tensorboard"], tmp_path, {}, resume=bool(sitting))
+        if sitting:
+            writer.forget(256)  # where the newest checkpoint is
+        for step in steps:
+            writer.write([train_row(step=step, sitting=sitting)])
+        writer.close()
+        (new,) = (path for path in folder.iterdir() if path.name.count(".") > 3)
+        new.rename(folder / f"events.out.tfevents.{sitting}")  # it was named after the second
+    files = sorted(folder.iterdir())
+    assert len(files) == 2
+    shown = []  # as TensorBoard reads the files, one after the other
+    for event in (event for path in files for event in events_of(path)):
+        if event.HasField("session_log"):
+            shown = [each for each in shown if each.step < event.step]
+        if event.HasField("summary") and event.summary.value[0].tag == "train/sitting":
+            shown.append(event)
+    found = [(event.step, event.summary.value[0].simple_value) for event in shown]
+    assert found == [(128, 0), (256, 0), (384, 1), (512, 1)]
 
 
 def test_wandb_is_one_offline_run_that_a_resumed_one_continues(tmp_path, monkeypatch):
@@ -212,25 +249,25 @@ def test_without_a_terminal_lines_are_few_plain_and_whole(stderr, monkeypatch):
     bar = logs.ProgressBar(2000, start_step=1000, label="ppo")
     for step in range(1001, 1026):
         clock[0] += 1.0
-        bar.update(step, 12.34 if step > 1015 else None)
+        bar.update(step, 8000.0, 12.34 if step > 1015 else None)
     bar.message(LONG + "\nand more")
     clock[0] += 1.0
-    bar.update(2000, -3.0)
+    bar.update(2000, 9000.0, -3.0)
     bar.close()
     assert stream.getvalue().splitlines() == [
-        "ppo 1,010/2,000 steps, 1 steps/s, 0:16:30 left",
-        "ppo 1,020/2,000 steps, 1 steps/s, return 12.3, 0:16:20 left",
+        "ppo 1,010/2,000 steps, 8,000 steps/s, 0:16:30 left",
+        "ppo 1,020/2,000 steps, 8,000 steps/s, return 12.3, 0:16:20 left",
         LONG + " and more",
-        "ppo 2,000/2,000 steps, 38 steps/s, return -3.0, 0:00:00 left",
+        "ppo 2,000/2,000 steps, 9,000 steps/s, return -3.0, 0:00:00 left",
     ]
 
 
 def test_on_a_terminal_messages_stand_above_the_bar(stderr):
     stream = stderr(Terminal())
     bar = logs.ProgressBar(1000, label="ppo")
-    bar.update(500, 7.0)
+    bar.update(500, 1.0, 7.0)
     bar.message(LONG)
-    bar.update(1000, 8.0)
+    bar.update(1000, 1.0, 8.0)
     bar.close()
     text = stream.getvalue()
     assert LONG + "\n" in text
@@ -250,7 +287,7 @@ def test_counts_are_short(number, text):
 def test_quiet_draws_nothing(stderr, terminal):
     stream = stderr(terminal())
     bar = logs.ProgressBar(10, quiet=True)
-    bar.update(10, 1.0)
+    bar.update(10, 1.0, 1.0)
     bar.message("hello")
     bar.close()
     assert stream.getvalue() == ""

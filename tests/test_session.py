@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
+import signal
 import sys
 import types
 from typing import Any
@@ -11,9 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from shared import assert_same_bits
 
-from jaxrl import PPO, OnPolicy, RunError, UsageError, VectorEnv, make, run
-from jaxrl.run import cli, logs, session
+from jaxrl import DQN, PPO, OffPolicy, OnPolicy, RunError, UsageError, VectorEnv, make, run
+from jaxrl.errors import Interrupted
+from jaxrl.run import checkpoint, cli, logs, session, summary
 from jaxrl.run.folder import RunFolder
 from jaxrl.types import Environment
 
@@ -32,9 +37,144 @@ def test_wrong_input_of_the_function_is_refused_too():
         ({"sweep": {"gamma": []}}, "gamma has no values"),
         ({"resume": True}, "resume needs the run-dir"),
         ({"log": ["tensorboard"]}, "log tensorboard needs a run-dir"),
+        ({"max_nonfinite": 1.5}, "max_nonfinite is 1.5; it must be at least 0 and at most 1"),
     ]:
         with pytest.raises(UsageError, match=part):
             run(tiny(), 32, quiet=True, **options)
+
+
+# --- signals
+
+
+def sends_itself(monkeypatch, where, signum=signal.SIGTERM, call=1):
+    """Have the process get a signal at the end of so many calls of a method of the session."""
+    calls, original = [], getattr(session.Session, where)
+
+    def then(self, *args):
+        result = original(self, *args)
+        calls.append(where)
+        if len(calls) == call:
+            os.kill(os.getpid(), signum)
+        return result
+
+    monkeypatch.setattr(session.Session, where, then)
+
+
+@pytest.mark.parametrize("where", ["start", "compile"])
+def test_a_signal_before_the_first_chunk_leaves_a_run_that_goes_on_as_if_nothing_had_been(
+    tmp_path, monkeypatch, where
+):
+    whole = run(tiny(), 64, run_dir=tmp_path / "whole", **SMALL)
+    with monkeypatch.context() as patch:
+        sends_itself(patch, where, signal.SIGINT)
+        with pytest.raises(Interrupted, match="stopped by signal 2 at step 0$"):
+            run(tiny(), 64, run_dir=tmp_path / "run", **SMALL)
+    assert checkpoint.available(tmp_path / "run" / "checkpoints") == [0]
+    resumed = run(tiny(), 64, run_dir=tmp_path / "run", resume=True, **SMALL)
+    assert_same_bits(resumed.state, whole.state)
+    rows = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("run", "whole")]
+    assert rows[0] == rows[1]
+
+
+def no_space(*args, **options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("saves", [0, 1])
+def test_a_signal_on_a_full_disk_says_since_when_nothing_is_saved(
+    tmp_path, monkeypatch, capsys, saves
+):
+    sends_itself(monkeypatch, "advance", call=saves + 1)
+    written = []
+
+    def write(folder, arrays, original=checkpoint._write_arrays):
+        written.append(folder)
+        (original if len(written) <= saves else no_space)(folder, arrays)
+
+    monkeypatch.setattr(checkpoint, "_write_arrays", write)
+    options = SMALL | {"run_dir": tmp_path / "run", "checkpoint_every": 16}
+    options |= {} if saves else {"checkpoint_every": 64}
+    with pytest.raises(SystemExit) as exit:
+        cli.launch(lambda: run(tiny(), 64, **options))
+    *_, line = capsys.readouterr().err.splitlines()
+    assert exit.value.code == 143
+    assert f"at step {16 * (saves + 1)}, but checkpoint" in line
+    assert line.endswith("nothing is saved since step 16" if saves else "nothing is saved")
+    assert "No space left on device" in line
+
+
+# --- a full disk
+
+
+def test_without_a_summary_the_exit_code_is_not_zero_and_a_resumed_run_writes_it(
+    tmp_path, monkeypatch, capsys
+):
+    options, folder = SMALL | {"run_dir": tmp_path / "run"}, tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(summary, "write_json", no_space)
+        patch.setattr(summary, "plot_run", no_space)
+        with pytest.raises(SystemExit) as exit:
+            cli.launch(lambda: run(tiny(), 32, **options))
+    drawing, line = capsys.readouterr().err.splitlines()
+    assert exit.value.code == 1
+    assert "the run ended, but" in line and "summary.json could not be written: No space" in line
+    assert drawing.startswith("warning: curves.png was not drawn") and "No space" in drawing
+    assert not (folder / "summary.json").exists()
+    run(tiny(), 32, resume=True, **options)
+    assert (folder / "summary.json").exists() and (folder / "curves.png").exists()
+
+
+def test_rows_that_a_full_disk_refused_are_written_once_there_is_room(
+    tmp_path, monkeypatch, capsys
+):
+    whole, folder = run(tiny(), 64, run_dir=tmp_path / "whole", **SMALL), tmp_path / "run"
+    flush, full = logs.MetricsFile._flush, []
+
+    def flush_or_fail(self):
+        full.append(self.path.name)
+        if 2 < len(full) < 7:
+            no_space()
+        flush(self)
+
+    monkeypatch.setattr(logs.MetricsFile, "_flush", flush_or_fail)
+    result = run(tiny(), 64, run_dir=folder, **SMALL)
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 4 == len([line for line in warnings if "No space left" in line])
+    assert {"metrics.jsonl", "timing.jsonl"} == set(full[2:6])
+    assert_same_bits(result.state, whole.state)
+    rows = [(path / "metrics.jsonl").read_bytes() for path in (folder, tmp_path / "whole")]
+    assert rows[0] == rows[1]
+    assert len((folder / "timing.jsonl").read_text().splitlines()) == 4
+
+
+def test_rows_that_never_find_room_fail_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(logs.MetricsFile, "_flush", no_space)
+    with pytest.raises(RunError, match="its last state is not saved: .*No space left"):
+        run(tiny(), 32, run_dir=tmp_path / "run", **SMALL)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_files_that_cannot_be_opened_are_one_line(tmp_path, monkeypatch, capsys, resume):
+    if resume:
+        RunFolder(tmp_path / "run", run_config(tmp_path), resume=False).close()
+    monkeypatch.setattr(session, "MetricsFile", no_space)
+    with pytest.raises(SystemExit) as exit:
+        options = SMALL | {"run_dir": tmp_path / "run", "resume": resume}
+        cli.launch(lambda: run(tiny(), 32, **options))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert exit.value.code == 1 and "cannot be written in: No space left" in line
+
+
+def run_config(tmp_path):
+    """What ``config.json`` of ``run(tiny(), 32, **SMALL)`` holds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.Session, "start", no_space)
+        with pytest.raises(OSError):
+            run(tiny(), 32, run_dir=tmp_path / "other", **SMALL)
+    return json.loads((tmp_path / "other" / "config.json").read_text())
+
+
+# --- numbers that are not finite
 
 
 @dataclasses.dataclass(eq=False)
@@ -42,13 +182,14 @@ class Exploding:
     """A cart and pole whose reward is not finite once the cart drives fast to the right."""
 
     env: Any
+    at: float = 0.3
 
     def __getattr__(self, name):
         return getattr(self.env, name)
 
     def step(self, key, state, action):
         state, step = self.env.step(key, state, action)
-        return state, step._replace(reward=jnp.where(step.obs[1] > 0.3, jnp.nan, step.reward))
+        return state, step._replace(reward=jnp.where(step.obs[1] > self.at, jnp.nan, step.reward))
 
 
 def test_physics_that_is_not_finite_is_told_once(tmp_path, capsys):
@@ -61,6 +202,20 @@ def test_physics_that_is_not_finite_is_told_once(tmp_path, capsys):
     count, step = f"{bad[0]['nonfinite_steps']:.0f}", bad[0]["step"]
     assert line.startswith(f"warning: {count} environment steps before step {step} were not finite")
     assert "nonfinite_steps in metrics.jsonl" in line
+
+
+@pytest.mark.parametrize("trainer", ["on-policy", "off-policy"])
+def test_physics_that_is_hardly_ever_finite_stops_the_run(tmp_path, trainer):
+    env = Exploding(make("gymnax/CartPole-v1"), at=-jnp.inf)
+    if trainer == "on-policy":
+        made = tiny(env)
+    else:
+        replay = {"prefill": 8, "batch_size": 4, "rounds": 8, "capacity": 64}
+        made = OffPolicy(DQN(hidden=(4,)), VectorEnv(env, 2), **replay)
+    expected = r"\d+ of the last \d+ environment steps .*is 0.5 of them\); there is no checkpoint"
+    with pytest.raises(RunError, match=expected):
+        run(made, 64, run_dir=tmp_path / "run", **SMALL | {"checkpoint_every": 64})
+    run(made, 64, max_nonfinite=1.0, **SMALL)  # all may be so
 
 
 MEMORY = "RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nBufferAssignment OOM Debugging."
@@ -139,3 +294,24 @@ def test_a_folder_in_use_sees_no_writer(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="in use by process"):
         run(tiny(), 64, run_dir=folder, log=["wandb"], **SMALL)
     held.close()
+
+
+def test_the_bar_shows_the_speed_of_all_members_without_their_evaluations(monkeypatch):
+    ticks, shown = iter(range(10_000)), []
+
+    class Bar:
+        def __init__(self, *args):
+            pass
+
+        def update(self, step, speed, episode_return):
+            shown.append((step, speed))
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(session, "ProgressBar", Bar)
+    clock = types.SimpleNamespace(monotonic=lambda: float(next(ticks)))  # a chunk takes 1 s
+    monkeypatch.setattr(session, "time", clock)
+    result = run(tiny(), 64, seeds=3, **SMALL)
+    assert shown == [(step, 3 * 16.0) for step in (16, 32, 48, 64)]
+    assert result.summary["steps_per_second"] == 3 * 16.0

@@ -56,7 +56,9 @@ class Options:
     sweep: tuple[str, ...] = ()
     """Hyper-parameters to sweep in one program, as in: learning_rate=1e-4,3e-4 gamma=0.97,0.99"""
     max_skipped: int = 100
-    """Stop once so many gradient steps in a row were not finite."""
+    """Stop once so many gradient steps in a row were not finite, of every member."""
+    max_nonfinite: float = 0.5
+    """Stop once more than this part of a chunk's environment steps was not finite."""
     log: tuple[str, ...] = ()
     """Further places to log to: tensorboard, wandb."""
     render: bool = False

@@ -10,15 +10,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrl import hyper
 from jaxrl.errors import UsageError
+from jaxrl.metrics import Metrics
 from jaxrl.training.evaluate import Evaluation
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Key, PyTree, TrainState
@@ -86,6 +89,13 @@ def choose(trainer: Trainer, members: int, devices: int | None = None) -> Placem
     return Placement(groups, 1)
 
 
+class Compiled(NamedTuple):
+    """The programs of a run, ready to call."""
+
+    chunk: Callable[..., tuple[TrainState, Metrics]]
+    evaluate: Callable[..., Evaluation]
+
+
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """The functions of a run over all members, as they are to be jitted.
@@ -140,6 +150,15 @@ class Programs:
         specs = (P(MEMBER), STATE, P(split))
         place = self._place(over_members(greedy, shared=1), specs, P(MEMBER, split))
         return place(sweep, ts, keys)
+
+    def compiled(self, sweep: dict[str, Array], ts: TrainState, keys: Key) -> Compiled:
+        """``chunk`` and ``evaluate`` for such arguments, compiled side by side."""
+        lowered = (
+            jax.jit(self.chunk, donate_argnums=1).lower(sweep, ts, jnp.int32(0)),
+            jax.jit(self.evaluate).lower(sweep, ts, keys),
+        )
+        with ThreadPoolExecutor(len(lowered)) as pool:
+            return Compiled(*pool.map(lambda program: program.compile(), lowered))
 
     def put(self, ts: TrainState) -> TrainState:
         """A state from the host, laid out as the programs expect it."""

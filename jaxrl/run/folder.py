@@ -26,6 +26,7 @@ FREE = {
     "log_every",
     "checkpoint_every",
     "max_skipped",
+    "max_nonfinite",
     "log",
 }
 # What is only recorded; another value is worth a note, since then bits may differ.
@@ -110,12 +111,15 @@ class RunFolder:
                 self._check_new()
             self.path.mkdir(parents=True, exist_ok=True)
             self._acquire()
+            for stray in self.path.glob(".*.json-*"):  # of a process killed within write_json
+                stray.unlink()
+            if not resume:
+                self.write_config()
         except OSError as error:
+            self.close()
             raise UsageError(
                 f"run-dir {self.path} cannot be used ({error.strerror}); give another --run-dir"
             ) from None
-        if not resume:
-            self.write_config()
 
     @property
     def checkpoints(self) -> Path:
@@ -138,7 +142,10 @@ class RunFolder:
                 f"run-dir {self.path} already holds a run; continue it with --resume, "
                 "or give another --run-dir"
             )
-        taken = self.path.is_dir() and any(p.name != LOCK for p in self.path.iterdir())
+        taken = self.path.is_dir() and any(
+            path.name != LOCK and not path.name.startswith(f".{CONFIG}-")
+            for path in self.path.iterdir()
+        )
         if taken or (self.path.exists() and not self.path.is_dir()):
             raise UsageError(f"run-dir {self.path} is not an empty folder; give another --run-dir")
 

@@ -37,24 +37,28 @@ class MetricsFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab")  # noqa: SIM115 (it stays open for the run)
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open for the run)
+        self._pending = b""  # what a full disk did not take yet
         self._end_torn_line()
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Write rows of numbers, strings, lists, dictionaries, numpy or jax scalars and arrays."""
+        """Write rows of numbers, strings, lists, dictionaries, numpy or jax scalars and arrays.
+
+        Raises:
+            OSError: on a full disk; what is missing is written with what comes next.
+        """
         lines = [json.dumps(_plain(row), allow_nan=False, ensure_ascii=False) for row in rows]
-        self._file.write("".join(f"{line}\n" for line in lines).encode())
-        self._file.flush()
+        self._pending += "".join(f"{line}\n" for line in lines).encode()
+        self._flush()
 
     def sync(self) -> int:
         """Bring everything to the disk; returns the size in bytes, for ``truncate`` on resume."""
-        self._file.flush()
+        self._flush()
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
     def truncate(self, size: int) -> None:
         """Forget what was written after ``sync`` returned ``size``; warns if even that is lost."""
-        self._file.flush()
         found = os.fstat(self._file.fileno()).st_size
         if found < size:
             warnings.warn(
@@ -66,8 +70,13 @@ class MetricsFile:
         self._file.truncate(size)
 
     def close(self) -> None:
-        """Flush and close."""
-        self._file.close()
+        """Write what is pending, and close."""
+        with self._file:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._pending:
+            self._pending = self._pending[self._file.write(self._pending) :]
 
     def _end_torn_line(self) -> None:
         """Cut off the unfinished row of a killed process, so that the next row stands alone."""
@@ -97,6 +106,9 @@ class Writer(Protocol):
 
     def write(self, rows: Sequence[Row]) -> None: ...
 
+    def forget(self, step: int) -> None:
+        """Hide what an earlier sitting wrote behind ``step``; called before the first write."""
+
     def close(self) -> None: ...
 
 
@@ -109,13 +121,19 @@ class TensorBoardWriter:
         self._make = SummaryWriter
         self._folder = Path(run_dir) / "tensorboard"
         self._members: dict[str, Any] = {}
+        self._purged: int | None = None  # the first step of which earlier events are void
+
+    def forget(self, step: int) -> None:
+        """Have dashboards drop the events of earlier files behind ``step``."""
+        self._purged = step + 1
 
     def write(self, rows: Sequence[Row]) -> None:
         """Add every number of the rows at their step."""
         for row in rows:
             member = _member(row)
             if member not in self._members:
-                self._members[member] = self._make(str(self._folder / member))
+                folder = str(self._folder / member)
+                self._members[member] = self._make(folder, purge_step=self._purged)
             for name, value in _numbers(row):
                 self._members[member].add_scalar(f"{row['kind']}/{name}", value, row["step"])
 
@@ -157,6 +175,9 @@ class WandbWriter:
             steps.setdefault(int(row["step"]), {}).update(named)
         for step, values in steps.items():
             self._run.log(values, step=step)
+
+    def forget(self, step: int) -> None:
+        """Nothing: W&B itself takes no step twice."""
 
     def close(self) -> None:
         """Finish the run."""
@@ -212,7 +233,7 @@ class ProgressBar:
     """A line that shows how far the run is: steps, steps/s, latest return, time left.
 
     Where no terminal or notebook can redraw it, a plain line at most every 10 seconds and at the
-    end. Make it when training begins: the speed is the mean since then.
+    end. Make it when training begins: the time left is judged by what has passed since then.
     """
 
     def __init__(
@@ -235,13 +256,13 @@ class ProgressBar:
             )
             self._progress.start()
 
-    def update(self, step: int, episode_return: float | None = None) -> None:
-        """The run has reached environment step ``step``."""
+    def update(self, step: int, speed: float, episode_return: float | None = None) -> None:
+        """Every member has reached ``step``; all of them together train ``speed`` steps/s."""
         if self._quiet:
             return
         now = time.monotonic()
         rate = (step - self._first) / max(now - self._began, 1e-9)
-        status = f"{_short(step)}/{_short(self._total)} steps, {_short(rate)} steps/s"
+        status = f"{_short(step)}/{_short(self._total)} steps, {_short(speed)} steps/s"
         if episode_return is not None:
             status += f", return {episode_return:.1f}"
         if rate:

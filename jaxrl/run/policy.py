@@ -76,6 +76,9 @@ def load_policy(
         stored = None
     if not isinstance(stored, dict):
         raise UsageError(f"{folder / 'config.json'} is not a JSON object; it describes no policy")
+    for name in ("agent", "env", "env_options", "max_steps", "seeds", "sweep"):
+        if name not in stored:
+            raise UsageError(f"{folder / 'config.json'} lacks {name!r}; it describes no policy")
     seeds = stored["seeds"]
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:

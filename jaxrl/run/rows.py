@@ -27,6 +27,12 @@ class Member(NamedTuple):
         swept = {"config": self.config, "sweep": dict(self.sweep)} if self.sweep else {}
         return {"seed": self.seed, **swept}
 
+    @property
+    def name(self) -> str:
+        """In words: ``seed 0``, or ``seed 0 with gamma=0.9``."""
+        values = " ".join(f"{name}={value:g}" for name, value in self.sweep.items())
+        return f"seed {self.seed}" + (f" with {values}" if values else "")
+
 
 def train_rows(members: Sequence[Member], metrics: m.Metrics, step: int) -> list[Row]:
     """Of metrics ``[M]``, up to environment step ``step``."""

@@ -7,7 +7,7 @@ import itertools
 import operator
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from jaxrl import hyper
+from jaxrl.agents import NormalizeObs, ScaleReward
 from jaxrl.errors import RunError, UsageError
 from jaxrl.run import devices as placing
 from jaxrl.run.folder import circumstances
@@ -28,6 +29,12 @@ from jaxrl.run.schedule import Schedule
 from jaxrl.run.session import Session
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Mode, TrainState
+
+# What asks scripts for a wrapper. A scale of 1 needs none.
+WRAPPERS: dict[Any, str] = {
+    NormalizeObs: "--normalize-obs",
+    ScaleReward: "a --reward-scale other than 1",
+}
 
 
 @dataclasses.dataclass
@@ -85,6 +92,7 @@ def run(
     checkpoint_every: int | None = None,
     devices: int | None = None,
     max_skipped: int = 100,
+    max_nonfinite: float = 0.5,
     log: Sequence[str] = (),
     quiet: bool = False,
 ) -> Run:
@@ -104,7 +112,9 @@ def run(
         log_every: steps between rows of metrics; default a fifth of ``eval_every``.
         checkpoint_every: steps between checkpoints; default ``eval_every``.
         devices: how many local devices to use; default all that the sizes divide over.
-        max_skipped: stop once so many gradient steps in a row were skipped as not finite.
+        max_skipped: stop once so many gradient steps in a row were skipped as not finite, of every
+            member; a member that is not alone is told of.
+        max_nonfinite: stop once more than this part of a chunk's environment steps was not finite.
         log: other places to log to: "tensorboard", "wandb".
         quiet: no progress bar and no messages.
 
@@ -131,6 +141,7 @@ def run(
             raise UsageError(f"{option} is {number!r}; it must be an integer")
         hyper.require(option, number, 1)
     total_steps, eval_episodes, max_skipped = map(int, (total_steps, eval_episodes, max_skipped))
+    hyper.require("max_nonfinite", max_nonfinite, 0, 1)
     for seed in names:
         hyper.require("seed", seed, 0, 2**31 - 1)
     if len(set(names)) < len(names):
@@ -168,6 +179,7 @@ def run(
         "log_every": schedule.log_every * schedule.steps,
         "checkpoint_every": schedule.checkpoint_every * schedule.steps,
         "max_skipped": max_skipped,
+        "max_nonfinite": float(max_nonfinite),
         "log": list(log),
         "placement": placement.describe(),
         **circumstances(),
@@ -186,10 +198,24 @@ def run(
     return Run(trainer, members, state, session.rows, summary, folder)
 
 
+def check_in_use(trainer: Trainer, sweep: Iterable[str]) -> None:
+    """Raise UsageError for swept names of wrappers that ``trainer`` goes without."""
+    known = hyper.numbers(trainer)
+    for wrapper, option in WRAPPERS.items():
+        fields = {field.name for field in dataclasses.fields(wrapper)}
+        for name in sweep:
+            if name in fields - known.keys():
+                raise UsageError(
+                    f"{name} is not in use, and so cannot be swept; "
+                    f"wrap the agent in {wrapper.__name__}, or give {option}, first"
+                )
+
+
 def choose_placement(
     trainer: Trainer, configurations: Sequence[Mapping[str, float]], seeds: int, count: int | None
 ) -> placing.Placement:
     """Check every configuration, then place all members."""
+    check_in_use(trainer, configurations[0])
     for configuration in configurations:
         hyper.replace(trainer, configuration).check()
     return placing.choose(trainer, len(configurations) * seeds, count)

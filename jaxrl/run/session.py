@@ -6,21 +6,19 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxrl import metrics as m
 from jaxrl.errors import Interrupted, RunError, UsageError
 from jaxrl.run import checkpoint
-from jaxrl.run.devices import Placement, Programs
-from jaxrl.run.folder import RunFolder, write_json
+from jaxrl.run.devices import Compiled, Placement, Programs
+from jaxrl.run.folder import RunFolder
+from jaxrl.run.health import Health
 from jaxrl.run.logs import MetricsFile, ProgressBar, Writer, make_writers
 from jaxrl.run.rows import Member, Row, evaluation_rows, latest_return, train_rows
 from jaxrl.run.schedule import Schedule
@@ -28,14 +26,7 @@ from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Key, TrainState
 
 EVALUATION_SEED = 2**31 - 1  # evaluation starts are the same for all seeds, runs and checkpoints
-METRICS, TIMING, SUMMARY = "metrics.jsonl", "timing.jsonl", "summary.json"
-
-
-class Compiled(NamedTuple):
-    """The programs of a run, ready to call."""
-
-    chunk: Callable[..., tuple[TrainState, m.Metrics]]
-    evaluate: Callable[..., Any]
+METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 
 
 class Session:
@@ -57,10 +48,11 @@ class Session:
         self.writers: list[Writer] = []
         self.folder: RunFolder | None = None
         self.resume = False
-        self.told_nonfinite = False
+        self.health = Health(members, config, self.report, self.saved)
         self.unsaved: str | None = None  # why the newest checkpoint could not be saved
         self.clock = {"train_seconds": 0.0, "compile_seconds": 0.0, "wall_seconds": 0.0}
         self.bar: ProgressBar | None = None
+        self.sitting = (0, 0.0)  # what was done, and its seconds of training, when this one began
 
     # The programs' arguments are arrays, and so are not made until the folder is open.
 
@@ -87,21 +79,29 @@ class Session:
         self, run_dir: str | Path | None, resume: bool, log: Sequence[str]
     ) -> Iterator[None]:
         """Hold the run's folder, files and writers."""
-        if run_dir is None:
-            yield
-            return
-        self.folder = RunFolder(run_dir, self.config, resume, self.report)
         self.resume = resume
-        try:
-            self.metrics = MetricsFile(self.folder.path / METRICS)
-            self.timing = MetricsFile(self.folder.path / TIMING)
-            self.writers = make_writers(log, self.folder.path, self.folder.config, resume)
+        with ExitStack() as stack:
+            if run_dir is not None:
+                self._open(Path(run_dir), log, stack)
+            stack.callback(self._close_bar)
             yield
-        finally:
-            self._close_bar()
-            for close in (*(w.close for w in self.writers), self.metrics.close, self.timing.close):
-                self._despite_full_disk(close)
-            self.folder.close()
+
+    def _open(self, run_dir: Path, log: Sequence[str], stack: ExitStack) -> None:
+        self.folder = RunFolder(run_dir, self.config, self.resume, self.report)
+        stack.callback(self.folder.close)
+
+        def closing(opened: Any) -> Any:
+            stack.callback(self._despite_full_disk, opened.close)
+            return opened
+
+        path = self.folder.path
+        try:
+            self.metrics = closing(MetricsFile(path / METRICS))
+            self.timing = closing(MetricsFile(path / TIMING))
+            writers = make_writers(log, path, self.folder.config, self.resume)
+        except OSError as error:
+            raise RunError(f"run-dir {path} cannot be written in: {error.strerror}") from None
+        self.writers = [closing(writer) for writer in writers]
 
     def report(self, text: str) -> None:
         """One line for the user; a quiet run shows warnings alone."""
@@ -126,17 +126,23 @@ class Session:
             self.report(f"already finished at step {self.step(done)}")
             return ts, self.summarise()
         compiled = self.compile(ts)
-        self.bar = self.progress(done)
-        if done == 0:
+        self.bar, self.sitting = self.progress(done), (done, self.clock["train_seconds"])
+        if done == 0 and not self.rows:  # a checkpoint of this step comes with its rows
             self.record(self.evaluate(compiled, ts, 0))
         while done < self.schedule.total:
             if signum := interrupted():
                 self.save(ts, done)
-                raise Interrupted(f"stopped by signal {signum} at step {self.step(done)}", signum)
+                text = f"stopped by signal {signum} at step {self.step(done)}"
+                if self.unsaved:
+                    since = [f" since step {step}" for step in self.saved()[-1:]]
+                    text += f", but {self.unsaved}; nothing is saved{''.join(since)}"
+                raise Interrupted(text, signum)
             ts, done = self.advance(compiled, ts, done)
             self.clock["wall_seconds"] = time.monotonic() - began
             if self.schedule.due(done, self.schedule.checkpoint_every):
                 self.save(ts, done)
+                if self.unsaved:
+                    self.report(f"warning: {self.unsaved}; training goes on")
         self._close_bar()
         summary = self.summarise()
         if self.unsaved:
@@ -154,9 +160,7 @@ class Session:
         checkpoint.clean(self.folder.checkpoints)
         if not checkpoint.available(self.folder.checkpoints):
             self.report("note: no checkpoint yet; starting from the beginning")
-            self.metrics.truncate(0)
-            self.timing.truncate(0)
-            self.folder.write_config()
+            self._forget(-1, 0, 0)
             return self._first_state(), 0
         template = jax.eval_shape(self.programs.init, self.sweep, self.keys)
         warn = lambda text: self.report(f"warning: {text}")  # noqa: E731
@@ -167,14 +171,21 @@ class Session:
                 f"total-steps is {self.config['total_steps']}, but the run in {self.folder.path} "
                 f"is at step {restored.step} already; give at least that"
             )
-        self.folder.write_config()
-        self.metrics.truncate(restored.meta["metrics_bytes"])
-        self.timing.truncate(restored.meta["timing_bytes"])
+        self._forget(restored.step, restored.meta["metrics_bytes"], restored.meta["timing_bytes"])
         lines = (self.folder.path / METRICS).read_text().splitlines()
         self.rows = [json.loads(line) for line in lines]
         self.clock |= restored.meta["clock"]
         self.report(f"resumed at step {restored.step}")
         return self.programs.put(restored.state), done
+
+    def _forget(self, step: int, metrics_bytes: int, timing_bytes: int) -> None:
+        """Begin this sitting's records behind ``step``: what is sure by now to go on."""
+        assert self.folder is not None
+        self._despite_full_disk(self.folder.write_config)
+        self.metrics.truncate(metrics_bytes)
+        self.timing.truncate(timing_bytes)
+        for writer in self.writers:
+            writer.forget(step)
 
     def _first_state(self) -> TrainState:
         began = time.monotonic()
@@ -183,15 +194,9 @@ class Session:
         return ts
 
     def compile(self, ts: TrainState) -> Compiled:
-        """Trace both programs, and compile them side by side."""
+        """The programs of all chunks and evaluations."""
         began = time.monotonic()
-        chunk = jax.jit(self.programs.chunk, donate_argnums=1)
-        lowered = (
-            chunk.lower(self.sweep, ts, jnp.int32(0)),
-            jax.jit(self.programs.evaluate).lower(self.sweep, ts, self.eval_keys),
-        )
-        with ThreadPoolExecutor(len(lowered)) as pool:
-            compiled = Compiled(*pool.map(lambda program: program.compile(), lowered))
+        compiled = self.programs.compiled(self.sweep, ts, self.eval_keys)
         self.clock["compile_seconds"] += time.monotonic() - began
         return compiled
 
@@ -206,45 +211,30 @@ class Session:
 
         rows = train_rows(self.members, metrics, self.step(target))
         self.record(rows)
-        self.check_physics(rows)
         if self.schedule.due(target, self.schedule.eval_every):
             self.record(self.evaluate(compiled, ts, target))
-        steps = (self.step(target) - self.step(done)) * len(self.members)
+        steps = self._all_steps(done, target)
         self.time_step(target, steps / seconds)
         if self.bar is not None:
-            self.bar.update(self.step(target), latest_return(self.rows, len(self.members)))
-        self.check_gradients(metrics, target)
+            first, earlier = self.sitting
+            speed = self._all_steps(first, target) / (self.clock["train_seconds"] - earlier)
+            self.bar.update(self.step(target), speed, latest_return(self.rows, len(self.members)))
+        before = self.step(done) if done else 0  # the first rows know of the prefill too
+        self.health.check(rows, (self.step(target) - before) * len(self.members))
         return ts, target
+
+    def _all_steps(self, done: int, target: int) -> int:
+        """Environment steps of all members between two iterations."""
+        return (self.step(target) - self.step(done)) * len(self.members)
 
     def evaluate(self, compiled: Compiled, ts: TrainState, done: int) -> list[Row]:
         """Rows of whole greedy episodes."""
         result = jax.device_get(compiled.evaluate(self.sweep, ts, self.eval_keys))
         return evaluation_rows(self.members, result, self.step(done))
 
-    def check_physics(self, rows: Sequence[Row]) -> None:
-        """Warn, once a sitting, of environments that left the finite numbers."""
-        steps = sum(row["nonfinite_steps"] for row in rows)
-        if steps and not self.told_nonfinite:
-            self.told_nonfinite = True
-            self.report(
-                f"warning: {steps:.0f} environment steps before step {rows[0]['step']} were not "
-                f"finite and ended their episodes; nonfinite_steps in {METRICS} counts them"
-            )
-
-    def check_gradients(self, metrics: m.Metrics, done: int) -> None:
-        """Stop when updates have been skipped as not finite for too long; checkpoints stay."""
-        worst = metrics.get("skipped_in_a_row")
-        most = self.config["max_skipped"]
-        if worst is not None and np.max(worst[0]) >= most:
-            self._close_bar()
-            kept = checkpoint.available(self.folder.checkpoints) if self.folder else []
-            where = (
-                f"the checkpoint of step {kept[-1]} is kept" if kept else "there is no checkpoint"
-            )
-            raise RunError(
-                f"stopped at step {self.step(done)}: {int(np.max(worst[0]))} gradients in a row "
-                f"were not finite (max-skipped is {most}); {where}"
-            )
+    def saved(self) -> list[int]:
+        """The steps of the checkpoints, ascending."""
+        return checkpoint.available(self.folder.checkpoints) if self.folder else []
 
     # Records
 
@@ -267,7 +257,7 @@ class Session:
             self._despite_full_disk(lambda: self.timing.append([row]))
 
     def save(self, ts: TrainState, done: int) -> None:
-        """A checkpoint. If it cannot be written, say so and go on; older ones are as they were."""
+        """A checkpoint, or the reason why there is none in ``unsaved``; older ones stay."""
         if self.folder is None:
             return
         try:
@@ -282,19 +272,16 @@ class Session:
             self.unsaved = None
         except (checkpoint.CheckpointError, OSError) as error:
             self.unsaved = str(error)
-            self.report(f"warning: {error}; training goes on")
 
     def summarise(self) -> dict[str, Any]:
-        """Write ``summary.json`` and ``curves.png``."""
-        from jaxrl.run.summary import summarise
+        """Write ``summary.json`` and ``curves.png``. Raises as ``summary.write`` does."""
+        from jaxrl.run import summary  # which imports pandas
 
         config = self.folder.config if self.folder else self.config
-        summary = summarise(config, self.members, self.rows, self.schedule, self.clock)
+        found = summary.summarise(config, self.members, self.rows, self.schedule, self.clock)
         if self.folder is not None:
-            path = self.folder.path
-            self._despite_full_disk(lambda: write_json(path / SUMMARY, summary))
-            self._despite_full_disk(lambda: _draw(path))
-        return summary
+            summary.write(self.folder.path, found, self.report)
+        return found
 
     def progress(self, done: int) -> ProgressBar:
         """The bar of this sitting."""
@@ -307,9 +294,3 @@ class Session:
             write()
         except OSError as error:
             self.report(f"warning: {error}; training goes on")
-
-
-def _draw(path: Path) -> None:
-    from jaxrl.analysis import plot_run
-
-    plot_run(path, path / "curves.png")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from jaxrl.analysis import plot_run
 from jaxrl.analysis.statistics import final_return
+from jaxrl.errors import RunError, UsageError
+from jaxrl.run.folder import write_json
 from jaxrl.run.schedule import Schedule
+
+SUMMARY, CURVES = "summary.json", "curves.png"
 
 
 def summarise(
@@ -43,3 +49,22 @@ def summarise(
             for i, sweep in enumerate(config["sweep"])
         ]
     return summary
+
+
+def write(folder: Path, summary: Mapping[str, Any], report: Callable[[str], Any]) -> None:
+    """Write ``summary.json``, and ``curves.png``, which anyone can draw again, if that is possible.
+
+    Raises:
+        RunError: if the summary cannot be written; a resumed run tries that again.
+    """
+    try:
+        plot_run(folder, folder / CURVES)
+    except (OSError, UsageError) as error:  # or what it reads could not be written
+        report(f"warning: {CURVES} was not drawn: {error}")
+    try:
+        write_json(folder / SUMMARY, summary)
+    except OSError as error:
+        raise RunError(
+            f"the run ended, but {folder / SUMMARY} could not be written: {error.strerror}; "
+            "resume it to try again"
+        ) from None
