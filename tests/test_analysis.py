@@ -253,6 +253,28 @@ def test_comparison_has_a_panel_per_environment_and_telling_labels(tmp_path):
     assert (tmp_path / "comparison.pdf").stat().st_size > 1000
 
 
+def test_tasks_of_one_name_whose_scores_do_not_compare_are_told_apart(tmp_path):
+    """Old contact margins, and Brax's back-ends: in panels, titles and tables."""
+    given = {
+        "mjx/Hopper-v5": [{}, {"margin": "current", "engine": "c"}, {"margin": "legacy"}],
+        "brax/ant": [{"backend": "spring"}, {"backend": "mjx"}],
+        "probe/one": [None],
+    }
+    runs = [
+        make_run(tmp_path / str(i), env=env, env_options=options)
+        for i, (env, options) in enumerate((env, x) for env in given for x in given[env])
+    ]
+    expected = [
+        *("mjx/Hopper-v5", "mjx/Hopper-v5 margin=legacy", "brax/ant", "brax/ant backend=mjx"),
+        "probe/one",
+    ]
+    figure = analysis.plot_comparison(runs)
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == expected
+    assert list(dict.fromkeys(table_rows(run)[0][2] for run in runs)) == expected
+    (axes,) = analysis.plot_run(runs[2]).axes
+    assert axes.get_title() == "PPO on mjx/Hopper-v5 margin=legacy"
+
+
 def test_what_cannot_be_drawn_is_said_in_one_line(tmp_path):
     run = make_run(tmp_path / "run")
     with pytest.raises(UsageError, match=r"end it in \.png"):

@@ -75,6 +75,15 @@ def test_names_are_those_of_playgrounds_registry():
     assert f"{CARTPOLE}Sparse" in envs.names("playground")
 
 
+@pytest.mark.parametrize("task", playground.DM_CONTROL)
+def test_every_task_of_dm_control_can_be_made(task):
+    """Which traces a reset for its shapes; nothing is compiled."""
+    env = envs.make(f"playground/{task}")
+    assert isinstance(env, Environment) and env.spec.max_steps > 0
+    assert len(env.spec.observation.shape) == 1 and env.spec.observation.shape[0] > 0
+    assert env.spec.action.shape == (env.mj_model.nu,)
+
+
 @pytest.mark.parametrize("task", ["CartpoleBalance", "CheetahRun"])
 def test_steps_are_playgrounds_own_bit_for_bit(task, cartpole):
     """Although only the integration state is carried from step to step."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxrl.analysis.curves import plot_comparison, plot_run
+from jaxrl.analysis.curves import env_label, plot_comparison, plot_run
 from jaxrl.analysis.load import (
     Curve,
     load_config,
@@ -95,7 +95,7 @@ def table_rows(run_dir: str | Path) -> list[list[str]]:
         steps = f"{summary['total_steps']:,}"
         entries = [{"steps": steps} | e for e in summary.get("configurations", [summary])]
         speed = f"{summary['steps_per_second']:,.0f}"
-    start = [name, str(config["algorithm"]), str(config["env"])]
+    start = [name, str(config["algorithm"]), env_label(config)]
     rows = [[*start, *_cells(entry)] for entry in entries]
     # The speed is of all configurations together.
     return [[*row, speed if i == 0 else ""] for i, row in enumerate(rows)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,17 @@ class Entry(NamedTuple):
     curve: Curve | None  # None: the run has no returns yet
 
 
+def env_label(config: dict[str, Any]) -> str:
+    """The environment of a run, with those of its options that make it another task.
+
+    Scores under the contact margins of old, or on another of Brax's back-ends, do not compare.
+    """
+    options = config.get("env_options") or {}
+    told = {"margin": "current", "backend": "spring"}  # with their defaults
+    apart = [f"{x}={options[x]}" for x in told if options.get(x, told[x]) != told[x]]
+    return " ".join([str(config["env"]), *apart])
+
+
 def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
     """The evaluation return of one run against environment steps, also written to ``path``.
 
@@ -54,13 +65,14 @@ def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
     for curve, colour in zip(curves, _colours(len(curves)), strict=True):
         _seeds(ax, curve, colour)
         _middle(ax, curve, colour, curve.label)
-    _finish(ax, f"{config['algorithm']} on {config['env']}", Y_LABELS[kind], curves)
+    _finish(ax, f"{config['algorithm']} on {env_label(config)}", Y_LABELS[kind], curves)
     return _written(figure, path)
 
 
 def plot_comparison(run_dirs: Sequence[str | Path], path: str | Path | None = None) -> Figure:
     """The IQM and 95% interval of several runs, a panel for each environment.
 
+    Runs with other contact margins (``margin``) or another back-end of Brax have a panel apart.
     A label is the algorithm, with the folder where several runs of it share a panel; it has the
     same colour in all panels. A run without returns yet stands in the legend alone.
 
@@ -90,7 +102,7 @@ def plot_comparison(run_dirs: Sequence[str | Path], path: str | Path | None = No
 
 def _entries(run_dirs: Sequence[str | Path]) -> list[Entry]:
     configs = [load_config(run_dir) for run_dir in run_dirs]
-    taken = [(config["env"], config["algorithm"]) for config in configs]
+    taken = [(env_label(config), config["algorithm"]) for config in configs]
     folders = [Path(run_dir).resolve().name for run_dir in run_dirs]
     entries = []
     for run_dir, folder, (env, algorithm) in zip(run_dirs, folders, taken, strict=True):
