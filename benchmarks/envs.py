@@ -89,10 +89,11 @@ def rollout(name: str, batch: int) -> Callable[[], None]:
     from mujoco import rollout
 
     import jaxrl
+    from jaxrl._startup import cores
 
     task = jaxrl.make(name, engine="c").task
     model, frames = task.model, task.frame_skip
-    threads = os.cpu_count() or 1
+    threads = cores()
     datas = [mujoco.MjData(model) for _ in range(threads)]
     pool = rollout.Rollout(nthread=threads)
     rng = np.random.default_rng(0)
@@ -179,8 +180,12 @@ def label_of(what: dict[str, Any] | str) -> str:
     return what if isinstance(what, str) else ", ".join(f"{k}={v}" for k, v in what.items())
 
 
-def keep(path: str, machine: dict[str, Any], row: dict[str, Any]) -> None:
-    """Write a row into the file of results, in place of one of the same name."""
+def keep(path: str, row: dict[str, Any]) -> None:
+    """Write a row into the file of results, in place of one of the same name.
+
+    Each has the circumstances of its own measurement; those of the whole file, if any, are of rows
+    that have none.
+    """
     names = ("env", "engine", "batch")
     found: dict[str, Any] = {"results": []}
     if os.path.exists(path):
@@ -188,7 +193,7 @@ def keep(path: str, machine: dict[str, Any], row: dict[str, Any]) -> None:
             found = json.load(file)
     others = [old for old in found["results"] if any(old[x] != row[x] for x in names)]
     with open(path, "w") as file:
-        json.dump(machine | {"results": [*others, row]}, file, indent=2)
+        json.dump(found | {"results": [*others, row]}, file, indent=2)
         file.write("\n")
 
 
@@ -211,8 +216,11 @@ def main() -> None:
 
     import jax
 
+    from jaxrl._startup import cores
+    from jaxrl.run.folder import circumstances
+
     device = jax.devices()[0]
-    about_machine = {"device": device.device_kind, "cores": os.cpu_count(), "jax": jax.__version__}
+    about_machine = {"cores": cores()} | circumstances()
     print(
         f"{'environment':28}{'engine':28}{'batch':>6}{'steps/s':>12}{'min':>12}{'max':>12}  compile"
     )
@@ -241,7 +249,7 @@ def main() -> None:
                 )
                 if options.out:
                     named = {"env": name, "engine": label, "batch": batch}
-                    keep(options.out, about_machine, named | row)
+                    keep(options.out, named | row | about_machine)
 
 
 if __name__ == "__main__":
