@@ -25,9 +25,19 @@ OPTIONS = {
     "ppo": f"""{COMMON} --env gymnax/CartPole-v1 --num-envs 4 --unroll 16
         --agent.epochs 2 --agent.minibatches 2
         --total-steps 96000 --log-every 8000 --eval-every 16000 --checkpoint-every 16000""",
-    "sac": f"""{COMMON} --env gymnax/Pendulum-v1 --num-envs 2 --rounds 64 --batch-size 8
+    "pqn": f"""{COMMON} --env gymnax/CartPole-v1 --num-envs 4 --unroll 16
+        --agent.epochs 2 --agent.minibatches 2
+        --total-steps 96000 --log-every 8000 --eval-every 16000 --checkpoint-every 16000""",
+} | {
+    script: f"""{COMMON} --env gymnax/{env} --num-envs 2 --rounds 64 --batch-size 8
         --prefill 64 --capacity 20000 --n-step 3
-        --total-steps 30784 --log-every 2560 --eval-every 5120 --checkpoint-every 5120""",
+        --total-steps 30784 --log-every 2560 --eval-every 5120 --checkpoint-every 5120"""
+    for script, env in {
+        "sac": "Pendulum-v1",
+        "td3": "Pendulum-v1",
+        "dsac_t": "Pendulum-v1",
+        "dqn": "CartPole-v1",
+    }.items()
 }
 
 # Runs the script, but kills its own process for good at one moment of the given phase.
@@ -139,6 +149,10 @@ def assert_same_run(folder, whole, members):
         ("ppo --num-seeds 8", 8),
         ("ppo --num-seeds 2 --sweep gamma=0.9,0.99", 4),
         ("sac --num-seeds 2", 2),
+        ("td3 --num-seeds 3", 3),
+        ("dsac_t --num-seeds 3", 3),
+        ("dqn --num-seeds 3", 3),
+        ("pqn --num-seeds 3", 3),
     ],
 )
 def test_killed_in_every_phase_and_resumed_it_is_the_uninterrupted_run(
@@ -146,7 +160,7 @@ def test_killed_in_every_phase_and_resumed_it_is_the_uninterrupted_run(
 ):
     folder = tmp_path / "run"
     phases = [("chunk", 3), ("rows", 1), ("files", 1), ("arrays", 1), ("rename", 1), ("prune", 1)]
-    phases = phases[: {1: 6, 8: 3, 4: 2, 2: 4}[size]]
+    phases = phases[: {1: 6, 8: 3, 4: 2, 2: 4, 3: 1}[size]]
     for i, (phase, count) in enumerate(phases):
         resume = ("--resume",) if i else ()
         witness = tmp_path / f"killed-{i}"
