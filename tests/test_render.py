@@ -147,6 +147,32 @@ def test_frames_are_gymnasiums_pixel_by_pixel(gl, monkeypatch):
     theirs.close()
 
 
+def test_a_playground_task_is_filmed_with_its_mocap_target_by_a_camera_that_follows(gl):
+    """A fish in three places and a target that MuJoCo moves by hand: states, no physics."""
+    pytest.importorskip("mujoco_playground")
+    env = make("playground/FishSwim")
+    model = env.mj_model
+    poses = [(0.0, (0.1, 0.1, 0.2)), (3.0, (3.1, 0.1, 0.2)), (3.0, (2.9, -0.1, 0.2))]
+    states = []
+    for x, target in poses:
+        qpos = model.qpos0.astype(np.float32)
+        qpos[0] = x
+        mocap = {"mocap_pos": np.float32([target]), "mocap_quat": np.float32([[1, 0, 0, 0]])}
+        states.append({"data": {"qpos": qpos, **mocap}})
+    still = np.zeros(2, np.float32)
+    episode = Episode(states, {}, np.zeros((2, model.nu)), still, "cut")
+    drawn = film(env, episode, (160, 160))
+    assert drawn.seconds == pytest.approx(env.dt)
+    places = []
+    for frame in drawn.frames:
+        red, green, blue = np.moveaxis(frame.astype(int), -1, 0)
+        fins, ball = (green > 170) & (blue < 190), (red > 100) & (green < red / 1.5) & (blue > 60)
+        places.append([np.argwhere(mask).mean(axis=0) for mask in (fins, ball)])
+    (fish, target), (fish_after, target_after), (_, elsewhere) = places
+    assert np.abs(fish_after - fish).max() < 3 and np.abs(target_after - target).max() < 3
+    assert np.abs(elsewhere - target_after).max() > 10
+
+
 def test_mp4_and_gif_last_as_long_as_the_episode(gl, tmp_path):
     env = Sliding(dt=0.008)  # 125 states a second: every third is drawn, 24 ms apart
     drawn = render_episode(env, slide(env), tmp_path, (65, 48))
