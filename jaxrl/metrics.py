@@ -82,24 +82,25 @@ def pack(metrics: Metrics) -> Array:
     return jnp.stack(jax.tree.leaves(metrics))
 
 
-def unpack(packed: Array, like: Metrics) -> Metrics:
-    """``packed[..., M]`` as metrics of the structure of ``like``."""
-    return jax.tree.unflatten(jax.tree.structure(like), jnp.moveaxis(packed, -1, 0))
+def unpack(packed: Array, structure: Any) -> Metrics:
+    """``packed[..., M]`` as metrics of this tree structure."""
+    return jax.tree.unflatten(structure, jnp.moveaxis(packed, -1, 0))
 
 
 def scan(
     step: Callable[[Any, Any], tuple[Any, Metrics]], carry: Any, xs: Any
 ) -> tuple[Any, Metrics]:
     """``jax.lax.scan`` of a step that returns metrics, which are taken together."""
-    first = jax.tree.map(lambda x: x[0], xs)
-    _, like = jax.eval_shape(step, carry, first)
+    structure: Any = None  # of what the step returns: told by its only trace
 
     def packed(carry: Any, x: Any) -> tuple[Any, Array]:
+        nonlocal structure
         carry, metrics = step(carry, x)
+        structure = jax.tree.structure(metrics)
         return carry, pack(metrics)
 
     carry, history = jax.lax.scan(packed, carry, xs)
-    return carry, summed(unpack(history, like))
+    return carry, summed(unpack(history, structure))
 
 
 def scan_last(
