@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
 
 import jax
@@ -18,8 +18,12 @@ from jaxrl.errors import UsageError, nearest
 T = TypeVar("T")
 
 
-def _is_static(field: dataclasses.Field) -> bool:
+def _is_static(field: dataclasses.Field, value: Any = None) -> bool:
     return not field.metadata.get("pytree_node", True)
+
+
+def _is_absent(field: dataclasses.Field, value: Any) -> bool:
+    return value is None and not _is_static(field)
 
 
 def numbers(node: Any) -> dict[str, Any]:
@@ -36,14 +40,15 @@ def numbers(node: Any) -> dict[str, Any]:
     return found
 
 
-def _static_names(node: Any) -> list[str]:
+def _names(node: Any, wanted: Callable[[dataclasses.Field, Any], bool]) -> list[str]:
+    """The names of the wanted fields, those of inner nodes included."""
     names: list[str] = []
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
-        if _is_static(field):
+        if wanted(field, value):
             names.append(field.name)
-        elif dataclasses.is_dataclass(value):
-            names += _static_names(value)
+        elif dataclasses.is_dataclass(value) and not _is_static(field):
+            names += _names(value, wanted)
     return names
 
 
@@ -51,11 +56,17 @@ def replace(node: T, values: Mapping[str, Any]) -> T:
     """A copy of ``node`` with the named numbers replaced, at whatever depth they live.
 
     Raises:
-        UsageError: for a name that is none, or that is static (it makes shapes).
+        UsageError: for a name that is none, that is static (it makes shapes), or whose value is
+            None, which is no number to replace.
     """
-    known = numbers(node)
+    known, static, absent = numbers(node), _names(node, _is_static), _names(node, _is_absent)
     for name in values:
-        if name in _static_names(node):
+        if name in absent:
+            raise UsageError(
+                f"{name} is None, and so cannot be swept or traced; "
+                f"give it a number first, as --agent.{name.replace('_', '-')}"
+            )
+        if name in static:
             raise UsageError(
                 f"{name} makes shapes and cannot be swept or traced; "
                 f"make a new agent with it, or sweep one of {', '.join(sorted(known))}"
@@ -113,11 +124,18 @@ def from_config(config: Mapping[str, Any], classes: Mapping[str, type]) -> Any:
     """The agent that ``to_config`` wrote; ``classes`` maps names to classes.
 
     Raises:
-        UsageError: for a class that is not among them.
+        UsageError: for a class that is not among them, and fields that it does not have, or lacks.
     """
-    name = config["class"]
+    name: Any = config.get("class")
     if name not in classes:
-        raise UsageError(f"unknown agent class {name!r}; {nearest(name, classes)}")
+        raise UsageError(f"unknown agent class {name!r}; {nearest(str(name), classes)}")
+    known = {field.name: field for field in dataclasses.fields(classes[name])}
+    for key in config:
+        if key not in known and key != "class":
+            raise UsageError(f"{name} has no hyper-parameter {key!r}; {nearest(key, known)}")
+    for key, field in known.items():
+        if key not in config and field.default is field.default_factory is dataclasses.MISSING:
+            raise UsageError(f"{name} needs {key!r}, which is not given")
     fields: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):

@@ -136,6 +136,11 @@ ON_CART_POLE = {
     "--agent.entropy inf": ["entropy is inf", "at least 0 and finite"],
     "--sweep learning_rate=1e400": ["learning_rate is inf", "more than 0 and finite"],
     "--reward-scale -2": ["reward_scale is -2", "more than 0"],
+    "--sweep target_kl=0.01,0.02": ["target_kl is None", "first, as --agent.target-kl"],
+    "--sweep reward_scale=0.1,2": ["reward_scale is not in use", "ScaleReward, or give a --rew"],
+    "--sweep obs_clip=5,10": ["obs_clip is not in use", "NormalizeObs, or give --normalize-obs,"],
+    "--num-envs 1000000000000": ["num_envs is 1000000000000, whose rollouts of 64", "would fit"],
+    "--max-nonfinite 2": ["max_nonfinite is 2", "at least 0 and at most 1"],
     "--sweep gama=0.9": ["unknown hyper-parameter 'gama'", "did you mean gamma?"],
     "--sweep epochs=2,4": ["epochs makes shapes", "sweep one of", "gamma", "learning_rate"],
     "--sweep gamma": ["sweep 'gamma'", "NAME=VALUE, as gamma=0.9,0.99"],
@@ -281,6 +286,14 @@ def test_the_program_tells_a_wrong_value_in_one_line(encoding):
     (line,) = result.stderr.splitlines()
     rate = DEFAULT["agent"]["learning_rate"]
     assert "--agent.learning-rate: could" in line and f"'fast'; the default is {rate}" in line
+
+
+def test_the_program_refuses_double_precision():
+    result = program(*CART_POLE.split(), JAX_ENABLE_X64="1")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "ppo.py: jax_enable_x64 is on, and training is in float32; unset JAX_ENABLE_X64\n"
+    )
 
 
 def test_help_lists_every_option_with_the_defaults_of_the_environment(script):

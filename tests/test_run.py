@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 
 import jax
@@ -13,7 +14,17 @@ import pytest
 from flax import struct
 from shared import assert_same_bits
 
-from jaxrl import PPO, NormalizeObs, OnPolicy, RunError, UsageError, VectorEnv, make, run
+from jaxrl import (
+    PPO,
+    NormalizeObs,
+    OnPolicy,
+    RunError,
+    UsageError,
+    VectorEnv,
+    load_policy,
+    make,
+    run,
+)
 from jaxrl.run import checkpoint
 from jaxrl.run.folder import RunFolder
 from jaxrl.run.session import Session
@@ -222,7 +233,7 @@ class Failing(PPO):
         return PPO.update(self, state, batch._replace(reward=reward), key)
 
 
-def test_gradients_that_are_not_finite_are_skipped_counted_and_stop_the_run(tmp_path):
+def test_gradients_that_are_not_finite_are_skipped_counted_and_stop_the_run(tmp_path, capsys):
     options = {"hidden": (8,), "epochs": 2, "minibatches": 2}
     folder = tmp_path / "run"
     with pytest.raises(RunError, match=r"step 256: 8 gradients in a row .* step 192 is kept"):
@@ -230,11 +241,76 @@ def test_gradients_that_are_not_finite_are_skipped_counted_and_stop_the_run(tmp_
     kept = checkpoint.restore(folder / "checkpoints", None).state
     assert all(np.isfinite(x).all() for path, x in kept.items() if "params" in path)
 
+    # Of several members, all have to be lost; those that are not alone are named, once.
+    options |= {"last": 1e9}
+    sweep = {"gamma": [0.9], "first": [6.0, 1e9]}
+    some = run(tiny(Failing(**options)), STEPS, seeds=[4, 5], sweep=sweep, max_skipped=8, **SMALL)
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if "gradients" in each]
+    assert line.startswith("warning: 8 gradients in a row of seed 4 with gamma=0.9 first=6, seed 5")
+    assert "seed 5 with gamma=0.9 first=6 were not finite (max-skipped is 8)" in line
+    assert "first=1e+09" not in line
+    skipped = [row["skipped_updates"] for row in some.rows[-8:-4]]
+    assert skipped[0] == skipped[1] > 0 == skipped[2] == skipped[3]
+    both = {"first": [5.0, 6.0]}
+    with pytest.raises(
+        RunError, match="step 256: 8 .* of seed 0 with first=5, seed 0 with first=6"
+    ):
+        run(tiny(Failing(**options)), STEPS, sweep=both, max_skipped=8, **SMALL)
+    del options["last"]
+
     passing = run(tiny(Failing(last=8.0, **options)), STEPS, max_skipped=9, **SMALL)
     skipped = [row["skipped_updates"] for row in passing.rows if row["kind"] == "train"]
     assert sum(skipped) == 8 and skipped[-1] == 0
     finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(passing.state.agent.agent.params)]
     assert all(finite)
+
+
+def test_a_configuration_that_describes_no_policy_is_one_line(finished, tmp_path):
+    folder = copied(finished, tmp_path / "run")
+    path, config = folder / "config.json", json.loads((folder / "config.json").read_text())
+    wrapped = config["agent"]
+    inner = wrapped["agent"]
+    for changed, message in [
+        ({}, "config.json lacks 'agent'; it describes no policy"),
+        (config | {"agent": wrapped | {"gama": 0.9}}, "NormalizeObs has no hyper-parameter 'gama'"),
+        (
+            config | {"agent": wrapped | {"agent": inner | {"gama": 0.9}}},
+            "PPO has no hyper-parameter 'gama'; did you mean gamma",
+        ),
+        (config | {"agent": {}}, "unknown agent class None"),
+        (config | {"agent": {"class": "NormalizeObs"}}, "NormalizeObs needs 'agent'"),
+    ]:
+        path.write_text(json.dumps(changed))
+        with pytest.raises(UsageError, match=message) as error:
+            load_policy(folder)
+        assert "\n" not in str(error.value)
+
+
+def killed_in_its_first_write(folder):
+    """What a process leaves that is killed before ``config.json`` stands."""
+    folder.mkdir()
+    (folder / ".lock").write_text("123")
+    (folder / ".config.json-abcdefgh").write_text('{"seeds": [0')
+
+
+def test_a_folder_whose_first_process_was_killed_at_once_can_be_used(tmp_path):
+    folder = tmp_path / "run"
+    killed_in_its_first_write(folder)
+    with pytest.raises(UsageError, match="nothing to resume; start it without --resume"):
+        RunFolder(folder, {"seeds": [0]}, resume=True)
+    RunFolder(folder, {"seeds": [0]}, resume=False).close()
+    assert {path.name for path in folder.iterdir()} == {".lock", "config.json"}
+
+
+def test_a_full_disk_at_the_very_start_is_one_line_and_the_folder_stays_free(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(UsageError, match=r"/run cannot be used \(No space left on device\)"):
+            run(tiny(), STEPS, run_dir=tmp_path / "run", **SMALL)
+    RunFolder(tmp_path / "run", {}, resume=False).close()
 
 
 def test_a_folder_in_use_is_refused(finished, tmp_path):
