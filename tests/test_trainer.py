@@ -13,8 +13,13 @@ from shared import assert_same_bits, bits
 
 from jaxrl import PPO, NormalizeObs, OnPolicy, ScaleReward, UsageError, VectorEnv, hyper, make
 from jaxrl import metrics as m
+from jaxrl.analysis import rollout as play_on_the_host
 from jaxrl.axes import reducing_over, shard_key
-from jaxrl.types import counter_value
+from jaxrl.envs.probe import Both
+from jaxrl.run import Policy
+from jaxrl.training import on_policy
+from jaxrl.training.evaluate import evaluate
+from jaxrl.types import Step, counter_value
 
 SWEPT = {
     "learning_rate": jnp.array([1e-3, 3e-3]),
@@ -104,11 +109,91 @@ def test_a_vmapped_seed_is_the_same_seed_alone():
         np.testing.assert_allclose(a[2], b, rtol=1e-3, atol=1e-4)
 
 
-def test_no_key_is_used_twice():
+@pytest.mark.parametrize("resets", ["fresh", "bank"])
+def test_no_key_is_used_twice(resets):
+    """With discrete actions and with squashed ones, in training and in evaluation."""
+    squashed = PPO(hidden=(4,), epochs=1, minibatches=1, squash=True, std="dependent")
+    agent, env = (None, "CartPole-v1") if resets == "fresh" else (squashed, "Pendulum-v1")
+    trainer = tiny(agent)
+    venv = VectorEnv(make(f"gymnax/{env}"), 2, resets=resets, bank_size=3)
+    trainer = OnPolicy(trainer.agent, venv, unroll=4)
     with jax.debug_key_reuse(True):
-        trainer = tiny()
         ts = jax.jit(trainer.init)(jax.random.key(0))
         jax.jit(trainer.iteration)(ts)
+        for mode in ("greedy", "sample"):
+            jax.jit(lambda ts, mode=mode: trainer.evaluate(ts, jax.random.key(1), 2, mode))(ts)
+
+
+class Splitting(Both):
+    """Rewards are 1 where a step's key is drawn from one that the reset had split off its own."""
+
+    def reset(self, key):
+        drawn = jax.vmap(jax.random.split)(jax.random.split(key, 64))
+        return jax.random.key_data(drawn).reshape(-1, 2), jnp.ones(1)
+
+    def step(self, key, state, action):
+        known = jnp.any(jnp.all(state == jax.random.key_data(key), axis=-1))
+        no = jnp.bool_(False)
+        return state, Step(jnp.ones(1), known.astype(jnp.float32), no, no, {})
+
+
+def test_the_keys_of_an_evaluations_steps_are_none_that_a_reset_may_have_used():
+    """With JAX's threefry ``fold_in(key, i)`` is ``split(key, n)[i]``."""
+    key = jax.random.key(3)
+    folded, split = jax.random.fold_in(key, 5), jax.random.split(key, 64)[5]
+    assert_same_bits(folded, split)
+    agent, env = PPO(hidden=(4,)), Splitting()
+    state = agent.init(key, env.spec)
+    keys = jax.random.split(key, 2)
+    found = jax.jit(lambda: evaluate(agent, state, env, keys, max_steps=64))()
+    assert found.lengths.tolist() == [64, 64] and found.returns.tolist() == [0, 0]
+    policy = Policy(agent, state, dataclasses.replace(env.spec, max_steps=64), "greedy")
+    assert play_on_the_host(env, policy, keys[0], 8).episode_return == 0
+
+
+def test_a_chunk_traces_the_loss_once_and_metrics_are_those_of_the_step(monkeypatch):
+    traced = []
+
+    def loss(self, *args, original=PPO.loss):
+        traced.append(len(traced))
+        return original(self, *args)
+
+    monkeypatch.setattr(PPO, "loss", loss)
+    trainer = tiny()
+    ts = jax.eval_shape(trainer.init, jax.random.key(0))
+    jax.make_jaxpr(trainer.chunk)(ts, jnp.int32(3))
+    assert len(traced) == 1
+
+    def train(rate, key):  # with a hyper-parameter that is traced outside of the chunk
+        swept = hyper.replace(trainer, {"learning_rate": rate})
+        return swept.chunk(swept.init(key), 2)
+
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    jax.make_jaxpr(jax.vmap(train))(jnp.array([1e-3, 1e-2]), keys)
+    assert len(traced) == 2
+
+
+def test_double_precision_is_refused():
+    with jax.enable_x64(True), pytest.raises(UsageError, match="unset JAX_ENABLE_X64"):
+        tiny().check()
+
+
+def test_rollouts_that_cannot_fit_are_refused(monkeypatch):
+    """By the bytes of what a step of an environment keeps, of all members and on all devices."""
+    trainer = tiny(PPO(hidden=(4,), epochs=1), num_envs=1000, unroll=64)
+    state, obs, action, reward, ends, key = 4 * 4 + 4, 4 * 4, 4, 4, 2, 8  # a state is x and t
+    row = 2 * obs + action + (2 * 4) + reward + ends + key + state + obs  # 2 logits; fresh starts
+    needed = 3 * 64_000 * row
+    monkeypatch.setattr(on_policy, "free_memory", lambda: needed)
+    trainer.check_memory(3, 1)
+    monkeypatch.setattr(on_policy, "free_memory", lambda: needed // 2)
+    message = "num_envs is 1000, whose rollouts of 64 steps need 0.0. GiB .* 400 would fit, or a"
+    with pytest.raises(UsageError, match=message):
+        trainer.check_memory(3, 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    trainer.check_memory(3, 2)  # each of two devices has half of it
+    monkeypatch.setattr(on_policy, "free_memory", lambda: None)
+    trainer.check_memory(10**9, 1)
 
 
 def test_the_program_has_no_conditional():
@@ -145,6 +230,8 @@ def test_hyper_parameters_are_replaced_wherever_they_live():
         hyper.replace(trainer, {"gama": 0.5})
     with pytest.raises(UsageError, match="minibatches makes shapes and cannot be swept"):
         hyper.replace(trainer, {"minibatches": 2})
+    with pytest.raises(UsageError, match="target_kl is None.* first, as --agent.target-kl"):
+        hyper.replace(trainer, {"target_kl": 0.02})
 
 
 def test_agents_go_to_json_and_back():
@@ -157,6 +244,11 @@ def test_agents_go_to_json_and_back():
     assert hyper.from_config(config, AGENTS) == agent
     with pytest.raises(UsageError, match="unknown agent class 'PPOO'; did you mean PPO"):
         hyper.from_config(config | {"class": "PPOO"}, AGENTS)
+    with pytest.raises(UsageError, match="NormalizeObs has no hyper-parameter 'obs_clipp'; did"):
+        hyper.from_config(config | {"obs_clipp": 3.0}, AGENTS)
+    for lacking, message in ({}, "class None"), ({"class": "NormalizeObs"}, "needs 'agent'"):
+        with pytest.raises(UsageError, match=message):
+            hyper.from_config(lacking, AGENTS)
 
 
 def test_outside_of_shards_the_reductions_are_the_identity():

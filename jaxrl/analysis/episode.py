@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.training.evaluate import DEFAULT_LIMIT
+from jaxrl.training.evaluate import DEFAULT_LIMIT, step_key
 from jaxrl.types import Array, Environment, Key, PyTree
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def rollout(env: Environment, policy: Policy, key: Key, max_steps: int | None = 
 
     @jax.jit
     def advance(t: Array, state: PyTree, obs: PyTree) -> tuple:
-        act_key, env_key = jax.random.split(jax.random.fold_in(key, t))
+        act_key, env_key = jax.random.split(step_key(key, t))
         action = policy(obs, act_key)
         state, step = env.step(env_key, state, action)
         finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((step.obs, step.reward))]

@@ -11,6 +11,7 @@ from jaxrl.envs.vector import rescale, select
 from jaxrl.types import Agent, Array, Environment, Key, Mode, PyTree
 
 DEFAULT_LIMIT = 1000  # steps, for environments that end only by themselves
+_STEPS = 2**31 - 1  # more than any reset splits its key into
 
 
 class Evaluation(NamedTuple):
@@ -19,6 +20,14 @@ class Evaluation(NamedTuple):
     returns: Array  # float32[E]
     lengths: Array  # int32[E]
     finite: Array  # bool[E]
+
+
+def step_key(key: Key, t: Array) -> Key:
+    """The key of step ``t`` of the episode that began with ``env.reset(key)``.
+
+    ``fold_in(key, t)`` would not do: it is ``split(key, n)[t]``, which the reset may have used.
+    """
+    return jax.random.fold_in(jax.random.fold_in(key, _STEPS), t)
 
 
 class _Episodes(NamedTuple):
@@ -55,7 +64,7 @@ def evaluate(
 
     def advance(carry: tuple[Array, _Episodes]) -> tuple[Array, _Episodes]:
         t, running = carry
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+        step_keys = jax.vmap(step_key, (0, None))(keys, t)
         return t + 1, _advance(agent, state, env, running, step_keys, mode)
 
     _, done = jax.lax.while_loop(going, advance, (jnp.int32(0), start))
@@ -66,8 +75,9 @@ def _advance(
     agent: Agent, state: PyTree, env: Environment, running: _Episodes, keys: Key, mode: Mode
 ) -> _Episodes:
     """One step of every episode that is still alive."""
-    act_keys, env_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    action, _ = agent.act(state, running.obs, act_keys[0], mode)
+    split = jax.vmap(jax.random.split)(keys)
+    act_key, env_keys = split[0, 0], split[:, 1]
+    action, _ = agent.act(state, running.obs, act_key, mode)
     action = rescale(env.spec.action, action)
     inner, step = jax.vmap(env.step)(env_keys, running.inner, action)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jaxrl import metrics as m
+from jaxrl.data.replay import free_memory
 from jaxrl.errors import UsageError
 from jaxrl.training.rollout import rollout
 from jaxrl.training.trainer import Trainer
@@ -39,6 +42,43 @@ class OnPolicy(Trainer):
                 "OffPolicy, or give another agent, such as PPO"
             )
         self.agent.check(self.steps_per_iteration // shards)
+
+    def check_memory(self, members: int, devices: int) -> None:
+        """Refuse rollouts that cannot fit in memory.
+
+        Raises:
+            UsageError: with the sizes, and a number of environments that fits.
+        """
+        free = free_memory()
+        if free is None:
+            return
+        total = free * (devices if jax.default_backend() != "cpu" else 1)
+        needed = members * self._rollout_bytes()
+        if needed > total:
+            fitting = max(int(0.8 * self.env.num_envs * total / needed), 1)
+            raise UsageError(
+                f"num_envs is {self.env.num_envs}, whose rollouts of {self.unroll} steps need "
+                f"{needed / 2**30:.2f} GiB for all members, and {total / 2**30:.2f} GiB are free; "
+                f"{fitting} would fit, or a smaller unroll"
+            )
+
+    def _rollout_bytes(self) -> int:
+        """The memory of one rollout, and of the fresh starts that are drawn for it, in bytes.
+
+        Shapes alone are traced, and no step of the environment, which may take long.
+        """
+        spec = self.env.spec
+
+        def step() -> tuple:
+            init, act, reset, key = jax.random.split(jax.random.key(0), 4)
+            obs = jax.tree.map(lambda box: jnp.zeros(box.shape, box.dtype), spec.observation)
+            acted = self.agent.act(self.agent.init(init, spec), obs, act, "explore")
+            fresh = self.env.env.reset(reset) if self.env.policy == "fresh" else ()
+            return obs, obs, acted, fresh, key, jnp.zeros(()), jnp.zeros((2,), bool)
+
+        row = jax.tree.leaves(jax.eval_shape(step))
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in row)
+        return self.unroll * self.env.num_envs * size
 
     def start(self, key: Key) -> TrainState:
         """Fresh networks and environments."""

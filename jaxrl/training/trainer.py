@@ -76,7 +76,11 @@ class Trainer:
         raise AssertionError("a trainer defines its iteration")
 
     def check(self, shards: int = 1) -> None:
-        """Raise UsageError for sizes that do not fit each other, before anything is compiled."""
+        """Raise UsageError for what cannot work together, before anything is compiled."""
+        if jnp.result_type(float) == jnp.float64:
+            raise UsageError(
+                "jax_enable_x64 is on, and training is in float32; unset JAX_ENABLE_X64"
+            )
         if self.env.num_envs % shards:
             raise UsageError(
                 f"num_envs is {self.env.num_envs}, which does not divide over {shards} devices; "
@@ -138,11 +142,13 @@ class Trainer:
         number of iterations done; default the state's.
         """
         start = ts.updates if first is None else first
-        shapes = jax.eval_shape(lambda s: self.iteration(s)[1], ts)
+        # Under ``jit`` the loop's body is what was traced for the shapes, and not traced again.
+        iteration = jax.jit(lambda ts, index: self.iteration(ts, index), inline=True)
+        _, shapes = jax.eval_shape(iteration, ts, start)
 
         def body(i: Array, carry: tuple[TrainState, m.Metrics]) -> tuple[TrainState, m.Metrics]:
             ts, metrics = carry
-            ts, new = self.iteration(ts, start + i)
+            ts, new = iteration(ts, start + i)
             return ts, m.combine(metrics, new)
 
         return jax.lax.fori_loop(0, iterations, body, (ts, m.empty_like(shapes)))
