@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 import numpy as np
+from agents_numpy import SPEC, batches, narrowed
 
-from jaxrl import PPO, NormalizeObs, OnPolicy, UsageError, VectorEnv, make, run
+from jaxrl import DSACT, PPO, SAC, TD3, NormalizeObs, OnPolicy, UsageError, VectorEnv, make, run
 from jaxrl import metrics as m
 from jaxrl.axes import reducing_over
 from jaxrl.envs.probe import Both
@@ -219,6 +220,37 @@ def updates(shards, poison=None):
         found, metrics = _update(shards)(states, batch, jnp.array(TARGET_KL))
         states = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[0]), found)
     return plain(found), plain(m.values(metrics)), plain([b.obs for b in batches])
+
+
+REPLAYED = {
+    "SAC": SAC(hidden=(8,), ensemble=4, subset=2, delay=2, policy_value="mean"),
+    "TD3": TD3(hidden=(8,), ensemble=3, subset=2),
+    "DSACT": DSACT(hidden=(8,), likelihood=True, tau_bound=0.5),
+}
+NOISE = {"critics": P(), "return": P(None, None, SHARD)}  # of all others the rows are shared out
+
+
+def replayed(name, shards):
+    """Four gradient steps on the same batches and noise, shared out over ``shards``.
+
+    Returns the state and metrics as every shard holds them, ``[S, ...]``, and what each would draw.
+    """
+    agent, key, rows = REPLAYED[name], jax.random.key(0), 16
+    state = jax.jit(lambda: agent.init(key, SPEC))()
+    batch = narrowed(batches(4, size=rows))
+    noise = jax.jit(lambda: agent.draw_update(state, key, (4, rows)))()
+
+    def update(state, batch, noise):
+        with reducing_over(SHARD if shards > 1 else None):
+            after, metrics = agent.update(state, batch, noise)
+            drawn = agent.draw_update(state, key, (4, rows // shards))
+            found = after, m.values(m.over_shards(metrics)), drawn
+        return jax.tree.map(lambda x: x[None], found)
+
+    specs = (P(), P(None, SHARD), {name: NOISE.get(name, P(None, SHARD)) for name in noise})
+    mesh = Placement(1, shards).mesh
+    place = jax.shard_map(update, mesh=mesh, in_specs=specs, out_specs=P(SHARD), check_vma=False)
+    return plain(jax.jit(place)(state, batch, noise))
 
 
 def train(run_dir, members, devices, count, every, resume=False):

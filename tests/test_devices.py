@@ -205,6 +205,22 @@ def test_a_gradient_that_is_not_finite_on_one_shard_is_skipped_by_all(eight):
     np.testing.assert_array_equal(metrics["skipped_in_a_row"], 6)
 
 
+@pytest.mark.parametrize("name", worker.REPLAYED)
+def test_a_sharded_update_from_replay_is_that_of_the_whole_batch(eight, name):
+    """And every shard draws noise of its own, but the same critics for the target."""
+    (whole, metrics, _), (shards, others, drawn) = (eight(worker.replayed, name, n) for n in (1, 2))
+
+    def same(a, b):
+        np.testing.assert_array_equal(a[0], a[1])
+        np.testing.assert_allclose(a[0], b[0], rtol=1e-4, atol=1e-5)
+
+    jax.tree.map(same, shards, whole)
+    jax.tree.map(same, others, metrics)
+    assert shards.updates[0] == 4 and others["skipped_updates"][0] == 0
+    for part, x in drawn.items():
+        assert np.array_equal(x[0], x[1]) == (part == "critics"), part
+
+
 # --- runs
 
 

@@ -48,6 +48,14 @@ def test_the_defaults_of_every_family_fit_each_other(script, pattern):
     assert trainer.iterations(config.total_steps) > 0
 
 
+def test_redqs_command_line_is_twenty_gradient_steps_and_one_of_the_actor_per_step():
+    words = "--agent.ensemble 10 --agent.subset 2 --agent.policy-value mean"
+    _, trainer = built("sac", *words.split(), "--updates", "20", "--agent.delay", "20")
+    trainer.check()
+    assert (trainer.group, trainer.block, trainer.env.num_envs) == (1, 1, 1)
+    assert trainer.updates_per_iteration == 20 * trainer.steps_per_iteration
+
+
 def test_some_tasks_of_playground_take_twice_as_long():
     for pattern in presets.SLOW:
         known = [name for name in names() if fnmatch.fnmatchcase(name, pattern)]
