@@ -16,7 +16,7 @@ def configure() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in flags
     if not chosen and jax.config.values["jax_num_cpu_devices"] == -1:
-        cpu_devices(_cores())
+        cpu_devices(cores())
 
 
 def cpu_devices(count: int) -> None:
@@ -34,7 +34,7 @@ def large_pool() -> None:
     pool larger than the machine (a quarter to a half of their speed on two cores), so only physics
     that factorises asks for it.
     """
-    if _cores() >= _LARGE_POOL or "NPROC" in os.environ:
+    if cores() >= _LARGE_POOL or "NPROC" in os.environ:
         return
     if _started():
         warnings.warn(
@@ -52,6 +52,7 @@ def _started() -> bool:
     return xla_bridge.backends_are_initialized()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

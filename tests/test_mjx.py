@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium
@@ -17,18 +18,31 @@ import pytest
 from jaxrl import PPO, NormalizeObs, OnPolicy, VectorEnv, load_policy, make, run
 from jaxrl.envs import mjx as suite
 from jaxrl.envs.mjx.engine_c import CEngine
+from jaxrl.envs.mjx.engine_mjx import MjxEngine
 from jaxrl.errors import UsageError
 from jaxrl.run.devices import Placement, choose
 
+ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
 TASKS = suite.TASKS
+COMPILER = {"xla_backend_optimization_level": 0}  # compiling is nearly all that MJX costs here
 # Where MJX and MuJoCo collide the same shapes by other routines: see the docs on MJX tasks.
 OTHER_COLLISIONS = ("Humanoid-v5", "HumanoidStandup-v5")
 VARIANTS = [(task, {}) for task in TASKS] + [
     ("Ant-v5", {"include_cfrc_ext_in_observation": False, "main_body": "front_left_leg"}),
     ("Ant-v5", {"contact_cost_weight": 0.1, "contact_force_range": (-0.5, 2.0)}),
+    ("Ant-v5", {"healthy_z_range": (0.4, 0.7), "healthy_reward": 2.0}),
     ("HalfCheetah-v5", {"exclude_current_positions_from_observation": False, "frame_skip": 3}),
     ("Hopper-v5", {"healthy_state_range": (-0.5, 0.5), "healthy_reward": 3.0}),
     ("Humanoid-v5", {"include_cvel_in_observation": False, "contact_cost_weight": 1e-3}),
+    (
+        "Humanoid-v5",
+        {
+            "include_qfrc_actuator_in_observation": False,
+            "include_cfrc_ext_in_observation": False,
+            "contact_cost_weight": 1e-3,
+            "contact_cost_range": (0.5, 2.0),
+        },
+    ),
     (
         "HumanoidStandup-v5",
         {"impact_cost_range": (0.0, 0.01), "include_cinert_in_observation": False},
@@ -100,7 +114,7 @@ def test_the_native_engine_is_gymnasium_bit_for_bit(task, options):
         expected, r, end, *_ = theirs.step(action.astype(np.float64))
         np.testing.assert_array_equal(pose[t], theirs.data.qpos)
         np.testing.assert_array_equal(obs[t + 1], expected.astype(np.float32))
-        np.testing.assert_allclose(reward[t], r, rtol=1.2e-7, atol=1e-12)
+        np.testing.assert_array_equal(reward[t], np.float32(r))
         assert terminated[t] == end
         ended += end
     if task in ("Hopper-v5", "Ant-v5", "Humanoid-v5", "InvertedPendulum-v5") and not options:
@@ -155,12 +169,14 @@ def float64():
         yield
 
 
-def step_errors(task):
-    """Largest error of observation (relative above 1) and reward, and wrong flags, in 100 steps.
+def step_errors(task, engine=None):
+    """Errors of observations (relative above 1) and rewards, and wrong flags, of 100 steps: [100].
 
-    Each from another state of random episodes in Gymnasium; solvers have the XML's budget.
+    Each from another state of random episodes in Gymnasium. By default MJX whose solver has the
+    XML's budget.
     """
-    ours = make(f"mjx/{task}", engine="mjx", iterations=100, ls_iterations=50)
+    ours = env_of(task)
+    engine = engine or MjxEngine(ours.task, (100, 50))
     theirs = gymnasium.make(task).unwrapped
     if theirs.model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
         theirs.model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
@@ -173,12 +189,17 @@ def step_errors(task):
         after.append(theirs.step(action.astype(np.float64))[:3])
 
     stacked = jax.tree.map(lambda *x: np.stack(x), *before)
-    step = jax.jit(lambda x: jax.lax.map(lambda xs: ours.engine.step(*xs)[1:], x))
-    obs, reward, terminated = step((stacked, actions))
-    assert obs.dtype == np.float64
+    over = jax.vmap if engine.impl == "warp" else lambda f: functools.partial(map_over, f)
+    step = jax.jit(over(lambda *x: engine.step(*x)[1:]), compiler_options=COMPILER)
+    obs, reward, terminated = step(stacked, actions)
+    assert obs.dtype == jnp.result_type(float)
     expected = [np.stack(x) for x in zip(*after, strict=True)]
     relative = np.abs(obs - expected[0]) / np.maximum(1.0, np.abs(expected[0]))
-    return relative.max(), np.abs(reward - expected[1]).max(), np.sum(terminated != expected[2])
+    return relative, np.abs(reward - expected[1]), terminated != expected[2]
+
+
+def map_over(f, *xs):
+    return jax.lax.map(lambda x: f(*x), xs)
 
 
 def mjx_state(task, theirs):
@@ -194,9 +215,9 @@ def mjx_state(task, theirs):
 def test_one_step_of_mjx_is_gymnasiums_in_float64(task, float64):
     obs_error, reward_error, wrong_flags = step_errors(task)
     tolerance = 5e-3 if task in OTHER_COLLISIONS else 1e-9
-    assert obs_error < tolerance
-    assert reward_error < max(tolerance / 100, 1e-9)
-    assert wrong_flags == 0
+    assert obs_error.max() < tolerance
+    assert reward_error.max() < max(tolerance / 100, 1e-9)
+    assert not wrong_flags.any()
 
 
 def test_mjx_without_the_corrected_contacts_is_not(float64, monkeypatch):
@@ -206,8 +227,25 @@ def test_mjx_without_the_corrected_contacts_is_not(float64, monkeypatch):
 
     own = collision_driver._COLLISION_FUNC[GeomType.PLANE, GeomType.CAPSULE]
     monkeypatch.setattr("jaxrl.envs.mjx.collision.plane_capsule", own)
-    assert step_errors("Ant-v5")[0] > 1e-3
+    assert step_errors("Ant-v5")[0].max() > 1e-3
     assert collision_driver._COLLISION_FUNC[GeomType.PLANE, GeomType.CAPSULE] is own
+
+
+@pytest.mark.parametrize("task", ["HalfCheetah-v5", "Ant-v5"])
+@pytest.mark.parametrize("impl", ["jax", "warp"])
+def test_one_step_in_float32_at_the_default_budget(task, impl):
+    """Warp is stepped on the CPU, which ``make`` refuses as too slow: its kernels are the same."""
+    if impl == "warp":
+        pytest.importorskip("warp")
+    kind = env_of(task).task
+    engine = MjxEngine(kind, kind.ITERATIONS, impl, naconmax=2000 if impl == "warp" else None)
+    if impl == "warp":
+        obs = engine.reset(*map(jnp.asarray, (kind.model.qpos0, np.zeros(kind.model.nv))), {})[1]
+        assert (obs[27:] == 0).all()  # Gymnasium's first observation has no contact forces
+    obs_error, reward_error, wrong_flags = step_errors(task, engine)
+    assert np.median(obs_error.max(axis=1)) < 1e-5
+    assert obs_error.max() < 1e-3 and reward_error.max() < 1e-4
+    assert not wrong_flags.any()
 
 
 # What both share
@@ -275,16 +313,24 @@ def test_legacy_margins_are_half_and_change_hopper():
     assert np.abs(ends[0] - ends[1]).max() > 1e-2
 
 
+@pytest.mark.parametrize("value", [np.nan, 1e12])
 @pytest.mark.parametrize(
     ("task", "options"),
     [
         ("HalfCheetah-v5", {"engine": "c"}),
         ("HalfCheetah-v5", {"engine": "c", "exact": False}),
+        ("Hopper-v5", {"engine": "c", "terminate_when_unhealthy": False}),
         ("InvertedPendulum-v5", {"engine": "mjx"}),
+        ("Hopper-v5", {"engine": "mjx", "terminate_when_unhealthy": False}),
     ],
 )
-def test_diverged_physics_ends_one_episode_and_is_counted(task, options, tmp_path, monkeypatch):
-    """NaN in one environment of 64: its neighbours do not change by a bit."""
+def test_diverged_physics_ends_one_episode_and_is_counted(
+    task, options, value, tmp_path, monkeypatch
+):
+    """Of 64 environments one is not finite, or out of MuJoCo's range; no other changes by a bit.
+
+    Hopper's observation clips velocities: of them alone nobody would see it.
+    """
     monkeypatch.chdir(tmp_path)  # MuJoCo would write a log file here
     env, engine = env_of(task, **options), options["engine"]
     venv = VectorEnv(env, 64)
@@ -294,7 +340,7 @@ def test_diverged_physics_ends_one_episode_and_is_counted(task, options, tmp_pat
     inner = dict(state.inner)
     part = "words" if engine == "c" else "qvel"
     bad = np.array(inner[part])
-    (bad.view(np.float64) if engine == "c" else bad)[7, 1] = np.nan
+    (bad.view(np.float64) if engine == "c" else bad)[7, 1] = value
     inner[part] = jnp.asarray(bad)
 
     step = jax.jit(venv.step)
@@ -314,37 +360,62 @@ def test_diverged_physics_ends_one_episode_and_is_counted(task, options, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_gradients_flow_through_mjx_and_equal_finite_differences(float64):
-    """Of how far a pole leans over five steps, with respect to a linear policy's weights."""
-    env = make("mjx/InvertedPendulum-v5", engine="mjx", iterations=1)
-    qpos, qvel = np.array([0.1, 0.15]), np.array([0.0, 0.2])
-
-    @jax.jit
-    def loss(weights):
-        def step(carry, _):  # of the engine: actions of environments travel in float32
-            state, obs = carry
-            state, obs, *_ = env.engine.step(state, jnp.tanh(obs @ weights)[None])
-            return (state, obs), jnp.square(obs[1])
-
-        return jax.lax.scan(step, env.reset_to(qpos, qvel), length=5)[1].sum()
-
-    weights, h = jnp.array([0.3, -0.2, 0.1, 0.4]), 1e-6
-    gradient = jax.jit(jax.grad(loss))(weights)
-    for i, shift in enumerate(h * jnp.eye(4)):
-        difference = (loss(weights + shift) - loss(weights - shift)) / (2 * h)
-        np.testing.assert_allclose(gradient[i], difference, rtol=1e-5)
-    assert np.abs(gradient).min() > 1e-6
+REACH = (np.array([0.3, -0.8, 0.1, -0.12]), np.array([0.5, 0.2, 0.0, 0.0]))
 
 
-def test_the_native_engine_has_no_gradients_and_says_so():
-    env = env_of("InvertedPendulum-v5")
-    state, _ = env.reset(jax.random.key(0))
+def return_of(step, env, weights, length=5):
+    """The rewards of ``length`` steps of Reacher under a policy with one hidden layer."""
+    first, second = weights[:30].reshape(10, 3), weights[30:].reshape(3, 2)
 
-    def reward(action):
-        return env.step(jax.random.key(0), state, action)[1].obs.sum()
+    def act(carry, _):
+        state, obs = carry
+        state, obs, reward = step(state, jnp.tanh(jnp.tanh(obs @ first) @ second))
+        return (state, obs), reward
 
-    with pytest.raises(UsageError, match="no gradients; make the environment with engine='mjx'"):
-        jax.grad(reward)(jnp.zeros(1))
+    return jax.lax.scan(act, env.reset_to(*REACH), length=length)[1].sum()
+
+
+def test_the_gradient_of_a_return_with_respect_to_a_policy_is_finite_differences(float64):
+    env = make("mjx/Reacher-v5", engine="mjx", iterations=1)
+
+    def as_users_do(state, action):  # actions of environments travel in float32
+        state, out = env.step(jax.random.key(0), state, action)
+        return state, out.obs, out.reward
+
+    weights = 0.3 * jax.random.normal(jax.random.key(1), (36,))
+    gradient = jax.jit(jax.grad(lambda w: return_of(as_users_do, env, w)))(weights)
+    value = jax.jit(lambda w: return_of(lambda *x: env.engine.step(*x)[:3], env, w))
+    differences = []
+    for shift in 1e-5 * jnp.eye(36):
+        differences.append((value(weights + shift) - value(weights - shift)) / 2e-5)
+    np.testing.assert_allclose(gradient, differences, rtol=1e-5, atol=1e-7)
+    assert np.abs(gradient).max() > 1e-2
+
+
+def test_at_the_default_budget_derivatives_go_forwards_and_in_reverse_are_one_line():
+    env = env_of("InvertedPendulum-v5", "mjx")
+
+    def moved(action):
+        state, _ = env.reset_to(np.array([0.1, 0.15]), np.array([0.0, 0.2]))
+        return env.step(jax.random.key(0), state, action)[1].obs[2]
+
+    one = jnp.ones(1)
+    assert jax.jit(jax.jacfwd(moved))(0.3 * one) > 0.1
+    for reverse in (jax.grad(moved), jax.vmap(jax.grad(moved)), jax.jit(jax.grad(moved))):
+        with pytest.raises(UsageError, match="make the environment with iterations=1") as caught:
+            reverse(one[None] if reverse.__name__ == "vmap" else one)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_other_engines_have_no_gradients_and_say_so():
+    pytest.importorskip("warp")
+    task = env_of("InvertedPendulum-v5").task
+    for name, engine in {"c": CEngine(task), "warp": MjxEngine(task, (4, 8), "warp", 64)}.items():
+        state, _ = engine.reset(*map(jnp.asarray, (task.model.qpos0, np.zeros(2))), {})
+        of_action = lambda action, engine=engine, state=state: engine.step(state, action)[1].sum()  # noqa: E731
+        for derivative in (jax.grad, jax.jacfwd, lambda f: jax.grad(jax.jit(f))):
+            with pytest.raises(UsageError, match=f"engine '{name}' has no gradients; make the"):
+                derivative(of_action)(jnp.zeros(1))
 
 
 @pytest.mark.parametrize(
@@ -366,6 +437,18 @@ def test_the_native_engine_has_no_gradients_and_says_so():
         ({"randomize": {"frction": (1, 2)}}, ["no option 'frction'", "friction"]),
         ({"randomize": {"friction": 2}}, ["friction is 2", "(0.5, 1.5)"]),
         ({"max_steps": "long"}, ["max_steps is 'long'", "integer"]),
+        ({"naconmax": 0}, ["naconmax is 0", "at least 1"]),
+        ({"naconmax": 512}, ["naconmax is 512", "engine 'warp'"]),
+        ({"width": "wide"}, ["width is 'wide'", "integer"]),
+        ({"camera_id": "track"}, ["camera_id is 'track'", "an index"]),
+        ({"camera_name": 0}, ["camera_name is 0", "a name"]),
+        ({"camera_id": 0, "camera_name": "track"}, ["camera_id and camera_name are both given"]),
+        ({"default_camera_config": 4.0}, ["default_camera_config is 4.0", "a dictionary"]),
+        ({"default_camera_config": {"distnce": 4.0}}, ["'distnce'", "did you mean distance"]),
+        ({"default_camera_config": {"distance": "far"}}, ["distance is 'far'", "like 0.0"]),
+        ({"visual_options": [14]}, ["visual_options is [14]", "a dictionary"]),
+        ({"visual_options": {14: 1}}, ["visual_options is {14: 1}", "mjtVisFlag"]),
+        ({"visual_options": {99: True}}, ["visual_options is {99: True}", "0 to 30"]),
         ({"exact": 1}, ["exact is 1", "like True"]),
         ({"exact": False, "engine": "mjx"}, ["exact is False", "engine 'c'"]),
         ({"exact": False, "randomize": {"gravity": (1, 2)}}, ["exact is False", "randomize"]),
@@ -388,9 +471,59 @@ def test_unknown_tasks_and_bodies_are_one_line(tmp_path):
     with pytest.raises(UsageError, match="no body 'leg'"):
         make("mjx/Ant-v5", main_body="leg")
     broken = tmp_path / "broken.xml"
-    broken.write_text("<mujoco")
-    with pytest.raises(UsageError, match="xml_file is"):
+    broken.write_text("<mujoco><worldbody><body><geom size='1'/><joint type='bent'/>")
+    with pytest.raises(UsageError, match="xml_file is") as caught:
         make("mjx/Ant-v5", xml_file=str(broken))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_mjx_lacks_is_one_line_and_runs_on_the_native_engine(tmp_path):
+    """A plane and an ellipsoid that touch a cylinder: MJX has no such collision."""
+    xml = (ASSETS / "inverted_pendulum.xml").read_text()
+    shape = '<geom type="{}" size="0.1 0.1 0.1" pos="{} 0 5" contype="1" conaffinity="1"/>'
+    body = "<body><joint/>" + shape.format("cylinder", 3) + "</body>"
+    xml = xml.replace("</worldbody>", body + shape.format("ellipsoid", 3.1) + "</worldbody>")
+    path = tmp_path / "shapes.xml"
+    path.write_text(xml)
+    with pytest.raises(
+        UsageError, match=r"shapes\.xml.*collisions not.*choose engine c$"
+    ) as caught:
+        make("mjx/InvertedPendulum-v5", engine="mjx", xml_file=str(path))
+    assert "\n" not in str(caught.value)
+    assert make("mjx/InvertedPendulum-v5", engine="c", xml_file=str(path)).spec
+
+
+def test_flags_of_pictures_may_have_been_json():
+    env = make("mjx/Hopper-v5", engine="c", visual_options={"14": True}, camera_name=None)
+    assert env.camera["visual_options"] == {14: True}
+
+
+def test_reset_noise_is_scaled():
+    keys = jax.random.split(jax.random.key(0), 64)
+    for task, wide in (("Ant-v5", 0.3), ("Humanoid-v5", 0.2), ("InvertedPendulum-v5", 0.1)):
+        starts = [make(f"mjx/{task}", engine="c", reset_noise_scale=x) for x in (0.0, wide)]
+        (still, rest), (qpos, qvel) = [jax.vmap(env.task.start)(keys) for env in starts]
+        assert (rest == 0).all() and (still == still[0]).all()
+        apart = np.abs(qpos - still)
+        assert 0.95 * wide < apart.max() < 1.0001 * wide
+        np.testing.assert_allclose(np.std(apart - wide / 2), wide / 12**0.5, rtol=0.1)
+        assert np.abs(qvel).max() > 0.95 * wide
+
+
+def test_threads_are_the_cores_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3}, raising=False)
+    assert make("mjx/Hopper-v5", engine="c").engine.threads == 1
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(5)), raising=False)
+    assert make("mjx/Hopper-v5", engine="c").engine.threads == 5
+
+
+def test_warps_room_for_contacts_is_an_option(monkeypatch):
+    """``make`` with the check of the device left out, as of a machine with an NVIDIA GPU."""
+    pytest.importorskip("warp")
+    monkeypatch.setattr("jaxrl.envs.mjx.check_nvidia", lambda *_: None)
+    env = make("mjx/InvertedDoublePendulum-v5", engine="warp", naconmax=77)
+    assert env.engine.data._impl.naconmax == 77 and env.options["naconmax"] == 77
+    assert env.engine.impl == "warp" and env.spec.observation.shape == (9,)
 
 
 def test_an_engine_that_cannot_run_here_is_one_line(monkeypatch):

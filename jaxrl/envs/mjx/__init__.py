@@ -11,6 +11,8 @@ Options of every task, beside the arguments of its Gymnasium class, with their n
 - ``iterations``, ``ls_iterations``: at most so many iterations of the constraint solver and of its
   line search. Default 4 and 8 for MJX and Warp, where more changes nothing that float32 can show;
   the XML's for C.
+- ``naconmax``: of engine ``"warp"``. For how many contacts of all environments together there is
+  room; more are dropped. Default room for 16,384 environments.
 - ``margin``: ``"current"``, or ``"legacy"`` for contact margins as before MuJoCo 3.5, under which
   most published scores of Hopper, Ant and Humanoid were made.
 - ``randomize``: see ``jaxrl.envs.randomize.Randomize``; a dictionary of it will do.
@@ -22,17 +24,14 @@ For reverse-mode gradients through MJX say ``iterations=1``.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-import os
-from collections.abc import Mapping
-from numbers import Real
 from typing import Any, Literal, get_args
 
 import jax
 
-from jaxrl._startup import large_pool
-from jaxrl.envs.checks import check_like, check_nvidia, check_options, check_positive
+from jaxrl._startup import cores, large_pool
+from jaxrl.envs.checks import check_like, check_nvidia, check_positive
+from jaxrl.envs.mjx.options import checked
 from jaxrl.envs.randomize import as_option, randomize_option
 from jaxrl.errors import UsageError, nearest
 from jaxrl.types import Environment
@@ -63,6 +62,7 @@ def make(
     exact: bool = True,
     iterations: int | None = None,
     ls_iterations: int | None = None,
+    naconmax: int | None = None,
     margin: Margin = "current",
     randomize: Any = None,
     max_steps: int | None = None,
@@ -78,14 +78,19 @@ def make(
     name = f"mjx/{task}"
     if margin not in get_args(Margin):
         raise UsageError(f"{name}: margin is {margin!r}; {nearest(str(margin), get_args(Margin))}")
-    given = {"iterations": iterations, "ls_iterations": ls_iterations, "max_steps": max_steps}
+    given = {"iterations": iterations, "ls_iterations": ls_iterations}
+    given |= {"naconmax": naconmax, "max_steps": max_steps}
     given = {option: value for option, value in given.items() if value is not None}
     for option, value in given.items():
         check_positive(name, option, value)
     randomize = randomize_option(name, randomize)
     engine = choose_engine(name, engine)
+    if naconmax is not None and engine != "warp":
+        raise UsageError(
+            f"{name}: naconmax is {naconmax}, which is for engine 'warp', and this is {engine!r}"
+        )
     kind = _task_class(task)
-    built = kind(legacy_margin=margin == "legacy", **_checked(name, kind, options))
+    built = kind(legacy_margin=margin == "legacy", **checked(name, kind, options))
     check_like(name, "exact", exact, True)
     if not exact:
         _check_rollout(name, engine, built, randomize)
@@ -106,7 +111,7 @@ def make(
     return MujocoEnv(
         name=name,
         task=built,
-        engine=_engine(built, engine, budget, exact),
+        engine=_engine(built, engine, budget, exact, naconmax),
         max_steps=max_steps or built.MAX_STEPS,
         randomize=randomize,
         options=options | given | recorded,
@@ -144,29 +149,6 @@ def _task_class(task: str) -> Any:
     return getattr(importlib.import_module(f"jaxrl.envs.mjx.{_MODULES[name]}"), name)
 
 
-def _checked(name: str, kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the task's class, with lists (of JSON) as tuples."""
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.name != "legacy_margin"}
-    own = {"engine", "exact", "iterations", "ls_iterations", "margin", "randomize", "max_steps"}
-    check_options(name, options, {*fields, *own})
-    for option, value in options.items():
-        default = fields[option].default
-        if option in ("frame_skip", "width", "height", "max_geom"):
-            check_positive(name, option, value)
-        elif option == "main_body":
-            if not isinstance(value, (int, str)) or isinstance(value, bool):
-                raise UsageError(f"{name}: main_body is {value!r}; it must be a name or an index")
-        elif option == "xml_file":
-            if not isinstance(value, str):
-                raise UsageError(f"{name}: xml_file is {value!r}; it must be like {default!r}")
-        elif isinstance(default, (bool, tuple, Real)):
-            check_like(name, option, value, default)
-    return {
-        option: tuple(value) if isinstance(value, list) else value
-        for option, value in options.items()
-    }
-
-
 def _budget(task: Any, engine: EngineName) -> tuple[int, int]:
     if engine == "c":
         return int(task.model.opt.iterations), int(task.model.opt.ls_iterations)
@@ -192,14 +174,20 @@ def _check_rollout(name: str, engine: EngineName, task: Any, randomize: Any) -> 
         )
 
 
-def _engine(task: Any, engine: EngineName, budget: tuple[int, int] | None, exact: bool) -> Any:
+def _engine(
+    task: Any,
+    engine: EngineName,
+    budget: tuple[int, int] | None,
+    exact: bool,
+    naconmax: int | None,
+) -> Any:
     if engine == "c":
         if exact:
             from jaxrl.envs.mjx.engine_c import CEngine as Native
         else:
             from jaxrl.envs.mjx.engine_rollout import RolloutEngine as Native
-        return Native(task, budget, threads=os.cpu_count() or 1)
+        return Native(task, budget, threads=cores())
     from jaxrl.envs.mjx.engine_mjx import MjxEngine
 
     assert budget is not None
-    return MjxEngine(task, budget, "warp" if engine == "warp" else "jax")
+    return MjxEngine(task, budget, "warp" if engine == "warp" else "jax", naconmax)

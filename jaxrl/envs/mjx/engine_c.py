@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
-from jaxrl.envs.mjx.task import Task
+from jaxrl._startup import cores
+from jaxrl.envs.mjx.gradients import not_differentiable
+from jaxrl.envs.mjx.task import Task, diverged
 from jaxrl.envs.randomize import FIELDS, Parameters, nominal
-from jaxrl.errors import UsageError
 from jaxrl.types import Array, PyTree
 
 _CARRIED = ("qpos", "qvel", "act", "qacc_warmstart", "ctrl")  # all that a step reads
@@ -59,7 +59,10 @@ class CEngine:
         return {"words": words, "parameters": parameters}, obs
 
     def step(self, state: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
-        """``frame_skip`` steps of physics. Returns ``state, obs[O], reward, terminated``."""
+        """``frame_skip`` steps of physics. Returns ``state, obs[O], reward, terminated``.
+
+        The observation of a state that has diverged is NaN.
+        """
         scalar = jax.ShapeDtypeStruct((), self._obs.dtype)
         out = (self._words, self._obs, scalar, jax.ShapeDtypeStruct((), jnp.bool_))
         parameters = state["parameters"]
@@ -117,6 +120,7 @@ class CEngine:
         read = self._advance(spans, parameters, lambda worker: worker.step)
         self._judge(out, before[:, spans.shape[1] :], action, read)
         self._finish(out, rows, read)
+        self._expose(out, spans)
 
     def _judge(self, out: Sequence, position: np.ndarray, action: np.ndarray, read: Any) -> None:
         out[2][...] = self.task.reward(read, position, action.astype(np.float64))
@@ -125,6 +129,11 @@ class CEngine:
     def _finish(self, out: Sequence, rows: np.ndarray, read: Any) -> None:
         rows[:, self._probe.span.size :] = self.task.position(read)
         out[1][...] = self.task.observe(read)
+
+    def _expose(self, out: Sequence, spans: np.ndarray) -> None:
+        """Make NaN the observations of those that diverged, for whoever steps them to see."""
+        places = (self._probe.places[name] for name in ("qpos", "qvel", "qacc_warmstart"))
+        out[1][diverged(*(spans[:, place] for place in places))] = np.nan
 
     def _rows_and_spans(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = rows_of(words)
@@ -256,7 +265,7 @@ def rows_of(words: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="mujoco")
+    return ThreadPoolExecutor(cores(), thread_name_prefix="mujoco")
 
 
 def _call(host: Callable, out: Any, given: PyTree, parameters: Parameters) -> Any:
@@ -270,21 +279,9 @@ def _call(host: Callable, out: Any, given: PyTree, parameters: Parameters) -> An
             x = np.asarray(x)
             return x.reshape(-1, *x.shape[lead:])
 
-        host(
-            [merge(x) for x in outputs], [merge(x) for x in given], jax.tree.map(merge, parameters)
-        )
+        rest = ([merge(x) for x in given], jax.tree.map(merge, parameters))
+        with np.errstate(over="ignore", invalid="ignore"):  # of states that have diverged
+            host([merge(x) for x in outputs], *rest)
 
-    return _not_differentiable(buffer_callback(callback, out, vmap_method="broadcast_all"))(
-        given, parameters
-    )
-
-
-def _not_differentiable(f: Callable) -> Callable:
-    """``f``, whose derivative is an error that says what to do."""
-    function = jax.custom_jvp(f)
-
-    def refuse(primals: Any, tangents: Any) -> Any:
-        raise UsageError("engine 'c' has no gradients; make the environment with engine='mjx'")
-
-    function.defjvp(refuse)
-    return function
+    batched = buffer_callback(callback, out, vmap_method="broadcast_all")
+    return not_differentiable(batched, "c")(given, parameters)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.envs.mjx.collision import corrected
-from jaxrl.envs.mjx.task import Task
+from jaxrl.envs.mjx.collision_warp import correct_warp
+from jaxrl.envs.mjx.gradients import forward_alone, not_differentiable
+from jaxrl.envs.mjx.task import Task, diverged
 from jaxrl.envs.randomize import Parameters, with_parameters
+from jaxrl.errors import UsageError
 from jaxrl.types import Array, PyTree
 
 _CARRIED = ("qpos", "qvel", "act", "qacc_warmstart")  # what a step reads of the one before
-_WORLDS = 16384  # environments for which Warp's contacts are allocated
+_WORLDS = 16384  # environments for whose contacts Warp has room unless told otherwise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,11 +30,16 @@ class MjxEngine:
     Attributes:
         budget: at most so many iterations of the solver, and of its line search.
         impl: "jax" or "warp".
+        naconmax: of Warp, for how many contacts of all environments together there is room.
+
+    Raises:
+        UsageError: the model has what this implementation lacks.
     """
 
     task: Task
     budget: tuple[int, int]
     impl: str = "jax"
+    naconmax: int | None = None
     model: Any = dataclasses.field(init=False)
     data: Any = dataclasses.field(init=False)
 
@@ -44,16 +52,45 @@ class MjxEngine:
             model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON  # MJX has no PGS
         model.opt.iterations, model.opt.ls_iterations = self.budget
         sizes: dict[str, int] = {}
+        if self.impl == "warp":
+            correct_warp()
+            most = self.naconmax or _WORLDS * max(4, 2 * model.ngeom)
+            sizes = {"naconmax": most, "njmax": 8 * model.ngeom}
         with jax.ensure_compile_time_eval(), corrected():  # data has room for each contact
-            put = mjx.put_model(model, impl=self.impl)
-            if self.impl == "warp":
-                sizes = {"naconmax": _WORLDS * max(4, 2 * model.ngeom), "njmax": 8 * model.ngeom}
-            data = mjx.make_data(model, impl=self.impl, **sizes)
+            try:
+                put = mjx.put_model(model, impl=self.impl)
+                data = mjx.make_data(model, impl=self.impl, **sizes)
+            except (NotImplementedError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise UsageError(
+                    f"xml_file is {self.task.xml_file!r}, of which MJX lacks something: {reason}; "
+                    "choose engine c"
+                ) from error
+        if self.impl == "warp":
+            put = _silent(put)
         object.__setattr__(self, "model", put)
         object.__setattr__(self, "data", data)
 
     def reset(self, qpos: Array, qvel: Array, parameters: Parameters) -> tuple[PyTree, Array]:
         """The state at ``qpos[nq], qvel[nv]``, and its observation."""
+        return self._differentiated(self._reset)(qpos, qvel, parameters)
+
+    def step(self, state: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
+        """``frame_skip`` steps of physics. Returns ``state, obs[O], reward, terminated``.
+
+        The observation of a state that has diverged is NaN.
+        """
+        return self._differentiated(self._step)(state, action)
+
+    def _differentiated(self, f: Callable) -> Callable:
+        """``f``, whose derivative is an error where there is none."""
+        if self.impl == "warp":
+            return not_differentiable(f, "warp")
+        if self.budget[0] == 1:
+            return f
+        return lambda *given: forward_alone(f(*given))
+
+    def _reset(self, qpos: Array, qvel: Array, parameters: Parameters) -> tuple[PyTree, Array]:
         from mujoco import mjx
 
         with corrected():
@@ -66,8 +103,7 @@ class MjxEngine:
         read = self._read(model, data)
         return self._pack(read, data, parameters), self.task.observe(read)
 
-    def step(self, state: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
-        """``frame_skip`` steps of physics. Returns ``state, obs[O], reward, terminated``."""
+    def _step(self, state: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
         from mujoco import mjx
 
         action = action.astype(self.data.ctrl.dtype)
@@ -78,15 +114,20 @@ class MjxEngine:
             data = mjx.step(model, data)
             return jax.tree.map(lambda x, dtype: x.astype(dtype), data, dtypes)  # for float64
 
+        forces = "cfrc_ext" in self.task.READS
         with corrected():
             model = with_parameters(self.model, state["parameters"])
+            if forces and self.impl == "warp":
+                model = model.tree_replace({"opt._impl.run_rne_postconstraint": True})
             data = jax.lax.fori_loop(0, self.task.frame_skip, substep, data)
-            if "cfrc_ext" in self.task.READS:
+            if forces and self.impl == "jax":
                 data = _with_forces(model, data)
         read = self._read(model, data)
         reward = self.task.reward(read, state["before"], action)
         ended = self.task.terminated(read)
-        return self._pack(read, data, state["parameters"]), self.task.observe(read), reward, ended
+        bad = diverged(data.qpos, data.qvel, data.qacc_warmstart)
+        obs = jnp.where(bad, jnp.nan, self.task.observe(read))
+        return self._pack(read, data, state["parameters"]), obs, reward, ended
 
     def pose(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """What a renderer needs."""
@@ -104,6 +145,14 @@ class MjxEngine:
     def _pack(self, read: Any, data: Any, parameters: Parameters) -> PyTree:
         carried = {name: getattr(data, name) for name in _CARRIED}
         return carried | {"before": self.task.position(read), "parameters": parameters}
+
+
+def _silent(model: Any) -> Any:
+    """Warp's model, which else prints a line whenever the budget of its solver is used up."""
+    from mujoco.mjx.third_party.mujoco_warp import OverflowType
+
+    said = int(OverflowType.ITERATIONS | OverflowType.LS_ITERATIONS)
+    return model.tree_replace({"opt._impl.warn_overflow": model.opt._impl.warn_overflow & ~said})
 
 
 def _with_forces(model: Any, data: Any) -> Any:

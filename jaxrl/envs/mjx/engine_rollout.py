@@ -44,6 +44,7 @@ class RolloutEngine(CEngine):
         read = self._readings(spans)
         self._judge(out, before[:, spans.shape[1] :], action, read)
         self._finish(out, rows, read)
+        self._expose(out, spans)
 
     @property
     def _moving(self) -> list[str]:

@@ -24,6 +24,8 @@ from jaxrl.types import Array, Key
 
 Reading = Any  # an array of JAX or of numpy
 
+_MOST = 1e10  # MuJoCo's mjMAXVAL
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
@@ -67,7 +69,8 @@ class Task:
             with old_xml_unsaid():
                 model = mujoco.MjModel.from_xml_path(str(path))
         except ValueError as error:
-            raise UsageError(f"xml_file is {self.xml_file!r}: {error}") from error
+            reason = " ".join(str(error).split())
+            raise UsageError(f"xml_file is {self.xml_file!r}: {reason}") from error
         if self.legacy_margin:
             # MuJoCo 3.5 adds the margins of two geoms; it used to take the larger.
             model.geom_margin *= 0.5
@@ -184,6 +187,15 @@ def norm(x: Any) -> Any:
 def between(low: float, x: Any, high: float) -> Any:
     """``low < x < high``."""
     return (low < x) & (x < high)
+
+
+def diverged(*states: Any) -> Any:
+    """Whether any number of ``states[..., n]`` has left the range in which MuJoCo simulates.
+
+    There MuJoCo itself, and so Gymnasium, goes back to the model's first state. ``bool[...]``
+    """
+    within = (numbers(x).abs(x) <= _MOST for x in states)  # false of NaN
+    return ~join(*within).all(axis=-1)
 
 
 def flat(x: Any) -> Any:

@@ -1,0 +1,55 @@
+"""What says in one line that a derivative cannot be had, and how it can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jaxrl.errors import UsageError
+from jaxrl.types import PyTree
+
+
+def not_differentiable(f: Callable, engine: str) -> Callable:
+    """``f``, whose derivative is an error that names the engine which has one."""
+    function = jax.custom_jvp(f)
+
+    def refuse(primals: Any, tangents: Any) -> Any:
+        raise UsageError(
+            f"engine {engine!r} has no gradients; make the environment with engine='mjx'"
+        )
+
+    function.defjvp(refuse)
+    return function
+
+
+def forward_alone(tree: PyTree) -> PyTree:
+    """The same arrays, whose derivatives go forward; in reverse they are an error.
+
+    MJX's solver is a loop of unknown length, of which JAX would say as much in its own words.
+    """
+
+    def mark(x: Any) -> Any:
+        return _mark.bind(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(mark, tree)
+
+
+def _refuse_reverse(*_: Any) -> Any:
+    raise UsageError(
+        "engine 'mjx' has reverse-mode gradients with one iteration of its solver; make the "
+        "environment with iterations=1, or differentiate forwards (jax.jvp, jax.jacfwd)"
+    )
+
+
+# An identity of our own: no function of JAX's may be differentiated forwards alone.
+_mark = Primitive("forward_alone")
+_mark.def_impl(lambda x: x)
+_mark.def_abstract_eval(lambda x: x)
+ad.deflinear2(_mark, _refuse_reverse)
+batching.defvectorized(_mark)
+mlir.register_lowering(_mark, mlir.lower_fun(lambda x: x, multiple_results=False))
