@@ -17,7 +17,6 @@ from shared import assert_same_bits, bits
 
 from jaxrl import (
     DQN,
-    DSAC,
     DSACT,
     PPO,
     SAC,
@@ -180,7 +179,7 @@ def test_chunks_equal_the_whole_bit_for_bit_and_compile_once():
     assert history["critic_loss"].shape == (10,) and np.isfinite(history["actor_loss"]).all()
 
 
-@pytest.mark.parametrize("kind", [SAC, TD3, DSAC, DSACT, DQN])
+@pytest.mark.parametrize("kind", [SAC, TD3, DSACT, DQN])
 def test_of_every_agent_swept_members_in_chunks_are_the_whole_bit_for_bit(kind):
     """Two seeds of each of two learning rates, in one program."""
     t = trainer(kind(**SMALL), env=f"gymnax/{'CartPole' if kind is DQN else 'Pendulum'}-v1")
