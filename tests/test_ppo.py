@@ -52,21 +52,31 @@ def log_prob_and_entropy(params, obs, action, continuous):
 
 
 def loss_of(params, rows, agent, continuous):
-    obs, action, old_log_prob, advantage, target = rows
+    obs, action, old_log_prob, advantage, target, old_value = rows
     log_prob, entropy = log_prob_and_entropy(params["policy"], obs, action, continuous)
     ratio = np.exp(log_prob - old_log_prob)
     A = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
     clipped = np.clip(ratio, 1 - agent.clip, 1 + agent.clip)
     policy_loss = -np.minimum(ratio * A, clipped * A).mean()
-    value_loss = 0.5 * ((mlp(params["value"], obs)[:, 0] - target) ** 2).mean()
+    value = mlp(params["value"], obs)[:, 0]
+    error = (value - target) ** 2
+    if agent.clip_value:
+        near = old_value + np.clip(value - old_value, -agent.clip, agent.clip)
+        error = np.maximum(error, (near - target) ** 2)
+    value_loss = 0.5 * error.mean()
     return policy_loss + agent.value * value_loss - agent.entropy * entropy.mean()
 
 
-@pytest.mark.parametrize(("env", "continuous"), CONTINUOUS.items())
-def test_one_update_equals_a_numpy_transcription(env, continuous):
+@pytest.mark.parametrize(
+    ("env", "clip_value"), [*((env, False) for env in CONTINUOUS), ("gymnax/CartPole-v1", True)]
+)
+def test_one_update_equals_a_numpy_transcription(env, clip_value):
+    continuous = CONTINUOUS[env]
     agent = PPO(
         learning_rate=0.01, entropy=0.02, epochs=2, minibatches=1, hidden=(3,), anneal_over=4.0
     )
+    if clip_value:  # the first step takes values further than that
+        agent = agent.replace(clip_value=True, clip=0.01)
     state, batch = one_rollout(agent, env)
     state = state._replace(updates=jnp.int32(1))  # so the rate is 0.01 * 3/4
     # Weights of every size, lest the small policy head hide a mistake.
@@ -95,7 +105,7 @@ def test_one_update_equals_a_numpy_transcription(env, continuous):
 
     obs, action = flat(b.obs), flat(b.action)
     old_log_prob, _ = log_prob_and_entropy(old_params["policy"], obs, action, continuous)
-    rows = (obs, action, old_log_prob, flat(advantage), flat(advantage + values))
+    rows = (obs, action, old_log_prob, flat(advantage), flat(advantage + values), flat(values))
 
     mean = var = 0.0
     for step in (1, 2):
@@ -139,13 +149,27 @@ def test_target_kl_turns_the_rest_of_an_update_into_a_no_op():
     agent = PPO(learning_rate=0.05, epochs=8, minibatches=2, hidden=(8,))
     state, batch = one_rollout(agent)
     free, _ = agent.update(state, batch, jax.random.key(3))
-    stopped, _ = agent.replace(target_kl=1e-9).update(state, batch, jax.random.key(3))
-    never, _ = agent.replace(target_kl=1e9).update(state, batch, jax.random.key(3))
+    stopped, few = agent.replace(target_kl=1e-9).update(state, batch, jax.random.key(3))
+    never, all_ = agent.replace(target_kl=1e9).update(state, batch, jax.random.key(3))
     # The first minibatch has KL 0, so exactly one step is made.
     counts = [optax.tree.get(s.optim.moments, "count") for s in (stopped, free, never)]
     assert counts == [1, 16, 16]
+    assert (few["minibatch_steps"].total, all_["minibatch_steps"].total) == (1, 16)
     assert 0 < distance(state, stopped) < 0.2 * distance(state, free)
     assert distance(never, free) == 0
+
+
+def test_a_kl_that_is_not_finite_does_not_hide_that_steps_are_skipped():
+    agent = PPO(epochs=3, minibatches=2, hidden=(4,), target_kl=0.02)
+    state, batch = one_rollout(agent)
+    bad = batch._replace(obs=batch.obs.at[0, 0].set(jnp.nan))  # in one minibatch of each epoch
+    after, metrics = jax.jit(agent.update)(state, bad, jax.random.key(3))
+    assert after.optim.skipped == 3 == metrics["skipped_updates"].total
+    assert 1 <= metrics["minibatch_steps"].total <= 3
+    worse = batch._replace(obs=jnp.full_like(batch.obs, jnp.nan))
+    after, metrics = jax.jit(agent.update)(state, worse, jax.random.key(3))
+    assert after.optim.in_a_row == 6 and metrics["minibatch_steps"].total == 0
+    assert distance(state, after) == 0
 
 
 def distance(a, b):
@@ -276,6 +300,20 @@ def test_solves_the_probes(solve, name, continuous):
     if name in ("action", "both"):
         expected = np.asarray(env.best_action(obs))
         np.testing.assert_allclose(act(obs), expected, atol=0.15 if continuous else 0)
+
+
+VARIANTS = {
+    "brax": {"squash": True, "std": "dependent", "init_kind": "lecun", "activation": "swish"},
+    "dependent": {"std": "dependent", "init_kind": "lecun"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_of_policy_solves_the_probe_of_actions(solve, variant):
+    env, value, act = solve("both", True, steps=30_000, **VARIANTS[variant])
+    obs = jnp.array([[-1.0], [1.0]])
+    np.testing.assert_allclose(act(obs), np.asarray(env.best_action(obs)), atol=0.15)
+    np.testing.assert_allclose(value(obs), np.asarray(env.value(obs, 0.9)), atol=0.15)
 
 
 def test_a_time_limit_is_not_an_end(solve):

@@ -10,9 +10,9 @@ from flax import struct
 
 from jaxrl import losses, optim
 from jaxrl.agents import minibatches as mb
-from jaxrl.axes import shard_mean
+from jaxrl.axes import shard_count, shard_mean
 from jaxrl.hyper import require, require_choice
-from jaxrl.metrics import Metrics, mean_of
+from jaxrl.metrics import Metrics, Sum, mean_of
 from jaxrl.nn import networks
 from jaxrl.nn.distributions import Distribution, Noise, TanhNormal
 from jaxrl.nn.networks import MLP, Activation, Init, Policy, Std, flat_input
@@ -248,9 +248,11 @@ class PPO:
         if self.target_kl is None:
             return new_params, new_opt, going, metrics
         kl = shard_mean(metrics["kl"].total / metrics["kl"].weight)
-        going = going & (kl <= self.target_kl)
+        going = going & ~(kl > self.target_kl)  # a NaN is the optimiser's to skip and to count
         new, old = (new_params, new_opt), (params, opt)
         kept = jax.tree.map(lambda a, b: jnp.where(going, a, b), new, old)
+        made = going & (step_metrics["skipped_updates"][0] == 0)
+        metrics["minibatch_steps"] = Sum(made / shard_count())  # all shards make the same ones
         return *kept, going, metrics
 
     def observe(self, state: PPOState, transitions: Transition) -> PPOState:
