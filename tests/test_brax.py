@@ -44,7 +44,7 @@ def raw(env, keys, actions):
     return roll_out(reset, step, keys, actions)
 
 
-@pytest.mark.parametrize("backend", ["spring", "generalized", "mjx"])
+@pytest.mark.parametrize("backend", ["spring", "positional", "generalized", "mjx"])
 def test_brax_agrees_bit_for_bit_with_raw_brax(backend):
     """Although only a part of Brax's state is carried from step to step."""
     env = envs.make("brax/inverted_pendulum", backend=backend)
@@ -54,6 +54,19 @@ def test_brax_agrees_bit_for_bit_with_raw_brax(backend):
     got, wanted = adapted(env, keys, actions), raw(env, keys, actions)
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
     np.testing.assert_array_equal(got[2].any(axis=0), [False, True])
+
+
+@pytest.mark.parametrize("backend", brax_suite.BACKENDS)
+def test_every_task_can_be_reset_and_stepped_on_every_back_end(backend):
+    """Traced alone: a state after a step is as one after a reset, and fits the spec."""
+    for task in brax_suite.TASKS:
+        env = envs.make(f"brax/{task}", backend=backend)
+        action = jnp.zeros(env.spec.action.shape)
+        state, obs = jax.eval_shape(env.reset, KEY)
+        after, step = jax.eval_shape(env.step, KEY, state, action)
+        assert after == state, task
+        assert step.obs == obs and obs.shape == env.spec.observation.shape, task
+        assert (step.reward.shape, step.terminated.dtype) == ((), bool), task
 
 
 def test_brax_ant_steps_and_shows_its_spec():

@@ -10,8 +10,10 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -21,6 +23,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxrl.run import checkpoint
 from jaxrl.run.devices import Placement
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "ppo.py"
@@ -255,6 +258,36 @@ def test_runs_resume_on_the_same_devices_and_on_others(eight, tmp_path, members,
         )
     else:
         assert rows[-1]["episode_return"] > 80  # 22 at random
+
+
+def test_eight_seeds_on_two_devices_are_killed_and_go_on_as_if_nothing_had_been(tmp_path, cache):
+    options = "--env probe/both --num-envs 4 --unroll 8 --num-seeds 8 --devices 2 --quiet"
+    options += " --agent.hidden 4 --agent.minibatches 1 --eval-episodes 4"
+    options += " --total-steps 32000 --log-every 320 --eval-every 3200 --checkpoint-every 640"
+
+    def script(name, *more):
+        return python(SCRIPT, *options.split(), "--run-dir", tmp_path / name, *more, **cache)
+
+    whole = script("whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    killed = script("killed")
+    while len(checkpoint.available(tmp_path / "killed" / "checkpoints")) < 2:
+        assert killed.poll() is None, killed.stderr.read()
+        time.sleep(0.002)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    resumed = script("killed", "--resume")
+    assert resumed.wait() == 0, resumed.stderr.read()
+
+    folders = [tmp_path / name for name in ("killed", "whole")]
+    for folder in folders:
+        placement = json.loads((folder / "config.json").read_text())["placement"]
+        assert placement == {"members": 2, "shards": 1, "platform": "cpu"}
+    found, wanted = (checkpoint.restore(each / "checkpoints", None) for each in folders)
+    assert found.step == wanted.step == 32000
+    assert_same_bits(worker.plain(found.state), worker.plain(wanted.state))
+    metrics = [(folder / "metrics.jsonl").read_bytes() for folder in folders]
+    assert metrics[0] == metrics[1]
 
 
 # --- the number of devices
