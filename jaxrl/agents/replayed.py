@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl import optim
-from jaxrl.axes import shard_key
 from jaxrl.errors import UsageError
 from jaxrl.hyper import require, require_choice
 from jaxrl.metrics import Metrics, scan, scan_last
@@ -86,7 +85,7 @@ class Replayed:
         shape = batch.reward.shape
         noise = key
         if isinstance(key, jax.Array) and is_key(key):
-            noise = self.draw_update(state, shard_key(key), shape)
+            noise = self.draw_update(state, key, shape)
         if not actor:
             return scan(
                 lambda s, x: self.gradient_step(s, x[0], x[1], False), state, (batch, noise)
