@@ -19,8 +19,9 @@ Carry = TypeVar("Carry")
 def check_divides(minibatches: int, transitions: int) -> None:
     """Raise UsageError unless ``transitions`` of one update (and shard) divide evenly."""
     if transitions % minibatches:
-        fitting = [m for m in range(1, transitions + 1) if transitions % m == 0]
-        best = min(fitting, key=lambda m: abs(m - minibatches))
+        below = min(minibatches, transitions)
+        nearest = (m for d in range(below) for m in (below - d, below + d))
+        best = next(m for m in nearest if transitions % m == 0)
         raise UsageError(
             f"minibatches is {minibatches}, which does not divide the "
             f"{transitions} transitions of an update; {best} would"
