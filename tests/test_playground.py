@@ -102,20 +102,21 @@ def test_steps_are_playgrounds_own_bit_for_bit(task, cartpole):
     assert np.unique(obs).size > STEPS and np.ptp(reward) > 0
 
 
-def test_the_vector_environment_limits_and_resets_and_contains_nan(cartpole):
+@pytest.mark.parametrize("value", [np.nan, 1e12])  # of the latter MuJoCo has diverged too
+def test_the_vector_environment_limits_and_resets_and_contains_divergence(value, cartpole):
     venv = VectorEnv(envs.make(CARTPOLE, max_steps=3), 4, bank_size=2)
     assert venv.spec.max_steps == 3 and cartpole.spec.max_steps == 1000
 
-    def run(key):
+    def run(key, value):
         state, draws = venv.reset(key), venv.draw(key, 4)
         first = state.obs
-        broken = state.inner["data"]["qpos"].at[1].set(jnp.nan)
+        broken = state.inner["data"]["qpos"].at[1].set(value)
         state = state._replace(inner=state.inner | {"data": state.inner["data"] | {"qpos": broken}})
         return first, jax.lax.scan(
             lambda s, t: venv.step(s, jnp.ones((4, 1)), draws.at(t)), state, jnp.arange(4)
         )
 
-    first, (state, steps) = jax.jit(run, compiler_options=COMPILER)(KEY)
+    first, (state, steps) = jax.jit(run, compiler_options=COMPILER)(KEY, value)
     assert np.unique(first, axis=0).shape == (4, 5)
     healthy = [0, 2, 3]
     np.testing.assert_array_equal(steps.terminated[0], [False, True, False, False])
