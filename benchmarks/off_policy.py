@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -32,8 +31,10 @@ import numpy as np
 import tyro
 
 import jaxrl
+from jaxrl._startup import cores
 from jaxrl.run.cli import launch
 from jaxrl.run.devices import Programs, choose
+from jaxrl.run.folder import circumstances
 from jaxrl.types import Array, Box, Key, Spec, Step, Transition
 
 OBS, ACTION, BATCH, STEPS, HIDDEN = 17, 6, 256, 64, (256, 256)
@@ -239,7 +240,7 @@ def measure(
                 )
             del timed
     if out:
-        record = {"cores": os.cpu_count(), "device": jax.devices()[0].device_kind, "results": rows}
+        record = {"cores": cores(), **circumstances(), "results": rows}
         Path(out).write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import statistics
 import subprocess
 import sys
 import time
 from typing import Any
+
+from jaxrl._startup import cores
 
 WORKLOADS: dict[str, dict[str, Any]] = {
     "cartpole": {
@@ -165,8 +166,11 @@ def main() -> None:
         return
     results = compare(options)
     if options.out:
+        from jaxrl.run.folder import circumstances  # JAX takes the device: not while we measure
+
+        record = {"cores": cores(), **circumstances(), "results": results}
         with open(options.out, "w") as file:
-            json.dump({"cores": os.cpu_count(), "results": results}, file, indent=2)
+            json.dump(record, file, indent=2)
             file.write("\n")
 
 
