@@ -151,10 +151,9 @@ def check_memory(needed: int, capacity: int, devices: int = 1) -> None:
     Raises:
         UsageError: with the sizes, and a capacity that fits.
     """
-    free = free_memory()
-    if free is None:
+    total = free_over(devices)
+    if total is None:
         return
-    total = free * (devices if jax.default_backend() != "cpu" else 1)
     # The rest is for networks, the programs' own needs, and a checkpoint on its way to the file.
     usable = int(0.8 * total)
     if needed > usable:
@@ -163,6 +162,12 @@ def check_memory(needed: int, capacity: int, devices: int = 1) -> None:
             f"{usable / 2**30:.2f} of {total / 2**30:.2f} free GiB may be taken; "
             f"{int(capacity * usable / needed)} fits, and precision 'half' takes less"
         )
+
+
+def free_over(devices: int) -> int | None:
+    """Bytes that can still be allocated on so many devices; those of a CPU share theirs."""
+    free = free_memory()
+    return free and free * (devices if jax.default_backend() != "cpu" else 1)
 
 
 def free_memory() -> int | None:

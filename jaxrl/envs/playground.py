@@ -41,7 +41,7 @@ from jaxrl.envs.checks import (
     check_positive,
     refuse,
 )
-from jaxrl.envs.mjx.task import diverged, old_xml_unsaid
+from jaxrl.envs.mjx.task import MOVING, diverged, old_xml_unsaid
 from jaxrl.envs.randomize import (
     Parameters,
     Randomize,
@@ -82,7 +82,6 @@ _FIELDS = (
     *("time", "qpos", "qvel", "act", "history", "qacc_warmstart", "plugin_state", "ctrl"),
     *("qfrc_applied", "xfrc_applied", "eq_active", "mocap_pos", "mocap_quat", "userdata"),
 )
-_MOVING = ("qpos", "qvel", "qacc_warmstart")  # by which one sees that physics diverged
 # Not offered: pictures need a renderer, and the time limit has a name of its own.
 _HIDDEN = ("vision", "vision_config", "episode_length")
 
@@ -183,7 +182,7 @@ class PlaygroundEnv:
             first = (state, jnp.zeros(()), jnp.zeros((), bool))
             (state, reward, terminated), _ = jax.lax.scan(once, first, length=self.repeat)
         truncated = jnp.zeros_like(terminated)
-        moving = [x for name, x in state["data"].items() if name in _MOVING]
+        moving = [x for name, x in state["data"].items() if name in MOVING]
         # The vector environment ends and counts what is NaN.
         bad = diverged(*moving) if moving else jnp.zeros((), bool)
         obs = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), state["obs"])

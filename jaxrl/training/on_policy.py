@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl import metrics as m
-from jaxrl.data.replay import free_memory
+from jaxrl.data.replay import free_over
 from jaxrl.errors import UsageError
 from jaxrl.training.rollout import rollout
 from jaxrl.training.trainer import Trainer
@@ -49,10 +49,9 @@ class OnPolicy(Trainer):
         Raises:
             UsageError: with the sizes, and a number of environments that fits.
         """
-        free = free_memory()
-        if free is None:
+        total = free_over(devices)
+        if total is None:
             return
-        total = free * (devices if jax.default_backend() != "cpu" else 1)
         needed = members * self._rollout_bytes()
         if needed > total:
             fitting = max(int(0.8 * self.env.num_envs * total / needed), 1)

@@ -24,7 +24,7 @@ from jax.experimental.buffer_callback import buffer_callback
 
 from jaxrl._startup import cores
 from jaxrl.envs.mjx.gradients import not_differentiable
-from jaxrl.envs.mjx.task import Task, diverged
+from jaxrl.envs.mjx.task import MOVING, Task, diverged
 from jaxrl.envs.randomize import FIELDS, Parameters, nominal
 from jaxrl.types import Array, PyTree
 
@@ -132,7 +132,7 @@ class CEngine:
 
     def _expose(self, out: Sequence, spans: np.ndarray) -> None:
         """Make NaN the observations of those that diverged, for whoever steps them to see."""
-        places = (self._probe.places[name] for name in ("qpos", "qvel", "qacc_warmstart"))
+        places = (self._probe.places[name] for name in MOVING)
         out[1][diverged(*(spans[:, place] for place in places))] = np.nan
 
     def _rows_and_spans(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

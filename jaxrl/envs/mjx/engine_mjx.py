@@ -14,7 +14,7 @@ import numpy as np
 from jaxrl.envs.mjx.collision import corrected
 from jaxrl.envs.mjx.collision_warp import correct_warp
 from jaxrl.envs.mjx.gradients import forward_alone, not_differentiable
-from jaxrl.envs.mjx.task import Task, diverged
+from jaxrl.envs.mjx.task import MOVING, Task, diverged
 from jaxrl.envs.randomize import Parameters, with_parameters
 from jaxrl.errors import UsageError
 from jaxrl.types import Array, PyTree
@@ -125,7 +125,7 @@ class MjxEngine:
         read = self._read(model, data)
         reward = self.task.reward(read, state["before"], action)
         ended = self.task.terminated(read)
-        bad = diverged(data.qpos, data.qvel, data.qacc_warmstart)
+        bad = diverged(*(getattr(data, name) for name in MOVING))
         obs = jnp.where(bad, jnp.nan, self.task.observe(read))
         return self._pack(read, data, state["parameters"]), obs, reward, ended
 

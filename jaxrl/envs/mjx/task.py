@@ -25,6 +25,7 @@ from jaxrl.types import Array, Key
 Reading = Any  # an array of JAX or of numpy
 
 _MOST = 1e10  # MuJoCo's mjMAXVAL
+MOVING = ("qpos", "qvel", "qacc_warmstart")  # by which one sees that physics diverged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
