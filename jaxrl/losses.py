@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxrl.axes import shard_mean
+from jaxrl.sharding import shard_mean
 from jaxrl.types import Array
 
 

@@ -1,6 +1,6 @@
 """Metrics that can be added up: over iterations, environments and shards, in any grouping.
 
-An iteration returns ``{name: Sum | Mean | Peak}`` of scalars; reducing a thousand of them is as
+An iteration returns ``{name: Sum | Mean | Max}`` of scalars; reducing a thousand of them is as
 simple as reducing two, so the memory of metrics does not grow with the length of a rollout or a
 chunk.
 """
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl.axes import shard_max, shard_sum
+from jaxrl.sharding import shard_max, shard_sum
 from jaxrl.types import Array
 
 
@@ -30,13 +30,13 @@ class Mean(NamedTuple):
     weight: Array
 
 
-class Peak(NamedTuple):
+class Max(NamedTuple):
     """A largest value."""
 
     value: Array
 
 
-Metrics = dict[str, Sum | Mean | Peak]
+Metrics = dict[str, Sum | Mean | Max]
 
 
 def mean_of(values: Array, where: Array | None = None) -> Mean:
@@ -54,14 +54,14 @@ def count_of(flags: Array) -> Sum:
 
 
 def _is_metric(node: Any) -> bool:
-    return isinstance(node, Sum | Mean | Peak)
+    return isinstance(node, Sum | Mean | Max)
 
 
 def combine(a: Metrics, b: Metrics) -> Metrics:
     """Both taken together."""
 
     def both(x: Any, y: Any) -> Any:
-        operation = jnp.maximum if isinstance(x, Peak) else jnp.add
+        operation = jnp.maximum if isinstance(x, Max) else jnp.add
         return type(x)(*map(operation, x, y))
 
     return jax.tree.map(both, a, b, is_leaf=_is_metric)
@@ -71,7 +71,7 @@ def summed(history: Metrics) -> Metrics:
     """Metrics stacked along a leading axis, as a scan leaves them, taken together."""
 
     def reduce(x: Any) -> Any:
-        operation = jnp.max if isinstance(x, Peak) else jnp.sum
+        operation = jnp.max if isinstance(x, Max) else jnp.sum
         return type(x)(*(operation(leaf, axis=0) for leaf in x))
 
     return jax.tree.map(reduce, history, is_leaf=_is_metric)
@@ -128,7 +128,7 @@ def over_shards(metrics: Metrics) -> Metrics:
     """The metrics of all shards together."""
 
     def reduce(x: Any) -> Any:
-        return shard_max(x) if isinstance(x, Peak) else shard_sum(x)
+        return shard_max(x) if isinstance(x, Max) else shard_sum(x)
 
     return jax.tree.map(reduce, metrics, is_leaf=_is_metric)
 
@@ -137,7 +137,7 @@ def empty_like(metrics: Metrics) -> Metrics:
     """The neutral element of ``combine`` for metrics of this structure (arrays or their shapes)."""
 
     def neutral(x: Any) -> Any:
-        fill = -jnp.inf if isinstance(x, Peak) else 0.0
+        fill = -jnp.inf if isinstance(x, Max) else 0.0
         return type(x)(*(jnp.full(leaf.shape, fill, leaf.dtype) for leaf in x))
 
     return jax.tree.map(neutral, metrics, is_leaf=_is_metric)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrl.axes import shard_count, shard_mean
-from jaxrl.metrics import Metrics, Peak, Sum, mean_of
+from jaxrl.metrics import Max, Metrics, Sum, mean_of
+from jaxrl.sharding import shard_count, shard_mean
 from jaxrl.types import Array, PyTree
 
 
@@ -68,7 +68,7 @@ class Adam(NamedTuple):
         metrics: Metrics = {
             "grad_norm": mean_of(norm, where=finite),
             "skipped_updates": Sum(skip / shard_count()),  # all shards skip the same ones
-            "skipped_in_a_row": Peak(state.in_a_row.astype(jnp.float32)),
+            "skipped_in_a_row": Max(state.in_a_row.astype(jnp.float32)),
         }
         return params, state, metrics
 

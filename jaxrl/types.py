@@ -10,7 +10,6 @@ import dataclasses
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
@@ -202,21 +201,3 @@ def learns_from_replay(agent: Any) -> bool:
     ``isinstance`` cannot tell of a wrapper, which has all its names whatever is inside.
     """
     return hasattr(agent, "delay")
-
-
-def counter_zero() -> Array:
-    """A step counter: uint32 limbs ``[low, high]``, so that it passes 2^31 and 2^32 unharmed."""
-    return jnp.zeros((2,), jnp.uint32)
-
-
-def counter_add(counter: Array, amount: int) -> Array:
-    """``counter + amount`` for a static ``0 <= amount < 2**32``."""
-    low = counter[..., 0] + jnp.uint32(amount)
-    carry = (low < counter[..., 0]).astype(jnp.uint32)
-    return jnp.stack([low, counter[..., 1] + carry], axis=-1)
-
-
-def counter_value(counter: Array) -> int:
-    """The counter as a Python integer (on the host); of several seeds, the first one's."""
-    low, high = np.asarray(counter).reshape(-1, 2)[0]
-    return int(low) + (int(high) << 32)

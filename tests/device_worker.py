@@ -16,9 +16,9 @@ from agents_numpy import SPEC, batches, narrowed
 
 from jaxrl import DSACT, PPO, SAC, TD3, NormalizeObs, OnPolicy, UsageError, VectorEnv, make, run
 from jaxrl import metrics as m
-from jaxrl.axes import reducing_over
 from jaxrl.envs.probe import Both
 from jaxrl.run.devices import SHARD, Placement, Programs, choose
+from jaxrl.sharding import reducing_over
 from jaxrl.training import rollout
 
 COLLECTIVE = re.compile(

@@ -10,11 +10,12 @@ import pytest
 from scipy import stats
 
 from jaxrl import losses, optim
+from jaxrl.counters import counter_add, counter_value, counter_zero
 from jaxrl.nn import statistics
 from jaxrl.nn.distributions import Categorical, Normal, TanhNormal
 from jaxrl.nn.networks import flat_input, flatten_to, orthogonal
 from jaxrl.shuffle import permutations
-from jaxrl.types import Box, counter_add, counter_value, counter_zero
+from jaxrl.types import Box
 
 RNG = np.random.default_rng(0)
 

@@ -31,8 +31,9 @@ from jaxrl import (
     make,
     run,
 )
+from jaxrl.counters import counter_value
 from jaxrl.run.devices import over_members
-from jaxrl.types import Box, Spec, Step, counter_value
+from jaxrl.types import Box, Spec, Step
 
 SMALL = {"hidden": (8,)}
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -12,9 +12,9 @@ from shared import numerical_gradient, script_module
 
 from jaxrl import PQN, NormalizeObs, OnPolicy, ScaleReward, UsageError, VectorEnv, make, presets
 from jaxrl import metrics as m
-from jaxrl.axes import reducing_over
 from jaxrl.nn import statistics
 from jaxrl.run import cli
+from jaxrl.sharding import reducing_over
 from jaxrl.training import rollout
 
 # Agents are pytrees: one program serves all numbers.

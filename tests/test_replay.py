@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl import UsageError
+from jaxrl import UsageError, memory
 from jaxrl.data import Replay, replay
 from jaxrl.types import Transition
 
@@ -137,7 +137,7 @@ def test_half_precision_is_refused_where_bits_would_be_mistaken():
 
 
 def test_what_cannot_fit_is_refused_with_what_would(monkeypatch):
-    monkeypatch.setattr(replay, "free_memory", lambda: 2**30)
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**30)
     replay.check_memory(int(0.8 * 2**30), 1000)
     with pytest.raises(UsageError, match="1000, which needs 0.90 GiB .*; 888 fits"):
         replay.check_memory(int(0.9 * 2**30), 1000)
@@ -147,9 +147,9 @@ def test_what_cannot_fit_is_refused_with_what_would(monkeypatch):
         "capacity is 1000, which needs 4.00 GiB for all members, and 0.80 of 1.00 free GiB may be "
         "taken; 199 fits, and precision 'half' takes less"
     )
-    monkeypatch.setattr(replay, "free_memory", lambda: None)
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
     replay.check_memory(2**60, 1000)
-    assert replay.free_memory() is None
+    assert memory.free_memory() is None
 
 
 @pytest.mark.parametrize(
@@ -172,5 +172,5 @@ def test_limits_of_containers_are_free_memory(outer, inner, expected, tmp_path):
             (folder / "memory.current").write_text(f"{used}\n")
             (folder / "memory.stat").write_text(f"anon 1\ninactive_file {files}\n")
     (tmp_path / "self").write_text("0::/job\n")
-    assert replay.free_of_group(tmp_path, str(tmp_path / "self")) == expected
-    assert replay.free_of_group(tmp_path / "none", str(tmp_path / "absent")) is None
+    assert memory.free_of_group(tmp_path, str(tmp_path / "self")) == expected
+    assert memory.free_of_group(tmp_path / "none", str(tmp_path / "absent")) is None

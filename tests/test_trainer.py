@@ -14,12 +14,12 @@ from shared import assert_same_bits, bits
 from jaxrl import PPO, NormalizeObs, OnPolicy, ScaleReward, UsageError, VectorEnv, hyper, make
 from jaxrl import metrics as m
 from jaxrl.analysis import rollout as play_on_the_host
-from jaxrl.axes import reducing_over, shard_key
-from jaxrl.data import replay
+from jaxrl.counters import counter_value
 from jaxrl.envs.probe import Both
 from jaxrl.run import Policy
+from jaxrl.sharding import reducing_over, shard_key
 from jaxrl.training.evaluate import evaluate
-from jaxrl.types import Step, counter_value
+from jaxrl.types import Step
 
 SWEPT = {
     "learning_rate": jnp.array([1e-3, 3e-3]),
@@ -184,15 +184,15 @@ def test_rollouts_that_cannot_fit_are_refused(monkeypatch):
     state, obs, action, reward, ends, key = 4 * 4 + 4, 4 * 4, 4, 4, 2, 8  # a state is x and t
     row = 2 * obs + action + (2 * 4) + reward + ends + key + state + obs  # 2 logits; fresh starts
     needed = 3 * 64_000 * row
-    monkeypatch.setattr(replay, "free_memory", lambda: needed)
+    monkeypatch.setattr(memory, "free_memory", lambda: needed)
     trainer.check_memory(3, 1)
-    monkeypatch.setattr(replay, "free_memory", lambda: needed // 2)
+    monkeypatch.setattr(memory, "free_memory", lambda: needed // 2)
     message = "num_envs is 1000, whose rollouts of 64 steps need 0.0. GiB .* 400 would fit, or a"
     with pytest.raises(UsageError, match=message):
         trainer.check_memory(3, 1)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     trainer.check_memory(3, 2)  # each of two devices has half of it
-    monkeypatch.setattr(replay, "free_memory", lambda: None)
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
     trainer.check_memory(10**9, 1)
 
 

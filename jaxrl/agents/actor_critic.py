@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl.agents.replayed import Replayed, ReplayedState
-from jaxrl.axes import shard_key
 from jaxrl.errors import UsageError
 from jaxrl.hyper import require
 from jaxrl.metrics import Metrics, mean_of, merged
 from jaxrl.nn.distributions import Noise, TanhNormal
 from jaxrl.nn.networks import MLP, Ensemble, Policy, flat_input, flatten_to
+from jaxrl.sharding import shard_key
 from jaxrl.types import Array, Box, Extras, Key, Mode, PyTree, Spec, Transition
 
 

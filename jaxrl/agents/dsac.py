@@ -12,11 +12,11 @@ from flax import struct
 from jaxrl import optim
 from jaxrl.agents.actor_critic import Stochastic
 from jaxrl.agents.replayed import ReplayedState
-from jaxrl.axes import shard_key, shard_mean
 from jaxrl.hyper import require
 from jaxrl.losses import huber
 from jaxrl.metrics import Metrics, mean_of, merged
 from jaxrl.nn.networks import Activation
+from jaxrl.sharding import shard_key, shard_mean
 from jaxrl.types import Array, Key, PyTree, Spec, Transition
 
 VARIANCE_FLOOR = 0.1  # added to variances that are divided by

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import jax
 
-from jaxrl.axes import shard_key
 from jaxrl.errors import UsageError
 from jaxrl.metrics import Metrics, scan
+from jaxrl.sharding import shard_key
 from jaxrl.shuffle import permutations
 from jaxrl.types import Array, Key, PyTree
 

@@ -10,12 +10,12 @@ from flax import struct
 
 from jaxrl import losses, optim
 from jaxrl.agents import minibatches as mb
-from jaxrl.axes import shard_count, shard_mean
 from jaxrl.hyper import require, require_choice
 from jaxrl.metrics import Metrics, Sum, mean_of
 from jaxrl.nn import networks
 from jaxrl.nn.distributions import Distribution, Noise, TanhNormal
 from jaxrl.nn.networks import MLP, Activation, Init, Policy, Std, flat_input
+from jaxrl.sharding import shard_count, shard_mean
 from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
 
 

@@ -10,11 +10,11 @@ from flax import struct
 
 from jaxrl.agents.actor_critic import Ensembled
 from jaxrl.agents.replayed import ReplayedState
-from jaxrl.axes import shard_key
 from jaxrl.hyper import require, require_choice
 from jaxrl.metrics import Metrics, mean_of, merged
 from jaxrl.nn.distributions import is_key
 from jaxrl.nn.networks import MLP, action_size
+from jaxrl.sharding import shard_key
 from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
 
 PolicyValue = Literal["first", "min", "mean"]

@@ -8,9 +8,7 @@ so that writing stays one copy in place.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -18,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.errors import UsageError
+from jaxrl.memory import free_over
 from jaxrl.types import Array, Transition
 
 Ring = Transition  # with leaves [S, N, ...]; its extras are the training loop's, and none at first
@@ -162,54 +161,3 @@ def check_memory(needed: int, capacity: int, devices: int = 1) -> None:
             f"{usable / 2**30:.2f} of {total / 2**30:.2f} free GiB may be taken; "
             f"{int(capacity * usable / needed)} fits, and precision 'half' takes less"
         )
-
-
-def free_over(devices: int) -> int | None:
-    """Bytes that can still be allocated on so many devices; those of a CPU share theirs."""
-    free = free_memory()
-    return free and free * (devices if jax.default_backend() != "cpu" else 1)
-
-
-def free_memory() -> int | None:
-    """Bytes that can still be allocated on a device; None where nothing tells."""
-    statistics = jax.local_devices()[0].memory_stats()
-    if statistics and "bytes_limit" in statistics:
-        return int(statistics["bytes_limit"] - statistics["bytes_in_use"])
-    found = [memory for memory in (_free_of_host(), free_of_group()) if memory is not None]
-    return min(found, default=None)
-
-
-def _free_of_host() -> int | None:
-    with contextlib.suppress(OSError), open("/proc/meminfo") as file:
-        sizes = dict(line.split(":") for line in file)
-        return int(sizes["MemAvailable"].split()[0]) * 1024
-    return None
-
-
-def free_of_group(
-    root: Path = Path("/sys/fs/cgroup"), process: str = "/proc/self/cgroup"
-) -> int | None:
-    """Bytes below the memory limits of this process's control groups, as containers set them.
-
-    Groups nest, and the tightest counts; None where there is no limit. What files hold in memory
-    counts as free, since it is given up for others.
-    """
-    found = []
-    with contextlib.suppress(OSError):
-        lines = Path(process).read_text().splitlines()
-        own = next((line[3:] for line in lines if line.startswith("0::")), "/")
-        group = root / own.strip("/")
-        for each in (group, *group.parents):
-            if each.is_relative_to(root):
-                found += _below_limit(each)
-    return min(found, default=None)
-
-
-def _below_limit(group: Path) -> list[int]:
-    with contextlib.suppress(OSError):
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            used = int((group / "memory.current").read_text())
-            kinds = dict(line.split() for line in (group / "memory.stat").open())
-            return [max(int(limit) - used + int(kinds["inactive_file"]), 0)]
-    return []

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl.axes import shard_count, shard_key
 from jaxrl.errors import UsageError
+from jaxrl.sharding import shard_count, shard_key
 from jaxrl.types import Array, Box, Environment, Key, PyTree, Spec, Step
 
 Resets = Literal["fresh", "bank", "first"]

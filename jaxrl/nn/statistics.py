@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl.axes import shard_sum
+from jaxrl.sharding import shard_sum
 from jaxrl.types import Array, PyTree
 
 

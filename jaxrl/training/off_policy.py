@@ -10,9 +10,10 @@ from flax import struct
 
 from jaxrl import hyper
 from jaxrl import metrics as m
-from jaxrl.axes import shard_count, shard_key
+from jaxrl.counters import counter_add, counter_zero
 from jaxrl.data.replay import Ring, check_memory
 from jaxrl.envs.vector import Draws, VectorState
+from jaxrl.sharding import shard_count, shard_key
 from jaxrl.training.rollout import play
 from jaxrl.training.rounds import Rounds
 from jaxrl.types import (
@@ -23,8 +24,6 @@ from jaxrl.types import (
     PyTree,
     TrainState,
     Transition,
-    counter_add,
-    counter_zero,
 )
 
 UNTOLD = "nonfinite"  # beside the ring: non-finite steps [1, N] of the prefill, until reported

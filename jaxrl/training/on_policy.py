@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl import metrics as m
-from jaxrl.data.replay import free_over
+from jaxrl.counters import counter_add, counter_zero
 from jaxrl.errors import UsageError
+from jaxrl.memory import free_over
 from jaxrl.training.rollout import rollout
 from jaxrl.training.trainer import Trainer
-from jaxrl.types import Array, Key, TrainState, counter_add, counter_zero, learns_from_replay
+from jaxrl.types import Array, Key, TrainState, learns_from_replay
 
 
 @struct.dataclass

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl import metrics as m
-from jaxrl.axes import shard_key
 from jaxrl.envs.vector import Draws, VectorEnv, VectorState
+from jaxrl.sharding import shard_key
 from jaxrl.types import Agent, Array, Extras, Key, PyTree, Transition
 
 Act = Callable[[PyTree, PyTree], tuple[Array, Extras]]  # observations and noise to actions

@@ -11,9 +11,9 @@ from flax import struct
 
 from jaxrl import hyper
 from jaxrl import metrics as m
-from jaxrl.axes import reducing_over
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
+from jaxrl.sharding import reducing_over
 from jaxrl.training.evaluate import Evaluation, evaluate
 from jaxrl.types import Array, Key, Mode, TrainState
 
