@@ -4,16 +4,16 @@ from jaxrl._startup import configure
 
 configure()
 
-from jaxrl.agents import DQN, DSAC, DSACT, PPO, PQN, SAC, TD3, NormalizeObs, ScaleReward  # noqa: E402
+from jaxrl.agents import BC, DQN, DSAC, DSACT, PPO, PQN, SAC, TD3, NormalizeObs, ScaleReward  # noqa: E402
 from jaxrl.envs import VectorEnv, make  # noqa: E402
 from jaxrl.envs.randomize import Randomize  # noqa: E402
 from jaxrl.errors import RunError, UsageError  # noqa: E402
-from jaxrl.run import Run, load_policy, run  # noqa: E402
-from jaxrl.training import OffPolicy, OnPolicy  # noqa: E402
+from jaxrl.training import Offline, OffPolicy, OnPolicy  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BC",
     "DQN",
     "DSAC",
     "DSACT",
@@ -23,14 +23,12 @@ __all__ = [
     "TD3",
     "NormalizeObs",
     "OffPolicy",
+    "Offline",
     "OnPolicy",
     "Randomize",
-    "Run",
     "RunError",
     "ScaleReward",
     "UsageError",
     "VectorEnv",
-    "load_policy",
     "make",
-    "run",
 ]

@@ -1,90 +1,274 @@
-"""Hyper-parameters by name: read, replaced, swept, checked, and written to JSON and back.
+"""Hyper-parameters: declared once, then checked, swept, shown as options, and written to JSON.
 
-Agents nest (``NormalizeObs(ScaleReward(PPO()))``); a name is looked up from the outermost inwards.
+    @hyper.dataclass
+    class Agent:
+        gamma: float = number(0.99, 0, 1, help="discount")
+        policy: Any = part(Gaussian())
+
+``number`` fields are pytree leaves, so ``vmap`` sweeps them. ``size``, ``choice``, ``flag``,
+``interval`` and ``words`` fields are static. Parts are nested dataclasses. A hyper-parameter's name
+is the path of fields to it, such as ``critic.hidden_dims``; wrappers and trainers add nothing to
+it. Wherever a name is asked for, its end is enough if only one hyper-parameter has that end.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, dataclass_transform, get_args
 
 import jax
 import numpy as np
+from flax import struct
 
 from jaxrl.errors import UsageError, nearest
 
 T = TypeVar("T")
+_KEY = "hyper"  # of a field's metadata
 
 
-def _is_static(field: dataclasses.Field, value: Any = None) -> bool:
-    return not field.metadata.get("pytree_node", True)
+class Declaration(NamedTuple):
+    """What a field was declared as: its kind, the check of its values, and its help."""
+
+    kind: str
+    check: Callable[[str, Any], None]
+    help: str
+    choices: tuple[str, ...] = ()
 
 
-def _is_absent(field: dataclasses.Field, value: Any) -> bool:
-    return value is None and not _is_static(field)
+def number(
+    default: float | None,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: float | None = None,
+    optional: bool = False,
+    help: str = "",
+) -> Any:
+    """Declare a number in ``[low, high]``, or more than ``above``.
+
+    None is allowed if it is the default, or with ``optional``.
+
+    A pytree leaf: it can be swept, and changes without compiling again.
+    """
+
+    def check(name: str, value: Any) -> None:
+        if value is None and default is not None and not optional:
+            raise UsageError(f"{name} is None; it must be a number, as {default:g}")
+        require(name, value, low if above is None else above, high, above=above is not None)
+
+    return _declared(default, Declaration("number", check, help), leaf=True)
 
 
-def numbers(node: Any) -> dict[str, Any]:
-    """All hyper-parameters that are numbers, and so can be swept: ``{name: value}``."""
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(node):
-        value = getattr(node, field.name)
-        if _is_static(field):
-            continue
-        if dataclasses.is_dataclass(value):
-            found = numbers(value) | found
-        elif value is not None:
-            found[field.name] = value
+def size(default: Any, low: int = 1, high: float = math.inf, *, help: str = "") -> Any:
+    """Declare an integer, or a tuple of them, of at least ``low``. None as default allows None."""
+
+    def check(name: str, value: Any) -> None:
+        if value is None and default is None:
+            return
+        several = isinstance(default, tuple)
+        if several and not isinstance(value, tuple | list):
+            raise UsageError(f"{name} is {value!r}; it must be a tuple of integers, as {default}")
+        for each in value if several else (value,):
+            if isinstance(each, bool) or not isinstance(each, int | np.integer):
+                raise UsageError(f"{name} is {each!r}; it must be an integer")
+            require(name, each, low, high)
+
+    return _declared(default, Declaration("size", check, help))
+
+
+def choice(default: str, literal: Any, *, help: str = "") -> Any:
+    """Declare one of the strings of a ``Literal``."""
+    choices = get_args(literal)
+
+    def check(name: str, value: Any) -> None:
+        require_choice(name, value, literal)
+
+    return _declared(default, Declaration("choice", check, help, choices))
+
+
+def flag(default: bool, *, help: str = "") -> Any:
+    """Declare a switch."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, bool | np.bool_):
+            raise UsageError(f"{name} is {value!r}; it must be True or False")
+
+    return _declared(default, Declaration("flag", check, help))
+
+
+def interval(default: tuple[float, float], *, help: str = "") -> Any:
+    """Declare two numbers, the first less than the second."""
+
+    def check(name: str, value: Any) -> None:
+        if len(value) != 2 or not value[0] < value[1]:
+            raise UsageError(f"{name} is {value}; it must be low and high, as {default}")
+
+    return _declared(default, Declaration("interval", check, help))
+
+
+def words(default: tuple[str, ...], *, help: str = "") -> Any:
+    """Declare a tuple of strings."""
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, str) or not all(isinstance(each, str) for each in value):
+            raise UsageError(f"{name} is {value!r}; it must be a tuple of strings, as ('state',)")
+
+    return _declared(default, Declaration("words", check, help))
+
+
+def part(default: Any, *, help: str = "") -> Any:
+    """Declare a part: a dataclass with hyper-parameters of its own."""
+
+    def check(name: str, value: Any) -> None:
+        if not dataclasses.is_dataclass(value) or isinstance(value, type):
+            raise UsageError(f"{name} is {value!r}; it must be a part, as {type(default).__name__}")
+
+    return _declared(default, Declaration("part", check, help), leaf=True)
+
+
+def bound(default: Any = None) -> Any:
+    """Declare what ``bind`` finds out: static, neither an option nor recorded."""
+    return struct.field(pytree_node=False, default=default, metadata={_KEY: None}, repr=False)
+
+
+def _declared(default: Any, declaration: Declaration, leaf: bool = False) -> Any:
+    return struct.field(pytree_node=leaf, default=default, metadata={_KEY: declaration})
+
+
+@dataclass_transform(
+    field_specifiers=(number, size, choice, flag, interval, words, part, bound), frozen_default=True
+)
+def dataclass(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass and pytree, with its declared fields listed in the docstring."""
+    made: Any = struct.dataclass(cls)
+    lines = [
+        f"    {field.name}: {found.help}."
+        for field in dataclasses.fields(made)
+        if (found := declaration(field)) and found.help and field.name in vars(cls)
+    ]
+    if lines:
+        made.__doc__ = "\n".join([(cls.__doc__ or "").rstrip(), "", "Attributes:", *lines])
+    result: type[T] = made
+    return result
+
+
+def declaration(field: dataclasses.Field) -> Declaration | None:
+    """Return a field's declaration; None for fields without one, and for bound ones."""
+    found: Declaration | None = field.metadata.get(_KEY)
     return found
 
 
-def _names(node: Any, wanted: Callable[[dataclasses.Field, Any], bool]) -> list[str]:
-    """The names of the wanted fields, those of inner nodes included."""
-    names: list[str] = []
+def is_option(field: dataclasses.Field) -> bool:
+    """Whether a field is a hyper-parameter or a part, and not found out by ``bind``."""
+    return field.metadata.get(_KEY, True) is not None
+
+
+# --- fields by name -----------------------------------------------------------------------------
+
+
+class _Entry(NamedTuple):
+    """A hyper-parameter: the fields to it, and its own."""
+
+    path: tuple[str, ...]
+    field: dataclasses.Field
+    value: Any
+
+    @property
+    def name(self) -> str:
+        return ".".join(name for name in self.path if name != "agent")
+
+    @property
+    def leaf(self) -> bool:
+        return bool(self.field.metadata.get("pytree_node", True))
+
+
+def _entries(node: Any, path: tuple[str, ...] = ()) -> Iterator[_Entry]:
+    """The hyper-parameters of ``node`` and of the dataclasses that are its pytree children."""
     for field in dataclasses.fields(node):
-        value = getattr(node, field.name)
-        if wanted(field, value):
-            names.append(field.name)
-        elif dataclasses.is_dataclass(value) and not _is_static(field):
-            names += _names(value, wanted)
-    return names
+        if not is_option(field):
+            continue
+        entry = _Entry((*path, field.name), field, getattr(node, field.name))
+        if entry.leaf and dataclasses.is_dataclass(entry.value):
+            yield from _entries(entry.value, entry.path)
+        else:
+            yield entry
+
+
+def numbers(node: Any) -> dict[str, Any]:
+    """Return all hyper-parameters that are numbers, and so can be swept: ``{name: value}``."""
+    return {e.name: e.value for e in _entries(node) if e.leaf and e.value is not None}
+
+
+def names(node: Any) -> list[str]:
+    """Return the names of all hyper-parameters."""
+    return [entry.name for entry in _entries(node)]
+
+
+def matches(name: str, known: Sequence[str]) -> list[str]:
+    """Return the known names that ``name`` may mean: itself, or else all that end in it."""
+    if name in known:
+        return [name]
+    return [each for each in known if each.endswith(f".{name}")]
 
 
 def replace(node: T, values: Mapping[str, Any]) -> T:
-    """A copy of ``node`` with the named numbers replaced, at whatever depth they live.
+    """Return a copy of ``node`` with the named numbers replaced, wherever they live.
 
     Raises:
-        UsageError: for a name that is none, that is static (it makes shapes), or whose value is
+        UsageError: for a name that is unknown or ambiguous, that is static, or whose value is
             None, which is no number to replace.
     """
-    known, static, absent = numbers(node), _names(node, _is_static), _names(node, _is_absent)
-    for name in values:
-        if name in absent:
+    entries = {entry.name: entry for entry in _entries(node)}
+    for name, value in values.items():
+        entry = entries[_resolve(name, entries)]
+        if entry.leaf and entry.value is None:
             raise UsageError(
                 f"{name} is None, and so cannot be swept or traced; "
-                f"give it a number first, as --agent.{name.replace('_', '-')}"
+                f"give it a number first, as --agent.{entry.name.replace('_', '-')}"
             )
-        if name in static:
+        if not entry.leaf:
             raise UsageError(
-                f"{name} makes shapes and cannot be swept or traced; "
-                f"make a new agent with it, or sweep one of {', '.join(sorted(known))}"
+                f"{name} is static and cannot be swept or traced; make a new agent with it, "
+                f"or sweep one of {', '.join(sorted(numbers(node)))}"
             )
-        if name not in known:
-            raise UsageError(f"unknown hyper-parameter {name!r}; {nearest(name, known)}")
-    return _replace(node, values)
+        node = _set(node, entry.path, value)
+    return node
 
 
-def _replace(node: T, values: Mapping[str, Any]) -> T:
-    new: dict[str, Any] = {}
-    for field in dataclasses.fields(node):  # type: ignore[arg-type]
-        value = getattr(node, field.name)
-        if dataclasses.is_dataclass(value) and not _is_static(field):
-            new[field.name] = _replace(value, values)
-        elif field.name in values and not _is_static(field):
-            new[field.name] = values[field.name]
-    return dataclasses.replace(node, **new)  # type: ignore[type-var]
+def _resolve(name: str, entries: Mapping[str, _Entry]) -> str:
+    found = matches(name, list(entries))
+    if not found:
+        sweepable = [n for n, e in entries.items() if e.leaf and e.value is not None]
+        raise UsageError(f"unknown hyper-parameter {name!r}; {nearest(name, sweepable)}")
+    if len(found) > 1:
+        raise UsageError(f"{name!r} is ambiguous; choose one of {', '.join(sorted(found))}")
+    return found[0]
+
+
+def _set(node: Any, path: tuple[str, ...], value: Any) -> Any:
+    first, *rest = path
+    inner = _set(getattr(node, first), tuple(rest), value) if rest else value
+    return dataclasses.replace(node, **{first: inner})
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def check(node: Any) -> None:
+    """Raise UsageError for the first hyper-parameter, at any depth, that its declaration refuses.
+
+    Traced numbers pass.
+    """
+    for field in dataclasses.fields(node):
+        declared = declaration(field)
+        if declared is not None and declared.kind == "part":
+            declared.check(field.name, getattr(node, field.name))
+    for entry in _entries(node):
+        declared = declaration(entry.field)
+        if declared is not None:
+            declared.check(entry.name, entry.value)
 
 
 def require(
@@ -92,43 +276,58 @@ def require(
 ) -> None:
     """Raise UsageError unless ``low <= value <= high`` (``low <`` if ``above``) and finite.
 
-    Tracers pass.
+    None and tracers pass.
     """
     if value is None or isinstance(value, jax.core.Tracer):
         return
-    for number in np.atleast_1d(value).tolist():
+    try:
+        given = np.atleast_1d(np.asarray(value, float)).tolist()
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} is {value!r}; it must be a number") from None
+    for number in given:
         fits = (low < number if above else low <= number) and number <= high
         if not fits or math.isinf(number):
             bounds = f"more than {low:g}" if above else f"at least {low:g}"
-            bounds += " and finite" if high == math.inf == number else ""
-            bounds += "" if high == math.inf else f" and at most {high:.10g}"
-            raise UsageError(f"{name} is {number:.10g}; it must be {bounds}")
+            bounds = "" if low == -math.inf else bounds
+            upper = "finite" if high == math.inf else f"at most {high:.10g}"
+            if high == math.inf and not math.isinf(number) and bounds:
+                upper = ""
+            text = " and ".join(filter(None, (bounds, upper)))
+            raise UsageError(f"{name} is {number:.10g}; it must be {text}")
 
 
 def require_choice(name: str, value: Any, literal: Any) -> None:
-    """Raise UsageError unless ``value`` is one of a ``Literal``'s."""
+    """Raise UsageError unless ``value`` is one of the strings of a ``Literal``."""
     if value not in get_args(literal):
         raise UsageError(f"{name} is {value!r}; {nearest(str(value), get_args(literal))}")
 
 
+# --- records ------------------------------------------------------------------------------------
+
+
 def to_config(node: Any) -> dict[str, Any]:
-    """An agent as JSON: ``{"class": name, field: value, ...}``, nested agents included."""
+    """Return an agent as JSON: ``{"class": name, field: value, ...}``, nested ones included."""
     config: dict[str, Any] = {"class": type(node).__name__}
-    for field in dataclasses.fields(node):
+    for field in filter(is_option, dataclasses.fields(node)):
         value = getattr(node, field.name)
-        config[field.name] = to_config(value) if dataclasses.is_dataclass(value) else value
+        if dataclasses.is_dataclass(value):
+            value = to_config(value)
+        config[field.name] = value.tolist() if hasattr(value, "tolist") else value
     return config
 
 
 def from_config(config: Mapping[str, Any], classes: Mapping[str, type]) -> Any:
-    """The agent that ``to_config`` wrote; ``classes`` maps names to classes.
+    """Return the agent that ``to_config`` wrote; ``classes`` maps names to classes.
 
     Raises:
         UsageError: for a class that is not among them, and fields that it does not have, or lacks.
     """
     name: Any = config.get("class")
     if name not in classes:
-        raise UsageError(f"unknown agent class {name!r}; {nearest(str(name), classes)}")
+        raise UsageError(
+            f"unknown agent class {name!r}; {nearest(str(name), classes)}; "
+            "a class of your own has to be given, as classes=[Mine]"
+        )
     known = {field.name: field for field in dataclasses.fields(classes[name])}
     for key in config:
         if key not in known and key != "class":

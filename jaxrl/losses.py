@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.sharding import shard_mean
-from jaxrl.types import Array
+from jaxrl.types import Array, Key
 
 
 def gae(
@@ -90,6 +90,16 @@ def clipped_value_loss(value: Array, old_value: Array, target: Array, clip: Arra
     """
     clipped = old_value + jnp.clip(value - old_value, -clip, clip)
     return jnp.maximum(jnp.square(value - target), jnp.square(clipped - target))
+
+
+def min_over_critics(q: Array, num: int | None, key: Key) -> Array:
+    """Return the minimum of ``q[E, ...]`` over all critics, or over ``num`` random ones: ``[...]``.
+
+    All rows, on all shards, use the same subset (REDQ: Chen et al. 2021, algorithm 1).
+    """
+    if num is not None:
+        q = q[jax.random.permutation(key, q.shape[0])[:num]]
+    return jnp.min(q, axis=0)
 
 
 def value_of_action(q: Array, action: Array) -> Array:

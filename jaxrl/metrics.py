@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl import rng
 from jaxrl.sharding import shard_max, shard_sum
-from jaxrl.types import Array
+from jaxrl.types import Array, Key
 
 
 class Sum(NamedTuple):
@@ -88,33 +89,22 @@ def unpack(packed: Array, structure: Any) -> Metrics:
 
 
 def scan(
-    step: Callable[[Any, Any], tuple[Any, Metrics]], carry: Any, xs: Any
+    step: Callable[[Key, Any, Any], tuple[Any, Metrics]], carry: Any, keys: Key, xs: Any = None
 ) -> tuple[Any, Metrics]:
-    """``jax.lax.scan`` of a step that returns metrics, which are taken together."""
-    structure: Any = None  # of what the step returns: told by its only trace
+    """``rng.scan`` of ``step(key, carry, x) -> carry, metrics``; the metrics are taken together.
 
-    def packed(carry: Any, x: Any) -> tuple[Any, Array]:
+    Inside the loop the metrics are one vector.
+    """
+    structure: Any = None  # known from the first trace of the step
+
+    def packed(key: Key, carry: Any, x: Any) -> tuple[Any, Array]:
         nonlocal structure
-        carry, metrics = step(carry, x)
+        carry, metrics = step(key, carry, x)
         structure = jax.tree.structure(metrics)
         return carry, pack(metrics)
 
-    carry, history = jax.lax.scan(packed, carry, xs)
+    carry, history = rng.scan(packed, carry, keys, xs)
     return carry, summed(unpack(history, structure))
-
-
-def scan_last(
-    step: Callable[[Any, Any, bool], tuple[Any, Metrics]], carry: Any, xs: Any
-) -> tuple[Any, Metrics]:
-    """``scan`` of ``step(carry, x, last)``, where ``last`` is static and true of the last row."""
-    rows = jax.tree.leaves(xs)[0].shape[0]
-    final = jax.tree.map(lambda x: x[-1], xs)
-    if rows == 1:
-        return step(carry, final, True)
-    before = jax.tree.map(lambda x: x[:-1], xs)
-    carry, metrics = scan(lambda carry, x: step(carry, x, False), carry, before)
-    carry, new = step(carry, final, True)
-    return carry, merged(metrics, new)
 
 
 def merged(a: Metrics, b: Metrics) -> Metrics:

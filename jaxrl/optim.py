@@ -2,48 +2,84 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxrl import hyper
+from jaxrl.hyper import flag, number
 from jaxrl.metrics import Max, Metrics, Sum, mean_of
 from jaxrl.sharding import shard_count, shard_mean
 from jaxrl.types import Array, PyTree
 
 
 class OptimState(NamedTuple):
-    """The moments of Adam, and how many updates were skipped because they were not finite."""
+    """The moments of Adam, and the number of updates that were skipped as not finite."""
 
     moments: optax.ScaleByAdamState  # of the parameters as ``packed``
     skipped: Array  # int32, in all
-    in_a_row: Array  # int32, since the last good one
+    in_a_row: Array  # int32, since the last finite one
 
 
-class Adam(NamedTuple):
-    """Adam after clipping the gradient's global norm (None: no clipping).
+class Trained(NamedTuple):
+    """Parameters and the state of their optimiser."""
+
+    params: PyTree
+    optim: OptimState
+
+
+@hyper.dataclass
+class Adam:
+    """Adam, after clipping the gradient's global norm.
 
     It is rebuilt from the hyper-parameters on every trace and lives in no state. Small tensors are
-    stepped as one vector: a dozen of them one after another cost more than the arithmetic.
-    ``rectified`` makes it RAdam (Liu et al. 2020, "On the Variance of the Adaptive Learning Rate
-    and Beyond"), whose first steps are smaller, as their second moments rest on few gradients.
+    updated as one vector: a dozen of them one after another cost more than the arithmetic.
     """
 
-    max_grad_norm: Array | float | None = None
-    eps: float = 1e-8
-    rectified: bool = False
+    max_grad_norm: float | None = number(
+        None, above=0, help="clip the gradient's global norm, network by network; None does not"
+    )
+    eps: float = number(1e-8, above=0, help="added to the root of the second moment")
+    rectified: bool = flag(
+        False, help="RAdam (Liu et al. 2020): smaller steps while second moments rest on little"
+    )
+
+    def start(self, params: PyTree) -> Trained:
+        """Return parameters with their state before the first update."""
+        return Trained(params, self.init(params))
 
     def init(self, params: PyTree) -> OptimState:
-        """The state before the first update."""
+        """Return the state before the first update."""
         parts = [jnp.zeros_like(part) for part in packed(params)]
         return OptimState(optax.scale_by_adam().init(parts), jnp.int32(0), jnp.int32(0))
+
+    def minimize(
+        self,
+        loss: Callable[..., tuple[Array, Any]],
+        trained: Trained,
+        learning_rate: Array | float,
+        *args: Any,
+    ) -> tuple[Trained, Any, Metrics]:
+        """Make one descent step on ``loss(params, *args) -> value, aux``.
+
+        Returns what was trained, ``aux``, and metrics named after the loss: ``critic_loss`` and
+        ``critic_grad_norm``, beside ``skipped_updates`` and ``skipped_in_a_row``.
+        """
+        gradient: Any = jax.value_and_grad(loss, has_aux=True)
+        (value, aux), grads = gradient(trained.params, *args)
+        params, optim, metrics = self.step(grads, trained.optim, trained.params, learning_rate)
+        name = loss.__name__.removesuffix("loss")
+        metrics[f"{name}grad_norm"] = metrics.pop("grad_norm")
+        return Trained(params, optim), aux, metrics | {f"{name}loss": mean_of(value)}
 
     def step(
         self, grads: PyTree, state: OptimState, params: PyTree, learning_rate: Array | float
     ) -> tuple[PyTree, OptimState, Metrics]:
-        """One descent step on the mean gradient over all shards.
+        """Make one descent step on the mean gradient over all shards.
 
         A gradient with a NaN or an infinity changes nothing but the count of skipped updates.
         Returns the parameters, the state and the metrics ``grad_norm``, ``skipped_updates``,
@@ -57,6 +93,7 @@ class Adam(NamedTuple):
             gradient = [part * factor for part in gradient]
         scale = optax.scale_by_radam if self.rectified else optax.scale_by_adam
         update, moments = scale(eps=self.eps).update(gradient, state.moments)
+        update = self.decayed(update, params)
 
         # Where nothing is stepped the update is zero; ``where`` keeps the NaN out, a product would
         # not.
@@ -71,6 +108,22 @@ class Adam(NamedTuple):
             "skipped_in_a_row": Max(state.in_a_row.astype(jnp.float32)),
         }
         return params, state, metrics
+
+    def decayed(self, update: list[Array], params: PyTree) -> list[Array]:
+        """Return Adam's update, without weight decay."""
+        return update
+
+
+@hyper.dataclass
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    weight_decay: float = number(1e-4, 0, help="share of the parameters in each update")
+
+    def decayed(self, update: list[Array], params: PyTree) -> list[Array]:
+        """Return Adam's update plus ``weight_decay`` times the parameters."""
+        pairs = zip(update, packed(params), strict=True)
+        return [part + self.weight_decay * old for part, old in pairs]
 
 
 LARGE = 2**14  # elements of a tensor whose copying would cost more than a kernel of its own
@@ -98,11 +151,11 @@ def unpacked(parts: list[Array], like: PyTree) -> PyTree:
 
 
 def linear_decay(updates: Array, over: Array | float) -> Array:
-    """A factor falling from 1 at update 0 to 0 at update ``over``; always 1 where ``over`` is 0."""
+    """Return a factor that falls from 1 at update 0 to 0 at update ``over``; 1 if ``over`` is 0."""
     left = 1.0 - updates / jnp.maximum(over, 1.0)
     return jnp.where(jnp.asarray(over) > 0, jnp.maximum(left, 0.0), 1.0)
 
 
 def polyak(target: PyTree, online: PyTree, tau: Array | float) -> PyTree:
-    """``(1 - tau) target + tau online``, leaf-wise."""
+    """Return ``(1 - tau) target + tau online``, leaf-wise."""
     return jax.tree.map(lambda t, o: t + tau * (o - t), target, online)

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 
 import jax
 
-from jaxrl.types import Key, PyTree
+from jaxrl.types import Array, PyTree
 
 _axis: ContextVar[str | None] = ContextVar("shard_axis", default=None)
 
@@ -51,7 +51,7 @@ def shard_max(tree: PyTree) -> PyTree:
     return tree if axis is None else jax.lax.pmax(tree, axis)
 
 
-def shard_key(key: Key) -> Key:
-    """A key of this shard's own; with a single shard, ``key`` itself."""
+def shard_index() -> Array | None:
+    """Return the number of this shard, or None outside of shards."""
     axis = _axis.get()
-    return key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
+    return None if axis is None else jax.lax.axis_index(axis)

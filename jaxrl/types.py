@@ -1,13 +1,13 @@
 """The contracts that every part of the library is built to.
 
-Axes: ``T`` time, ``N`` environments, ``B`` batch, ``G`` gradient steps, ``E`` ensemble;
-``*O`` and ``*A`` are the observation and action shapes.
+Axes: ``T`` time, ``N`` environments, ``B`` batch, ``G`` gradient steps, ``E`` critics, ``M`` runs
+trained together; ``*O`` and ``*A`` are the observation and action shapes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,7 +23,8 @@ Mode = Literal["explore", "sample", "greedy"]
 class Box:
     """A continuous space: every element lies in ``[low, high]`` (which may be infinite).
 
-    ``low`` and ``high`` are numpy arrays of ``shape``; numbers are broadcast to it.
+    ``low`` and ``high`` are numpy arrays of ``shape``; numbers are broadcast to it. Boxes compare
+    and hash by value.
     """
 
     low: Any
@@ -43,6 +44,15 @@ class Box:
         """Whether every element has finite bounds."""
         return bool(np.all(np.isfinite(self.low)) and np.all(np.isfinite(self.high)))
 
+    def _value(self) -> tuple:
+        return self.shape, np.dtype(self.dtype).str, self.low.tobytes(), self.high.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Box) and self._value() == other._value()
+
+    def __hash__(self) -> int:
+        return hash(self._value())
+
 
 @dataclasses.dataclass(frozen=True)
 class Discrete:
@@ -53,12 +63,12 @@ class Discrete:
     shape: tuple[int, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Spec:
-    """What an agent needs to know of an environment.
+    """The spaces of an environment, and its time limit. Specs compare and hash by value.
 
-    ``observation`` may be a dictionary of parts, of which policies see ``"state"`` and value
-    functions ``"privileged_state"`` where there is one (``jaxrl.nn.networks.policy_part``).
+    ``observation`` may be a dictionary of entries. By default policies see the entry ``"state"``
+    and critics ``"privileged_state"`` if there is one (``jaxrl.nn.encoders``).
     ``max_steps`` is the time limit in environment steps; ``VectorEnv`` enforces it as truncation.
     ``None`` means that episodes end only by themselves.
     """
@@ -66,6 +76,11 @@ class Spec:
     observation: Box | dict[str, Box]
     action: Box | Discrete
     max_steps: int | None = None
+
+    def __hash__(self) -> int:
+        box = self.observation
+        entries = tuple(sorted(box.items())) if isinstance(box, dict) else box
+        return hash((entries, self.action, self.max_steps))
 
 
 class Step(NamedTuple):
@@ -83,10 +98,11 @@ class Step(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """What agents learn from: ``[T, N]`` on-policy, ``[G, B]`` off-policy and offline.
+    """Environment steps as they happened: ``[T, N]`` in a rollout, ``[S, N]`` in a replay buffer.
 
     ``action`` is what the agent emitted, before any clipping or rescaling; ``extras`` is what
-    ``agent.act`` returned beside it.
+    ``agent.act`` returned beside it. ``carry`` is the agent's memory ``[N, ...]`` before the first
+    step of a rollout, ``()`` for agents without memory.
     """
 
     obs: PyTree
@@ -96,21 +112,39 @@ class Transition(NamedTuple):
     terminated: Array
     truncated: Array
     extras: Extras
+    carry: PyTree = ()
+
+
+class Batch(NamedTuple):
+    """Sampled transitions ``[..., B]``, as off-policy and offline agents learn from them.
+
+    ``reward`` may be a sum over n steps, ``next_obs`` the observation after them. ``discount``
+    multiplies the value of ``next_obs``: 0 where the episode terminated, else gamma to the number
+    of summed steps. So every agent writes ``target = reward + discount * value``.
+    """
+
+    obs: PyTree
+    action: Array
+    reward: Array
+    discount: Array
+    next_obs: PyTree
+    extras: Extras
 
 
 class TrainState(NamedTuple):
     """A whole run as arrays, and nothing else: it pickles, vmaps, shards and checkpoints.
 
-    ``env_steps`` counts environment steps as two uint32 limbs (see ``counter_add``), ``updates``
-    counts iterations.
+    ``env_steps`` and ``gradient_steps`` are two uint32 limbs each (``jaxrl.counters``).
     """
 
     agent: PyTree
     env: PyTree
-    replay: PyTree
+    carry: PyTree  # the agent's memory of acting, [N, ...]
+    store: PyTree  # the replay buffer, or ()
     key: Key
     env_steps: Array
-    updates: Array
+    gradient_steps: Array
+    iterations: Array  # int32
 
 
 @runtime_checkable
@@ -137,67 +171,42 @@ class Environment(Protocol):
         ...
 
 
-@runtime_checkable
 class Agent(Protocol):
-    """A frozen dataclass of hyper-parameters: numbers are pytree leaves, shapes are static."""
+    """A frozen dataclass of hyper-parameters and parts (``jaxrl.hyper``).
 
-    def init(self, key: Key, spec: Spec) -> PyTree:
-        """The agent's state: a NamedTuple of arrays and nothing else."""
-        ...
+    Numbers are pytree leaves, so ``vmap`` sweeps them; sizes are static. ``learns_from`` says which
+    trainer it needs. Off-policy and offline agents have ``policy_delay`` too: their actor is
+    updated on every ``policy_delay``-th gradient step. Optional methods, called through
+    ``jaxrl.agents.protocol``: ``init_carry``, ``observe``, ``check``.
 
-    def draw(self, state: PyTree, obs: PyTree, key: Key, steps: int) -> PyTree:
-        """The randomness of ``steps`` exploring calls of ``act`` at such ``obs``: ``[steps, ...]``.
-
-        Keys, or noise: on a CPU, one large draw costs far less than many small ones inside a loop.
-        """
-        ...
-
-    def act(self, state: PyTree, obs: PyTree, key: PyTree, mode: Mode) -> tuple[Array, Extras]:
-        """Actions for ``obs[..., *O]``: ``action[..., *A]`` in [-1, 1] or an index, and extras.
-
-        ``key`` is a typed key, or one row of what ``draw`` returned.
-        """
-        ...
-
-    def update(self, state: PyTree, batch: Transition, key: Key) -> tuple[PyTree, dict]:
-        """Learn from a batch. Returns the new state and scalar metrics."""
-        ...
-
-    def observe(self, state: PyTree, transitions: Transition) -> PyTree:
-        """Take in fresh experience ``[T, N]``; the identity unless the agent keeps statistics."""
-        ...
-
-
-@runtime_checkable
-class ReplayAgent(Agent, Protocol):
-    """An agent that learns from batches ``[G, B]`` wherever they come from: a ring, or a dataset.
-
-    ``delay``: the actor steps on every so many gradient steps.
+    Keys are common to all shards. Values drawn per row use ``rng.row_key(key)``, as the
+    distributions in ``jaxrl.nn`` do; values drawn per network use the key itself.
     """
 
-    @property
-    def delay(self) -> int: ...
+    learns_from: ClassVar[Literal["rollouts", "batches"]]
 
-    def draw_update(self, state: PyTree, key: Key, shape: tuple[int, ...]) -> PyTree:
-        """The randomness of gradient steps on batches of ``shape[..., B]``: ``[..., B, ...]``.
+    def bind(self, spec: Spec) -> Any:
+        """Return the agent for ``spec``: sizes and observation entries resolved. Idempotent.
 
-        ``key`` is the same on all shards; what belongs to rows, each shard draws for itself.
+        Raises:
+            UsageError: for a spec, or a part, that the agent cannot work with.
         """
         ...
 
-    def update(
-        self, state: PyTree, batch: Transition, key: PyTree, actor: bool = True
-    ) -> tuple[PyTree, dict]:
-        """One gradient step on each of ``[G, B]``; with ``actor``, the actor's on schedule.
-
-        ``key`` is a typed key, or what ``draw_update`` drew for ``[G, B]``.
-        """
+    def init(self, key: Key) -> PyTree:
+        """Return a fresh state: a NamedTuple of arrays."""
         ...
 
+    def act(
+        self, state: PyTree, carry: PyTree, obs: PyTree, key: Key, mode: Mode
+    ) -> tuple[Array, PyTree, Extras]:
+        """Return ``action[..., *A]`` in [-1, 1] or an index for ``obs[..., *O]``, carry, extras."""
+        ...
 
-def learns_from_replay(agent: Any) -> bool:
-    """Whether an agent, wrapped or not, is a ``ReplayAgent``.
+    def update(self, state: PyTree, data: Any, key: Key) -> tuple[PyTree, dict]:
+        """Learn. Returns the new state and metrics.
 
-    ``isinstance`` cannot tell of a wrapper, which has all its names whatever is inside.
-    """
-    return hasattr(agent, "delay")
+        Agents that learn from rollouts take a ``Transition[T, N]``. Those that learn from batches
+        make one gradient step on a ``Batch[B]``, and take ``update_actor: bool = True``.
+        """
+        ...

@@ -1,5 +1,6 @@
 """Agents: one algorithm per file, and the wrappers that compose with them."""
 
+from jaxrl.agents.bc import BC
 from jaxrl.agents.dqn import DQN
 from jaxrl.agents.dsac import DSAC, DSACT
 from jaxrl.agents.ppo import PPO
@@ -8,4 +9,4 @@ from jaxrl.agents.sac import SAC
 from jaxrl.agents.td3 import TD3
 from jaxrl.agents.wrappers import NormalizeObs, ScaleReward
 
-__all__ = ["DQN", "DSAC", "DSACT", "PPO", "PQN", "SAC", "TD3", "NormalizeObs", "ScaleReward"]
+__all__ = ["BC", "DQN", "DSAC", "DSACT", "PPO", "PQN", "SAC", "TD3", "NormalizeObs", "ScaleReward"]

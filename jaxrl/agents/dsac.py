@@ -3,251 +3,314 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from jax.lax import stop_gradient
 
-from jaxrl import optim
-from jaxrl.agents.actor_critic import Stochastic
-from jaxrl.agents.replayed import ReplayedState
-from jaxrl.hyper import require
+from jaxrl import hyper, optim
+from jaxrl.agents import protocol
+from jaxrl.errors import UsageError
+from jaxrl.hyper import flag, number, part, size
 from jaxrl.losses import huber
 from jaxrl.metrics import Metrics, mean_of, merged
-from jaxrl.nn.networks import Activation
-from jaxrl.sharding import shard_key, shard_mean
-from jaxrl.types import Array, Key, PyTree, Spec, Transition
+from jaxrl.nn.critics import Critic
+from jaxrl.nn.policies import TanhGaussian
+from jaxrl.optim import Adam, Trained
+from jaxrl.rng import row_key
+from jaxrl.sharding import shard_mean
+from jaxrl.types import Array, Batch, Extras, Key, Mode, PyTree, Spec
 
-VARIANCE_FLOOR = 0.1  # added to variances that are divided by
-NOISE_CLIP = 3.0  # samples of returns stay within so many standard deviations
+VARIANCE_FLOOR = 0.1  # added to variances and deviations that are divided by
+NOISE_CLIP = 3.0  # sampled returns stay within this many standard deviations
+HUBER_WIDTH = 50.0
+
+_SIZES: dict[str, Any] = {"hidden_dims": (256, 256, 256), "activation": "gelu"}
+
+
+class DSACState(NamedTuple):
+    """The trained networks, the temperature, target networks, and running statistics."""
+
+    actor: Trained
+    critic: Trained
+    log_alpha: Trained
+    target_actor: PyTree
+    target_critic: PyTree
+    running: dict[str, Array]  # of DSAC-T: means over batches, one for each critic [E]
 
 
 class Targets(NamedTuple):
-    """What the critics' distributions learn: ``mean[E, B]`` and a ``sample[E, B]``."""
+    """What the return distributions learn from, ``[B]`` or ``[E, B]`` both."""
 
-    mean: Array  # moves the mean
-    sample: Array  # moves the standard deviation
+    mean: Array  # for the mean
+    sample: Array  # for the standard deviation
 
 
-@struct.dataclass
-class DSAC(Stochastic):
-    """DSAC, version 1: a critic that learns mean ``Q`` and deviation ``sigma`` of the return.
+@hyper.dataclass
+class DSAC:
+    """DSAC, version 1: a critic that learns the mean Q and the deviation sigma of the return.
 
-    The target is a sample of the successor's return, which is kept within ``bound`` of ``Q`` where
-    it moves ``sigma``. It needs rewards of the right scale, which DSAC-T does not.
+    The target is a sample of the next state's return; where it moves sigma, it is kept within
+    ``td_bound`` of Q. Rewards have to be scaled, which DSAC-T does not need.
 
-    The defaults are those of the authors' code: an actor, temperature and slow copies that move on
-    every second step, a slow copy of the policy for the successors' actions, and all gradients of a
-    step taken at the same parameters. Their networks start from torch's initialisation, the
-    temperature from e. Where the rewards of several steps are summed (``n_step``), the entropy of
-    the actions between them is left out, as in SAC.
-
-    Attributes:
-        bound: half-width of the interval around ``Q``, in units of the (scaled) return; > 0.
+    The defaults are those of the authors' code: actor, temperature and target networks are updated
+    on every second step, next actions come from a target policy, and all gradients of a step are
+    taken at the same parameters. With n-step returns, the entropy of the actions between first and
+    last is left out.
     """
 
-    learning_rate: float = 1e-4
-    actor_learning_rate: float = 1e-4
-    initial_alpha: float = 2.718281828
-    bound: float = 20.0
-    delay: int = struct.field(pytree_node=False, default=2)
-    hidden: tuple[int, ...] = struct.field(pytree_node=False, default=(256, 256, 256))
-    activation: Activation = struct.field(pytree_node=False, default="gelu")
-    log_std_range: tuple[float, float] = struct.field(pytree_node=False, default=(-20.0, 0.5))
+    learns_from: ClassVar = "batches"
 
-    outputs = 2
+    policy: Any = part(TanhGaussian(log_std_range=(-20.0, 0.5), **_SIZES), help="policy family")
+    critic: Any = part(Critic(num_critics=1, **_SIZES), help="return distribution")
+    optimizer: Any = part(Adam(), help="optimiser of each network")
+    actor_learning_rate: float = number(1e-4, above=0, help="step size of the policy")
+    critic_learning_rate: float = number(1e-4, above=0, help="step size of the critics")
+    alpha_learning_rate: float = number(3e-4, 0, help="step size of log alpha; 0 keeps alpha")
+    gamma: float = number(0.99, 0, 1, help="discount")
+    tau: float = number(0.005, 0, 1, help="step of the target networks")
+    initial_alpha: float = number(2.718281828, above=0, help="initial temperature")
+    target_entropy: float = number(-1.0, help="entropy per action element, in nats")
+    td_bound: float = number(
+        20.0, above=0, help="half-width of the interval around Q, in units of the scaled return"
+    )
+    policy_delay: int = size(2, help="gradient steps from one update of the actor to the next")
 
-    @property
-    def critics(self) -> int:
-        """One."""
-        return 1
+    most_critics: ClassVar = 1
 
-    def distribution(self, params: PyTree, obs: PyTree, action: Array) -> tuple[Array, Array]:
-        """Of each critic, mean and standard deviation of the return: ``[E, ...]`` both."""
-        out = self.critic_values(params, obs, action)
-        return out[..., 0], jax.nn.softplus(out[..., 1])
+    def bind(self, spec: Spec) -> Any:
+        """Return the agent for ``spec``. Raises UsageError for discrete actions."""
+        protocol.require_continuous(self, spec)
+        protocol.require_methods(self, "policy", ["dist"], "TanhGaussian")
+        critic = dataclasses.replace(self.critic.bind(spec), num_outputs=2)
+        return dataclasses.replace(self, policy=self.policy.bind(spec), critic=critic)
 
-    def init(self, key: Key, spec: Spec) -> ReplayedState:
-        """Fresh networks for ``spec``."""
-        return self.fresh(self.init_params(key, spec), ("actor", "critic"))
+    def check(self, rows: int) -> None:
+        """Raise UsageError for more critics than the algorithm has."""
+        found, most = self.critic.num_critics, self.most_critics
+        if found > most:
+            raise UsageError(
+                f"critic.num_critics is {found}; {type(self).__name__} has at most {most}"
+            )
 
-    def check(self, transitions: int) -> None:
-        """Raise UsageError for hyper-parameters that cannot work."""
-        Stochastic.check(self, transitions)
-        require("bound", self.bound, 0, above=True)
+    def init(self, key: Key) -> DSACState:
+        """Return fresh networks."""
+        actor_key, critic_key = jax.random.split(key)
+        actor, critic = self.policy.init(actor_key), self.critic.init(critic_key)
+        return DSACState(
+            actor=self.optimizer.start(actor),
+            critic=self.optimizer.start(critic),
+            log_alpha=self.optimizer.start(jnp.log(jnp.float32(self.initial_alpha))),
+            target_actor=jax.tree.map(jnp.copy, actor),
+            target_critic=jax.tree.map(jnp.copy, critic),
+            running={},
+        )
 
     # Losses
 
-    def target(self, state: ReplayedState, batch: Transition, noise: PyTree) -> Targets:
-        """``y = r + gamma (1 - d) (Z'(s', a') - alpha log pi'(a' | s'))``, with slow copies."""
-        mean, std, log_prob = self.successor(state, batch, noise)
-        y = self.bellman(state, batch, mean + noise["return"] * std, log_prob)
+    def distribution(self, params: PyTree, obs: PyTree, action: Array) -> tuple[Array, Array]:
+        """Return mean and standard deviation of the return for each critic: ``[E, ...]`` both."""
+        out = self.critic(params, obs, action)
+        return out[..., 0], jax.nn.softplus(out[..., 1])
+
+    def targets(self, state: DSACState, batch: Batch, key: Key) -> Targets:
+        """``y = r + discount (Z'(s', a') - alpha log pi'(a' | s'))``, ``a' ~ pi'``."""
+        next_mean, next_sample, log_prob = self.next_returns(state, batch, key)
+        y = self.soft_target(state, batch, next_sample, log_prob)
         return Targets(y, y)
 
-    def successor(
-        self, state: ReplayedState, batch: Transition, noise: PyTree
-    ) -> tuple[Array, Array, Array]:
-        """The slow critics' mean and standard deviation ``[E, B]``, and ``log pi'(a' | s')``."""
-        dist = self.policy(state.targets["actor"], batch.next_obs)
-        action, log_prob = dist.sample_and_log_prob(noise["next"])
-        return *self.distribution(state.targets["critic"], batch.next_obs, action), log_prob
+    def next_returns(self, state: DSACState, batch: Batch, key: Key) -> tuple[Array, Array, Array]:
+        """Return the target critics' mean and a sample ``[E, B]``, and ``log pi'(a' | s')``."""
+        action_key, return_key = jax.random.split(key)
+        dist = self.policy.dist(state.target_actor, batch.next_obs)
+        action, trace = dist.sample(action_key)
+        mean, std = self.distribution(state.target_critic, batch.next_obs, action)
+        noise = jax.random.normal(row_key(return_key), std.shape)
+        sample = mean + std * jnp.clip(noise, -NOISE_CLIP, NOISE_CLIP)
+        return mean, sample, trace.log_prob
 
-    def bellman(
-        self, state: ReplayedState, batch: Transition, value: Array, log_prob: Array
+    def soft_target(
+        self, state: DSACState, batch: Batch, next_value: Array, log_prob: Array
     ) -> Array:
-        """``r + gamma (1 - d) (value - alpha log_prob)``: ``[E, B]``."""
-        soft = value - self.temperature(state) * log_prob
-        return batch.reward + self.discount(batch) * soft
+        """``r + discount (next_value - alpha log_prob)``."""
+        alpha = jnp.exp(state.log_alpha.params)
+        return batch.reward + batch.discount * (next_value - alpha * log_prob)
 
     def critic_loss(
-        self, params: PyTree, batch: Transition, target: Any, running: Any = None
-    ) -> tuple[Array, Any]:
-        """A loss of the authors' gradients, and mean and standard deviation ``[E, B]``.
+        self, params: PyTree, state: DSACState, batch: Batch, key: Key
+    ) -> tuple[Array, Metrics]:
+        """A loss with the gradients of the authors' code, summed over critics.
 
-        They are ``-(y - Q) / (sigma^2 + 0.1)`` for ``Q`` and, with ``C = Q + clip(y - Q, -b, b)``,
-        ``-((C - Q)^2 - sigma^2) / (sigma^3 + 0.1)`` for ``sigma``.
+        They are ``-(y - Q) / (sigma^2 + 0.1)`` for Q and, with ``C = Q + clip(y - Q, -b, b)``,
+        ``-((C - Q)^2 - sigma^2) / (sigma^3 + 0.1)`` for sigma.
         """
-        q, sigma = self.distribution(params, batch.obs, batch.action)
-        still_q, still_sigma = jax.lax.stop_gradient((q, sigma))
-        error = jnp.clip(target.sample - still_q, -self.bound, self.bound)
-        by_q = -(target.mean - still_q) / (still_sigma**2 + VARIANCE_FLOOR)
-        by_sigma = -(error**2 - still_sigma**2) / (still_sigma**3 + VARIANCE_FLOOR)
-        loss = jnp.sum(jnp.mean(by_q * q + by_sigma * sigma, axis=-1))
-        return loss, (still_q, still_sigma)
+        target = self.targets(state, batch, key)
+        q, std = self.distribution(params, batch.obs, batch.action)
+        error = jnp.clip(target.sample - stop_gradient(q), -self.td_bound, self.td_bound)
+        loss = _likelihood_loss(q, std, target.mean, error)
+        return jnp.sum(jnp.mean(loss, axis=-1)), {"q": mean_of(q), "q_std": mean_of(std)}
+
+    def actor_loss(
+        self, params: PyTree, state: DSACState, batch: Batch, key: Key
+    ) -> tuple[Array, Array]:
+        """``mean (alpha log pi(a | s) - min_i Q_i(s, a))``, ``a ~ pi``; and the entropy."""
+        action, trace = self.policy.dist(params, batch.obs).sample(key)
+        q, _ = self.distribution(state.critic.params, batch.obs, action)
+        alpha = jnp.exp(state.log_alpha.params)
+        loss = jnp.mean(alpha * trace.log_prob - jnp.min(q, axis=0))
+        return loss, -jnp.mean(trace.log_prob)
+
+    def alpha_loss(self, log_alpha: Array, entropy: Array) -> tuple[Array, None]:
+        """``log alpha (H - H_target)``."""
+        return log_alpha * (entropy - self.target_entropy * self.policy.action_dim), None
 
     # Update
 
-    def draw_update(self, state: ReplayedState, key: Key, shape: tuple[int, ...]) -> PyTree:
-        """Normal noise of both actions ``[..., B, A]`` and of the returns ``[..., E, B]``."""
-        next_key, policy_key, return_key = jax.random.split(key, 3)
-        noise = self.actor_noise(state, next_key, policy_key, shape)
-        size = (*shape[:-1], self.critics, shape[-1])
-        sample = jax.random.normal(shard_key(return_key), size)
-        return noise | {"return": jnp.clip(sample, -NOISE_CLIP, NOISE_CLIP)}
+    def update(
+        self, state: DSACState, batch: Batch, key: Key, update_actor: bool = True
+    ) -> tuple[DSACState, Metrics]:
+        """One gradient step on ``[B]``, all gradients at the same parameters.
 
-    def track(self, state: ReplayedState, batch: Transition) -> ReplayedState:
-        """Running statistics of the critics, before they are used; version 1 has none."""
+        The critics are updated always, actor, temperature and targets if ``update_actor``.
+        """
+        critic_key, actor_key = jax.random.split(key)
+        minimize = self.optimizer.minimize
+        before = state = self.update_running(state, batch)
+        critic, aux, metrics = minimize(
+            self.critic_loss, state.critic, self.critic_learning_rate, before, batch, critic_key
+        )
+        metrics |= aux
+        state = state._replace(critic=critic)
+        if not update_actor:
+            return state, metrics
+        actor, entropy, more = minimize(
+            self.actor_loss, state.actor, self.actor_learning_rate, before, batch, actor_key
+        )
+        log_alpha, _, last = minimize(
+            self.alpha_loss, state.log_alpha, self.alpha_learning_rate, entropy
+        )
+        metrics = merged(merged(metrics, more), last)
+        alpha = mean_of(jnp.exp(log_alpha.params))
+        state = state._replace(
+            actor=actor,
+            log_alpha=log_alpha,
+            target_actor=optim.polyak(state.target_actor, actor.params, self.tau),
+            target_critic=optim.polyak(state.target_critic, critic.params, self.tau),
+        )
+        return state, metrics | {"entropy": mean_of(entropy), "alpha": alpha}
+
+    def update_running(self, state: DSACState, batch: Batch) -> DSACState:
+        """Return the state with new running statistics of its critics; version 1 has none."""
         return state
 
-    def gradient_step(
-        self, state: ReplayedState, batch: Transition, noise: PyTree, actor: bool
-    ) -> tuple[ReplayedState, Metrics]:
-        """All gradients at the same parameters; the critics step always, the rest if ``actor``."""
-        state = self.track(state, batch)
-        before = state
-        target = self.target(state, batch, noise)
-        gradient: Any = jax.grad(self.critic_loss, has_aux=True)
-        grads, (q, sigma) = gradient(state.params["critic"], batch, target, state.running)
-        state, metrics = self.stepped(state, "critic", grads, self.learning_rate)
-        metrics |= {"q": mean_of(q), "q_std": mean_of(sigma)}
-        state = state._replace(updates=state.updates + 1)
-        if not actor:
-            return state, metrics
+    # Acting
 
-        state, more = self.actor_step(state, before, batch, noise["policy"])
-        return self.followed(state), merged(metrics, more)
+    def act(
+        self, state: DSACState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
+    ) -> tuple[Array, PyTree, Extras]:
+        """Return a sampled action ``[..., A]``, or with ``greedy`` the mode, carry and extras."""
+        if mode == "greedy":
+            return self.policy.mode(state.actor.params, obs, key), carry, {}
+        return self.policy.sample(state.actor.params, obs, key)[0], carry, {}
 
 
-@struct.dataclass
+@hyper.dataclass
 class DSACT(DSAC):
     """DSAC-T, also known as DSAC-v2: DSAC with three refinements, each of which can be left out.
 
-    - ``expected_value``: the mean learns from the successor's mean instead of a sample;
-    - ``twin``: two critics; the target is that of the one whose mean is smaller;
-    - ``adjust``: the sample is kept within three running standard deviations ``b`` of ``Q``, and
-      gradients are weighted by ``b^2 / (sigma^2 + 0.1)``, so that rewards may have any scale.
+    - Expected-value substitution (``expected_value``): the mean learns from the next state's mean
+      instead of a sample.
+    - Twin critics: the target is that of the critic with the smaller mean. One critic
+      (``critic.num_critics=1``) leaves it out.
+    - Variance-based scaling (``variance_scaling``): the sample is kept within three running
+      standard deviations ``b`` of Q, and gradients are weighted by ``b^2 / (sigma^2 + 0.1)``, so
+      that rewards may have any scale.
 
-    Without all three it is ``DSAC``. Paper and code differ in the third; the default is the code,
-    which clips the weight to [0.1, 10] and puts Huber's loss, of width 50, for squares. It halves
-    the square, so that ``sigma`` settles at the root-mean-square error divided by sqrt(2).
-    ``likelihood=True`` is the paper's form: gradients of the normal log-likelihood, times the
-    running mean of ``sigma^2``.
-
-    SAC's ``ensemble`` and ``subset`` are no options: the number of critics is what ``twin`` says,
-    and a larger one would be another algorithm, since the target's sample is that of the one critic
-    with the smallest mean, and each critic has a running deviation of its own.
-
-    Attributes:
-        tau_bound: step of the running statistics; in [0, 1].
-        expected_value: the first refinement.
-        twin: the second.
-        adjust: the third.
-        likelihood: take the third in the paper's form.
+    Without all three it is ``DSAC``. Paper and authors' code differ in the third. The default is
+    the code, which clips the weight to [0.1, 10] and replaces squared errors by a Huber loss with
+    threshold 50. That loss halves the square, so sigma settles at the root-mean-square error
+    divided by sqrt(2). ``likelihood=True`` is the paper's form: gradients of the normal
+    log-likelihood, times the running mean of ``sigma^2``.
     """
 
-    tau_bound: float = 0.005
-    expected_value: bool = struct.field(pytree_node=False, default=True)
-    twin: bool = struct.field(pytree_node=False, default=True)
-    adjust: bool = struct.field(pytree_node=False, default=True)
-    likelihood: bool = struct.field(pytree_node=False, default=False)
+    critic: Any = part(Critic(num_critics=2, **_SIZES), help="return distributions")
+    running_tau: float = number(0.005, 0, 1, help="step of the running statistics")
+    expected_value: bool = flag(True, help="expected-value substitution")
+    variance_scaling: bool = flag(True, help="variance-based scaling")
+    likelihood: bool = flag(False, help="variance-based scaling in the paper's form")
 
-    @property
-    def critics(self) -> int:
-        """Two if ``twin``, else one."""
-        return 2 if self.twin else 1
+    most_critics: ClassVar = 2
 
-    def init(self, key: Key, spec: Spec) -> ReplayedState:
-        """Fresh networks for ``spec``, and running statistics of nothing yet."""
-        state = DSAC.init(self, key, spec)
-        if not self.adjust:
-            return state
-        names = ("sigma", "variance") if self.likelihood else ("sigma",)
-        return state._replace(running={name: jnp.zeros(self.critics) for name in names})
+    def init(self, key: Key) -> DSACState:
+        """Return fresh networks, and running statistics that have seen nothing yet."""
+        names = ("std", "variance") if self.likelihood else ("std",)
+        zeros = jnp.zeros(self.critic.num_critics)
+        running = dict.fromkeys(names, zeros) if self.variance_scaling else {}
+        return DSAC.init(self, key)._replace(running=running)
 
-    def check(self, transitions: int) -> None:
-        """Raise UsageError for hyper-parameters that cannot work."""
-        DSAC.check(self, transitions)
-        require("tau_bound", self.tau_bound, 0, 1)
+    def targets(self, state: DSACState, batch: Batch, key: Key) -> Targets:
+        """Q learns from Q', sigma from a sample Z' of the critic with the smaller mean."""
+        mean, sample, log_prob = self.next_returns(state, batch, key)
+        least = jnp.argmin(mean, axis=0, keepdims=True)
+        mean, sample = (jnp.take_along_axis(x, least, axis=0) for x in (mean, sample))
+        y_sample = self.soft_target(state, batch, sample, log_prob)
+        y_mean = self.soft_target(state, batch, mean, log_prob)
+        return Targets(y_mean if self.expected_value else y_sample, y_sample)
 
-    def target(self, state: ReplayedState, batch: Transition, noise: PyTree) -> Targets:
-        """``Q`` learns from ``Q'``, ``sigma`` from a sample ``Z'`` of the same critic."""
-        mean, std, log_prob = self.successor(state, batch, noise)
-        sample = mean + noise["return"] * std
-        if self.twin:
-            least = jnp.argmin(mean, axis=0, keepdims=True)
-            mean, sample = (jnp.take_along_axis(x, least, axis=0) for x in (mean, sample))
-        y_z = self.bellman(state, batch, sample, log_prob)
-        y_q = self.bellman(state, batch, mean, log_prob) if self.expected_value else y_z
-        return Targets(y_q, y_z)
+    def update_running(self, state: DSACState, batch: Batch) -> DSACState:
+        """Return the state with new running means over batches, one for each critic ``[E]``.
 
-    def track(self, state: ReplayedState, batch: Transition) -> ReplayedState:
-        """Running means over batches, per critic ``[E]``; the first finite one begins.
-
-        A mean that is not finite changes nothing, as its gradient does not (``optim.Adam``).
+        The first finite batch starts them. A mean that is not finite changes nothing, as its
+        gradient does not (``optim.Adam``).
         """
-        if not self.adjust:
+        if not self.variance_scaling:
             return state
-        _, sigma = self.distribution(state.params["critic"], batch.obs, batch.action)
-        moments = {"sigma": sigma, "variance": sigma**2}
+        _, std = self.distribution(state.critic.params, batch.obs, batch.action)
+        means = {"std": jnp.mean(std, axis=-1), "variance": jnp.mean(std**2, axis=-1)}
 
-        def moved(name: str) -> Array:
-            old, new = state.running[name], shard_mean(jnp.mean(moments[name], axis=-1))
-            step = jnp.where(old > 0, self.tau_bound, 1.0)  # deviations are positive
+        def averaged(name: str, old: Array) -> Array:
+            new = shard_mean(means[name])
+            step = jnp.where(old > 0, self.running_tau, 1.0)  # deviations are positive
             return jnp.where(jnp.isfinite(new), optim.polyak(old, new, step), old)
 
-        return state._replace(running={name: moved(name) for name in state.running})
+        return state._replace(
+            running={name: averaged(name, x) for name, x in state.running.items()}
+        )
 
     def critic_loss(
-        self, params: PyTree, batch: Transition, target: Any, running: Any = None
-    ) -> tuple[Array, Any]:
-        """With ``adjust``, a loss of the refined gradients, which are, times the weight ``w``,
+        self, params: PyTree, state: DSACState, batch: Batch, key: Key
+    ) -> tuple[Array, Metrics]:
+        """A loss with the refined gradients, which are, times the weight,
 
-        ``h'(Q - y_q)`` for ``Q`` and ``(sigma^2 - h(Q - C)) / (sigma + 0.1)`` for ``sigma``, where
-        ``C = Q + clip(y_z - Q, -3 b, 3 b)``.
+        ``h'(Q - y_q)`` for Q and ``(sigma^2 - h(Q - C)) / (sigma + 0.1)`` for sigma, where h is the
+        Huber loss and ``C = Q + clip(y_z - Q, -3 b, 3 b)``.
         """
-        if not self.adjust:
-            return DSAC.critic_loss(self, params, batch, target, running)
-        q, sigma = self.distribution(params, batch.obs, batch.action)
-        still_q, still_sigma = jax.lax.stop_gradient((q, sigma))
-        b, variance = running["sigma"][:, None], still_sigma**2
-        error = jnp.clip(target.sample - still_q, -NOISE_CLIP * b, NOISE_CLIP * b)
+        if not self.variance_scaling:
+            return DSAC.critic_loss(self, params, state, batch, key)
+        target = self.targets(state, batch, key)
+        q, std = self.distribution(params, batch.obs, batch.action)
+        bound = NOISE_CLIP * state.running["std"][:, None]
+        error = jnp.clip(target.sample - stop_gradient(q), -bound, bound)
         if self.likelihood:
-            by_q = -(target.mean - still_q) / (variance + VARIANCE_FLOOR)
-            by_sigma = -(error**2 - variance) / (still_sigma**3 + VARIANCE_FLOOR)
-            losses = running["variance"][:, None] * (by_q * q + by_sigma * sigma)
+            weight = state.running["variance"][:, None]
+            loss = weight * _likelihood_loss(q, std, target.mean, error)
         else:
-            weight = jnp.clip(b**2 / (variance + VARIANCE_FLOOR), 0.1, 10.0)
-            by_sigma = (variance - huber(error)) / (still_sigma + VARIANCE_FLOOR)
-            losses = weight * (huber(q - target.mean) + by_sigma * sigma)
-        return jnp.sum(jnp.mean(losses, axis=-1)), (still_q, still_sigma)
+            variance = stop_gradient(std) ** 2
+            weight = state.running["std"][:, None] ** 2 / (variance + VARIANCE_FLOOR)
+            slope = (variance - huber(error, HUBER_WIDTH)) / (stop_gradient(std) + VARIANCE_FLOOR)
+            q_loss = huber(q - target.mean, HUBER_WIDTH)
+            loss = jnp.clip(weight, 0.1, 10.0) * (q_loss + slope * std)
+        return jnp.sum(jnp.mean(loss, axis=-1)), {"q": mean_of(q), "q_std": mean_of(std)}
+
+
+def _likelihood_loss(q: Array, std: Array, target_mean: Array, error: Array) -> Array:
+    """A loss with the gradients of the normal log-likelihood, floors under what divides: ``[E, B]``.
+
+    ``error`` is the bounded error of the sample, without gradient.
+    """
+    still_q, still_std = stop_gradient((q, std))
+    q_slope = -(target_mean - still_q) / (still_std**2 + VARIANCE_FLOOR)
+    std_slope = -(error**2 - still_std**2) / (still_std**3 + VARIANCE_FLOOR)
+    return q_slope * q + std_slope * std

@@ -1,4 +1,4 @@
-"""Epochs of minibatch steps on a rollout, and the check that it divides."""
+"""Epochs of minibatch steps on a rollout."""
 
 from __future__ import annotations
 
@@ -6,57 +6,76 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
+from jaxrl import metrics as m
 from jaxrl.errors import UsageError
-from jaxrl.metrics import Metrics, scan
-from jaxrl.sharding import shard_key
+from jaxrl.metrics import Metrics, Sum
+from jaxrl.rng import row_key
+from jaxrl.sharding import shard_count, shard_mean
 from jaxrl.shuffle import permutations
 from jaxrl.types import Array, Key, PyTree
 
 Carry = TypeVar("Carry")
+Step = Callable[[Key, Carry, Any], tuple[Carry, Metrics]]
 
 
-def check_divides(minibatches: int, transitions: int) -> None:
-    """Raise UsageError unless ``transitions`` of one update (and shard) divide evenly."""
-    if transitions % minibatches:
-        below = min(minibatches, transitions)
+def check_divides(num_minibatches: int, transitions: int) -> None:
+    """Raise UsageError unless the ``transitions`` of one update (and shard) divide evenly."""
+    if transitions % num_minibatches:
+        below = min(num_minibatches, transitions)
         nearest = (m for d in range(below) for m in (below - d, below + d))
         best = next(m for m in nearest if transitions % m == 0)
         raise UsageError(
-            f"minibatches is {minibatches}, which does not divide the "
+            f"num_minibatches is {num_minibatches}, which does not divide the "
             f"{transitions} transitions of an update; {best} would"
         )
 
 
-def learn(
-    step: Callable[[Carry, Any, Key], tuple[Carry, Metrics]],
+def minibatch_epochs(
+    step: Step,
     start: Carry,
     samples: PyTree,
     key: Key,
-    epochs: int,
-    minibatches: int,
+    update_epochs: int,
+    num_minibatches: int,
+    stop: Callable[[dict[str, Array]], Array] | None = None,
 ) -> tuple[Carry, Metrics]:
-    """``step(carry, minibatch, key) -> carry, metrics`` on shuffled minibatches of a rollout.
+    """``step(key, carry, minibatch) -> carry, metrics`` on shuffled minibatches of a rollout.
 
-    ``samples`` are ``[T, N, ...]``, a minibatch ``[B, ...]`` of their rows, none of which comes
-    twice in an epoch. Each shard shuffles its own. Returns the last carry and the metrics of all
-    steps together.
+    ``samples`` are ``[T, N, ...]``, minibatches ``[B, ...]`` of their rows, each of which comes
+    once in an epoch. Each shard shuffles its own. ``stop`` takes the values of a step's metrics;
+    once it is true, that step and all after it change nothing, and the metric ``minibatch_steps``
+    counts the steps before. Returns the last carry and the metrics of all steps together.
     """
-    size = _rows(samples)
-    check_divides(minibatches, size)
-    rows = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), samples)
-    shuffle_key, step_key = jax.random.split(shard_key(key))
-    steps = epochs * minibatches
-    order = permutations(shuffle_key, size, epochs).reshape(steps, -1)
-
-    def minibatch_step(carry: Carry, xs: tuple[Array, Key]) -> tuple[Carry, Metrics]:
-        indices, key = xs
-        return step(carry, jax.tree.map(lambda x: x[indices], rows), key)
-
-    return scan(minibatch_step, start, (order, jax.random.split(step_key, steps)))
-
-
-def _rows(samples: PyTree) -> int:
-    """``T * N``."""
     leaf = jax.tree.leaves(samples)[0]
-    return leaf.shape[0] * leaf.shape[1]
+    size = leaf.shape[0] * leaf.shape[1]
+    check_divides(num_minibatches, size)
+    rows = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), samples)
+    shuffle_key, step_key = jax.random.split(key)
+    steps = update_epochs * num_minibatches
+    order = permutations(row_key(shuffle_key), size, update_epochs).reshape(steps, -1)
+    keys = jax.random.split(step_key, steps)
+
+    def on_rows(key: Key, carry: Carry, indices: Array) -> tuple[Carry, Metrics]:
+        return step(key, carry, jax.tree.map(lambda x: x[indices], rows))
+
+    if stop is None:
+        return m.scan(on_rows, start, keys, order)
+    (end, _), metrics = m.scan(_stopping(on_rows, stop), (start, jnp.bool_(True)), keys, order)
+    return end, metrics
+
+
+def _stopping(step: Step, stop: Callable[[dict[str, Array]], Array]) -> Step:
+    """Return ``step`` on ``(carry, active)``, which ends being active once ``stop`` is true."""
+
+    def guarded(key: Key, carry: tuple, x: Any) -> tuple[tuple, Metrics]:
+        old, active = carry
+        new, metrics = step(key, old, x)
+        active = active & ~stop(shard_mean(m.values(metrics)))
+        kept = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)
+        made = active & (metrics["skipped_updates"][0] == 0)
+        steps = Sum(made / shard_count())  # all shards make the same ones
+        return (kept, active), metrics | {"minibatch_steps": steps}
+
+    return guarded

@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from jaxrl import losses, optim
-from jaxrl.agents import minibatches as mb
-from jaxrl.hyper import require, require_choice
-from jaxrl.metrics import Metrics, Sum, mean_of
-from jaxrl.nn import networks
-from jaxrl.nn.distributions import Distribution, Noise, TanhNormal
-from jaxrl.nn.networks import MLP, Activation, Init, Policy, Std, flat_input
-from jaxrl.sharding import shard_count, shard_mean
+from jaxrl import hyper, losses, optim
+from jaxrl.agents import minibatches, protocol
+from jaxrl.hyper import flag, number, part, size
+from jaxrl.metrics import Metrics, mean_of
+from jaxrl.nn.critics import ValueFunction
+from jaxrl.nn.policies import AutoPolicy
+from jaxrl.optim import Adam, Trained
 from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
+
+_SIZES: dict[str, Any] = {
+    "hidden_dims": (64, 64),
+    "activation": "tanh",
+    "initializer": "orthogonal",
+}
 
 
 class PPOState(NamedTuple):
-    """Parameters of the policy and of the value function, the optimiser, and finished updates."""
+    """Policy and value function, trained together, and finished updates."""
 
-    params: dict[str, PyTree]
-    optim: optim.OptimState
-    updates: Array  # int32, finished calls of ``update``
+    networks: Trained  # {"policy", "critic"}
+    updates: Array  # int32, calls of ``update``
 
 
-class Samples(NamedTuple):
-    """What a minibatch is made of: a rollout's rows ``[T, N, ...]``, or ``[B, ...]`` of them."""
+class Minibatch(NamedTuple):
+    """Rows of a rollout ``[T, N, ...]``, or ``[B, ...]`` of them."""
 
     obs: PyTree
-    raw: Array
-    log_prob: Array
+    trace: Any  # of the actions, with their log-probabilities when acting
     value: Array
     advantage: Array
     target: Array
 
 
-@struct.dataclass
+@hyper.dataclass
 class PPO:
     """PPO with a clipped surrogate, for discrete and continuous actions.
 
@@ -46,234 +49,137 @@ class PPO:
     orthogonal initialisation, a normal whose log-std does not depend on the observation,
     minibatches of single transitions, advantages normalised per minibatch, Adam with eps 1e-5, and
     the global norm of the gradient clipped at 0.5. Departures from it: GAE is computed once per
-    rollout, with the value of the *true* successor at a time limit, and the value loss is not
-    clipped. The variant of Brax (tanh-squashed actions, ``std="dependent"``, ``init_kind="lecun"``,
-    swish) is within reach of the options, but for its advantages, whose first step lacks the factor
-    lambda.
-
-    Attributes:
-        learning_rate: of Adam; > 0.
-        gamma: discount in [0, 1].
-        gae_lambda: in [0, 1].
-        clip: half-width of the trust interval of the probability ratio; > 0.
-        entropy: weight of the entropy bonus; >= 0.
-        value: weight of the value loss (half the mean squared error); >= 0.
-        max_grad_norm: the gradient's global norm is clipped to it; > 0.
-        anneal_over: updates over which the learning rate falls linearly to 0; 0 keeps it constant.
-        target_kl: once a minibatch's estimated KL divergence from the acting policy exceeds it,
-            the rest of the update is a no-op; None never stops.
-        epochs: passes over a rollout.
-        minibatches: per epoch; must divide the number of transitions.
-        clip_value: clip the value loss with ``clip``, in units of the (scaled) reward.
-        hidden: widths of the hidden layers of both networks.
-        activation: of both networks.
-        init_kind: "orthogonal" or "lecun" (uniform).
-        std: "independent" of the observation, or "dependent" on it.
-        squash: pass continuous actions through tanh; the entropy is then a one-sample estimate.
-        initial_std: of continuous actions, which live in [-1, 1]; > 0.
-        policy_obs: of observations that are dictionaries, the part that the policy sees.
-        value_obs: the value function's part; without a "privileged_state", it is the policy's.
+    rollout, a time limit bootstraps from the *true* next state, and the value loss is not clipped.
+    Brax's variant (``policy.squash``, ``std="softplus"``, ``initializer="lecun"``, swish) is within
+    reach of the options, except for its advantages, whose first step lacks the factor lambda.
     """
 
-    learning_rate: float = 3e-4
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip: float = 0.2
-    entropy: float = 0.0
-    value: float = 0.5
-    max_grad_norm: float = 0.5
-    anneal_over: float = 0.0
-    target_kl: float | None = None
-    epochs: int = struct.field(pytree_node=False, default=4)
-    minibatches: int = struct.field(pytree_node=False, default=4)
-    clip_value: bool = struct.field(pytree_node=False, default=False)
-    hidden: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
-    activation: Activation = struct.field(pytree_node=False, default="tanh")
-    init_kind: Init = struct.field(pytree_node=False, default="orthogonal")
-    std: Std = struct.field(pytree_node=False, default="independent")
-    squash: bool = struct.field(pytree_node=False, default=False)
-    initial_std: float = struct.field(pytree_node=False, default=1.0)
-    policy_obs: str = struct.field(pytree_node=False, default="state")
-    value_obs: str = struct.field(pytree_node=False, default=networks.PRIVILEGED)
+    learns_from: ClassVar = "rollouts"
 
-    # Networks
-
-    def policy_net(self, spec: Spec | None = None) -> Policy:
-        """The policy's network; ``spec`` is needed to initialise it."""
-        action = None if spec is None else spec.action
-        return Policy(
-            hidden=self.hidden,
-            action=action,
-            activation=self.activation,
-            init_kind=self.init_kind,
-            std=self.std,
-            squash=self.squash,
-            initial_std=self.initial_std,
-        )
-
-    def value_net(self) -> MLP:
-        """The value function's network."""
-        return MLP(self.hidden, 1, self.activation, self.init_kind, head_scale=1.0)
-
-    def policy(self, params: PyTree, obs: PyTree) -> Distribution:
-        """The policy at ``obs[..., *O]``."""
-        seen = networks.policy_part(obs, self.policy_obs)
-        dist: Any = self.policy_net().apply(params["policy"], seen)
-        return dist
-
-    def values(self, params: PyTree, obs: PyTree) -> Array:
-        """State values of ``obs[..., *O]``: ``[...]``."""
-        seen = networks.value_part(obs, self.value_obs, self.policy_obs)
-        value: Any = self.value_net().apply(params["value"], seen)
-        return value[..., 0]
+    policy: Any = part(AutoPolicy(head_scale=0.01, std="independent", **_SIZES), help="policy")
+    critic: Any = part(ValueFunction(**_SIZES), help="value function")
+    optimizer: Any = part(Adam(max_grad_norm=0.5, eps=1e-5), help="optimiser of both together")
+    learning_rate: float = number(3e-4, above=0, help="step size")
+    lr_decay_steps: float = number(
+        0.0, 0, help="updates over which the learning rate falls to 0; 0 keeps it"
+    )
+    gamma: float = number(0.99, 0, 1, help="discount")
+    gae_lambda: float = number(0.95, 0, 1, help="lambda of the advantage estimates")
+    clip_eps: float = number(0.2, above=0, help="clipping range of the probability ratio")
+    entropy_coef: float = number(0.0, 0, help="weight of the entropy bonus")
+    value_coef: float = number(0.5, 0, help="weight of the value loss, half the squared error")
+    target_kl: float | None = number(
+        None,
+        above=0,
+        help="stop an update once a minibatch's KL divergence from the acting policy exceeds this",
+    )
+    update_epochs: int = size(4, help="passes over a rollout")
+    num_minibatches: int = size(4, help="minibatches of each pass; divides the transitions")
+    clip_value: bool = flag(
+        False, help="clip the value loss by clip_eps, in units of the scaled reward"
+    )
 
     @property
-    def optimiser(self) -> optim.Adam:
-        """Of both networks together."""
-        return optim.Adam(self.max_grad_norm, eps=1e-5)
+    def gradient_steps_per_update(self) -> int:
+        """``update_epochs * num_minibatches``."""
+        return self.update_epochs * self.num_minibatches
 
-    def init(self, key: Key, spec: Spec) -> PPOState:
-        """Fresh networks for ``spec``."""
-        policy_key, value_key = jax.random.split(key)
-        acts_on = flat_input(networks.policy_part(spec.observation, self.policy_obs))
-        values = flat_input(networks.value_part(spec.observation, self.value_obs, self.policy_obs))
-        params = {
-            "policy": self.policy_net(spec).init(policy_key, acts_on),
-            "value": self.value_net().init(value_key, values),
-        }
-        return PPOState(params, self.optimiser.init(params), jnp.int32(0))
+    def bind(self, spec: Spec) -> PPO:
+        """Return the agent for ``spec``. Raises UsageError for policies without a density."""
+        protocol.require_methods(self, "policy", ["dist"], "Gaussian")
+        policy, critic = self.policy.bind(spec), self.critic.bind(spec)
+        return dataclasses.replace(self, policy=policy, critic=critic)
+
+    def check(self, rows: int) -> None:
+        """Raise UsageError unless the transitions of an update divide into minibatches."""
+        minibatches.check_divides(self.num_minibatches, rows)
+
+    def init(self, key: Key) -> PPOState:
+        """Return fresh networks."""
+        policy_key, critic_key = jax.random.split(key)
+        params = {"policy": self.policy.init(policy_key), "critic": self.critic.init(critic_key)}
+        return PPOState(self.optimizer.start(params), jnp.int32(0))
 
     # Losses
 
-    def policy_loss(self, dist: Distribution, batch: Samples) -> tuple[Array, Metrics]:
-        """The clipped surrogate ``-mean min(r A, clip(r, 1 - eps, 1 + eps) A)`` over ``[B]``."""
-        log_ratio = dist.log_prob(batch.raw) - batch.log_prob
+    def policy_loss(self, dist: Any, batch: Minibatch) -> tuple[Array, Metrics]:
+        """``-mean min(r A, clip(r, 1 - eps, 1 + eps) A)`` over ``[B]``."""
+        log_ratio = dist.log_prob(batch.trace) - batch.trace.log_prob
         ratio = jnp.exp(log_ratio)
         advantage = losses.normalised(batch.advantage)
-        loss = jnp.mean(losses.clipped_surrogate(ratio, advantage, self.clip))
+        loss = jnp.mean(losses.clipped_surrogate(ratio, advantage, self.clip_eps))
         metrics: Metrics = {
             "policy_loss": mean_of(loss),
             "kl": mean_of(ratio - 1.0 - log_ratio),
-            "clip_fraction": mean_of(jnp.abs(ratio - 1.0) > self.clip),
+            "clip_fraction": mean_of(jnp.abs(ratio - 1.0) > self.clip_eps),
         }
         return loss, metrics
 
-    def value_loss(self, value: Array, batch: Samples) -> Array:
-        """``mean (R - V)^2 / 2`` over ``[B]``, with clipping if asked for."""
+    def value_loss(self, value: Array, batch: Minibatch) -> Array:
+        """``mean (R - V)^2 / 2`` over ``[B]``, clipped if asked for."""
         if self.clip_value:
-            error = losses.clipped_value_loss(value, batch.value, batch.target, self.clip)
+            error = losses.clipped_value_loss(value, batch.value, batch.target, self.clip_eps)
         else:
             error = jnp.square(value - batch.target)
         return 0.5 * jnp.mean(error)
 
-    def loss(self, params: PyTree, batch: Samples, key: Key) -> tuple[Array, Metrics]:
+    def loss(self, params: PyTree, batch: Minibatch, key: Key) -> tuple[Array, Metrics]:
         """``L = L_policy + c_v L_value - c_e H`` of a minibatch."""
-        dist = self.policy(params, batch.obs)
+        dist = self.policy.dist(params["policy"], batch.obs)
         policy_loss, metrics = self.policy_loss(dist, batch)
-        value_loss = self.value_loss(self.values(params, batch.obs), batch)
+        value_loss = self.value_loss(self.critic(params["critic"], batch.obs), batch)
         entropy = jnp.mean(dist.entropy(key))
         metrics |= {"value_loss": mean_of(value_loss), "entropy": mean_of(entropy)}
-        return policy_loss + self.value * value_loss - self.entropy * entropy, metrics
+        return policy_loss + self.value_coef * value_loss - self.entropy_coef * entropy, metrics
 
     # Update
 
-    def samples(self, state: PPOState, batch: Transition) -> Samples:
-        """Advantages and targets of a rollout ``[T, N]``: two value passes and one GAE."""
-        value = self.values(state.params, batch.obs)
-        next_value = self.values(state.params, batch.next_obs)
+    def advantages(self, state: PPOState, rollout: Transition) -> Minibatch:
+        """Return a rollout ``[T, N]`` with advantages and value targets."""
+        params = state.networks.params["critic"]
+        value, next_value = (self.critic(params, x) for x in (rollout.obs, rollout.next_obs))
+        ends = (rollout.terminated, rollout.truncated)
         advantage = losses.gae(
-            batch.reward,
-            value,
-            next_value,
-            batch.terminated,
-            batch.truncated,
-            self.gamma,
-            self.gae_lambda,
+            rollout.reward, value, next_value, *ends, self.gamma, self.gae_lambda
         )
-        raw = batch.extras.get("raw", batch.action)
-        log_prob = batch.extras["dist"].log_prob(raw)
-        return Samples(batch.obs, raw, log_prob, value, advantage, advantage + value)
+        trace = rollout.extras["trace"]
+        return Minibatch(rollout.obs, trace, value, advantage, advantage + value)
 
-    def check(self, transitions: int) -> None:
-        """Raise UsageError for what cannot work with ``transitions`` per update."""
-        for name in ("learning_rate", "clip", "max_grad_norm", "initial_std"):
-            require(name, getattr(self, name), 0, above=True)
-        for name in ("gamma", "gae_lambda"):
-            require(name, getattr(self, name), 0, 1)
-        for name in ("entropy", "value", "anneal_over"):
-            require(name, getattr(self, name), 0)
-        for name in ("epochs", "minibatches"):
-            require(name, getattr(self, name), 1)
-        require("target_kl", self.target_kl, 0, above=True)
-        for width in self.hidden:
-            require("hidden", width, 1)
-        for name, kinds in {"activation": Activation, "init_kind": Init, "std": Std}.items():
-            require_choice(name, getattr(self, name), kinds)
-        mb.check_divides(self.minibatches, transitions)
-
-    def update(self, state: PPOState, batch: Transition, key: Key) -> tuple[PPOState, Metrics]:
+    def update(self, state: PPOState, rollout: Transition, key: Key) -> tuple[PPOState, Metrics]:
         """Epochs of minibatch steps on a rollout ``[T, N]``. Each shard shuffles its own rows."""
-        samples = self.samples(state, batch)
-        rate = self.learning_rate * optim.linear_decay(state.updates, self.anneal_over)
+        rows = self.advantages(state, rollout)
+        rate = self.learning_rate * optim.linear_decay(state.updates, self.lr_decay_steps)
 
-        def step(carry: tuple, minibatch: Samples, key: Key) -> tuple[tuple, Metrics]:
-            params, opt, going = carry
-            *new, metrics = self.step(params, opt, going, minibatch, key, rate)
-            return tuple(new), metrics
+        def step(key: Key, networks: Trained, batch: Minibatch) -> tuple[Trained, Metrics]:
+            networks, aux, metrics = self.optimizer.minimize(self.loss, networks, rate, batch, key)
+            return networks, metrics | aux
 
-        start = (state.params, state.optim, jnp.bool_(True))
-        end, metrics = mb.learn(step, start, samples, key, self.epochs, self.minibatches)
+        networks, metrics = minibatches.minibatch_epochs(
+            step,
+            state.networks,
+            rows,
+            key,
+            self.update_epochs,
+            self.num_minibatches,
+            None if self.target_kl is None else self.too_far,
+        )
+        unexplained = losses.variance(rows.target - rows.value)
+        explained = 1.0 - unexplained / (losses.variance(rows.target) + 1e-8)
+        metrics["explained_variance"] = mean_of(explained)
+        return PPOState(networks, state.updates + 1), metrics
 
-        target_variance = losses.variance(samples.target)
-        unexplained = losses.variance(samples.target - samples.value) / (target_variance + 1e-8)
-        metrics["explained_variance"] = mean_of(1.0 - unexplained)
-        return PPOState(*end[:2], state.updates + 1), metrics
-
-    def step(
-        self,
-        params: PyTree,
-        opt: optim.OptimState,
-        going: Array,
-        batch: Samples,
-        key: Key,
-        rate: Array,
-    ) -> tuple[PyTree, optim.OptimState, Array, Metrics]:
-        """One gradient step on a minibatch ``[B]``; none once ``going`` is false.
-
-        Returns the parameters, the optimiser's state, whether to go on, and the metrics.
-        """
-        grads, metrics = jax.grad(self.loss, has_aux=True)(params, batch, key)
-        new_params, new_opt, step_metrics = self.optimiser.step(grads, opt, params, rate)
-        metrics |= step_metrics
-        if self.target_kl is None:
-            return new_params, new_opt, going, metrics
-        kl = shard_mean(metrics["kl"].total / metrics["kl"].weight)
-        going = going & ~(kl > self.target_kl)  # a NaN is the optimiser's to skip and to count
-        new, old = (new_params, new_opt), (params, opt)
-        kept = jax.tree.map(lambda a, b: jnp.where(going, a, b), new, old)
-        made = going & (step_metrics["skipped_updates"][0] == 0)
-        metrics["minibatch_steps"] = Sum(made / shard_count())  # all shards make the same ones
-        return *kept, going, metrics
-
-    def observe(self, state: PPOState, transitions: Transition) -> PPOState:
-        """PPO keeps no statistics."""
-        return state
+    def too_far(self, metrics: dict[str, Array]) -> Array:
+        """Whether a minibatch's KL divergence ends the update; a NaN is the optimiser's to skip."""
+        return metrics["kl"] > self.target_kl
 
     # Acting
 
-    def draw(self, state: PPOState, obs: PyTree, key: Key, steps: int) -> Array:
-        """The noise of ``steps`` calls of ``act`` at such ``obs``: ``[steps, ...]``."""
-        return jax.eval_shape(self.policy, state.params, obs).noise(key, (steps,))
-
-    def act(self, state: PPOState, obs: PyTree, key: Noise, mode: Mode) -> tuple[Array, Extras]:
-        """Sample from the policy, or take its mode if ``greedy``. ``obs[..., *O]``.
-
-        ``key`` may be noise that ``draw`` drew. The extras keep the distribution (and the sample
-        before squashing): log-probabilities are computed from it in one batch, after the rollout.
-        """
-        dist = self.policy(state.params, obs)
+    def act(
+        self, state: PPOState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
+    ) -> tuple[Array, PyTree, Extras]:
+        """Return a sampled action with its trace in the extras, or with ``greedy`` the mode."""
+        params = state.networks.params["policy"]
         if mode == "greedy":
-            return dist.mode(), {}
-        raw = dist.sample(key)
-        extras = {"dist": dist} | ({"raw": raw} if isinstance(dist, TanhNormal) else {})
-        return dist.emit(raw), extras
+            return self.policy.mode(params, obs, key), carry, {}
+        action, trace = self.policy.sample(params, obs, key)
+        return action, carry, {"trace": trace}

@@ -2,84 +2,162 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from jaxrl.agents.actor_critic import Ensembled, Stochastic
-from jaxrl.agents.replayed import ReplayedState
-from jaxrl.hyper import require_choice
-from jaxrl.metrics import Metrics, merged
-from jaxrl.types import Array, Key, PyTree, Spec, Transition
+from jaxrl import hyper, optim
+from jaxrl.agents import protocol
+from jaxrl.errors import UsageError
+from jaxrl.hyper import choice, number, part, size
+from jaxrl.losses import min_over_critics
+from jaxrl.metrics import Metrics, mean_of, merged
+from jaxrl.nn.critics import Critic
+from jaxrl.nn.policies import TanhGaussian
+from jaxrl.optim import Adam, Trained
+from jaxrl.types import Array, Batch, Extras, Key, Mode, PyTree, Spec
 
-Reduction = Literal["min", "mean"]
+ActorQ = Literal["min", "mean"]
 
 
-@struct.dataclass
-class SAC(Stochastic, Ensembled):
-    """Soft actor-critic with an ensemble of critics and automatic temperature.
+class SACState(NamedTuple):
+    """The trained networks, the temperature, and the target critics."""
 
-    The defaults are the paper's: two critics and the smaller of their values, entropy ``-|A|`` per
-    action, a gradient step of critics, actor and temperature in this order, then of the slow
-    copies. Three departures of others are options: half that entropy (``target_entropy=-0.5``), an
-    actor on every second step (``delay=2``), and larger ensembles of which the target takes a
-    random ``subset`` (REDQ: Chen et al. 2021, "Randomized Ensembled Double Q-Learning", with
-    ``ensemble=10, subset=2, policy_value="mean", delay=20`` and 20 gradient steps per environment
-    step; RLPD adds ``layer_norm=True``). The loss of the critics is the squared error, not its
-    half, summed over them. That of the temperature is in ``alpha``, whose fixed point is that of
-    the loss in ``log alpha``. Where the rewards of several steps are summed (``n_step``), the
-    entropy of the actions between them is left out; that of the last successor's counts.
+    actor: Trained
+    critic: Trained
+    log_alpha: Trained
+    target_critic: PyTree
 
-    Attributes:
-        policy_value: the policy climbs the critics' "min" or "mean".
+
+@hyper.dataclass
+class SAC:
+    """Soft actor-critic with an ensemble of critics and a learned temperature.
+
+    The defaults are the paper's. Options reach three published variants: half the target entropy
+    (``target_entropy=-0.5``), an actor that is updated on every second step (``policy_delay=2``),
+    and REDQ (Chen et al. 2021, "Randomized Ensembled Double Q-Learning": ten critics,
+    ``num_min_critics=2``, ``actor_q="mean"``, ``policy_delay=20`` and 20 gradient steps per
+    environment step; RLPD adds ``critic.layer_norm``). With n-step returns, the entropy of the
+    actions between first and last is left out.
+
+    Actions are in [-1, 1], and so is their entropy: it differs by ``sum log((high - low) / 2)``
+    from the entropy in the environment's units.
     """
 
-    policy_value: Reduction = struct.field(pytree_node=False, default="min")
+    learns_from: ClassVar = "batches"
 
-    def init(self, key: Key, spec: Spec) -> ReplayedState:
-        """Fresh networks for ``spec``."""
-        return self.fresh(self.init_params(key, spec), ("critic",))
+    policy: Any = part(TanhGaussian(), help="policy family")
+    critic: Any = part(Critic(), help="ensemble of critics")
+    optimizer: Any = part(Adam(), help="optimiser of each network")
+    actor_learning_rate: float = number(3e-4, above=0, help="step size of the policy")
+    critic_learning_rate: float = number(3e-4, above=0, help="step size of the critics")
+    alpha_learning_rate: float = number(3e-4, 0, help="step size of log alpha; 0 keeps alpha")
+    gamma: float = number(0.99, 0, 1, help="discount")
+    tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
+    initial_alpha: float = number(1.0, above=0, help="initial temperature")
+    target_entropy: float = number(-1.0, help="entropy per action element, in nats")
+    policy_delay: int = size(1, help="gradient steps from one update of the actor to the next")
+    num_min_critics: int | None = size(
+        None, help="targets use the minimum over this many critics, drawn for each step; None: all"
+    )
+    actor_q: ActorQ = choice("min", ActorQ, help="what the actor maximises, over all critics")
 
-    def check(self, transitions: int) -> None:
-        """Raise UsageError for hyper-parameters that cannot work."""
-        Stochastic.check(self, transitions)
-        Ensembled.check(self, transitions)
-        require_choice("policy_value", self.policy_value, Reduction)
+    def bind(self, spec: Spec) -> SAC:
+        """Return the agent for ``spec``. Raises UsageError for discrete actions."""
+        protocol.require_continuous(self, spec)
+        protocol.require_methods(self, "policy", ["dist"], "TanhGaussian")
+        policy, critic = self.policy.bind(spec), self.critic.bind(spec)
+        return dataclasses.replace(self, policy=policy, critic=critic)
+
+    def check(self, rows: int) -> None:
+        """Raise UsageError for sizes that do not fit each other."""
+        most = self.critic.num_critics
+        if self.num_min_critics is not None and self.num_min_critics > most:
+            raise UsageError(
+                f"num_min_critics is {self.num_min_critics}, and there are {most} critics; "
+                f"it must be at most {most}"
+            )
+
+    def init(self, key: Key) -> SACState:
+        """Return fresh networks."""
+        actor_key, critic_key = jax.random.split(key)
+        critic = self.critic.init(critic_key)
+        return SACState(
+            actor=self.optimizer.start(self.policy.init(actor_key)),
+            critic=self.optimizer.start(critic),
+            log_alpha=self.optimizer.start(jnp.log(jnp.float32(self.initial_alpha))),
+            target_critic=jax.tree.map(jnp.copy, critic),
+        )
 
     # Losses
 
-    def target(self, state: ReplayedState, batch: Transition, noise: PyTree) -> Array:
-        """``y = r + gamma (1 - d) (min_i Q'_i(s', a') - alpha log pi(a' | s'))``: ``[B]``."""
-        dist = self.policy(state.params["actor"], batch.next_obs)
-        action, log_prob = dist.sample_and_log_prob(noise["next"])
-        q = self.q(state.targets["critic"], batch.next_obs, action)
-        value = self.least(q, noise) - self.temperature(state) * log_prob
-        return batch.reward + self.discount(batch) * value
+    def critic_loss(
+        self, params: PyTree, state: SACState, batch: Batch, key: Key
+    ) -> tuple[Array, Metrics]:
+        """``sum_i mean (Q_i(s, a) - y)^2``, where ``a' ~ pi`` and
 
-    def climbed(self, q: Array) -> Array:
-        """Of the critics' values ``[E, ...]``, what the policy climbs: ``[...]``."""
-        return jnp.min(q, axis=0) if self.policy_value == "min" else jnp.mean(q, axis=0)
+        ``y = r + discount (min_j Q'_j(s', a') - alpha log pi(a' | s'))``.
+        """
+        next_key, subset_key = jax.random.split(key)
+        next_dist = self.policy.dist(state.actor.params, batch.next_obs)
+        next_action, trace = next_dist.sample(next_key)
+        next_q = self.critic(state.target_critic, batch.next_obs, next_action)
+        next_q = min_over_critics(next_q, self.num_min_critics, subset_key)
+        alpha = jnp.exp(state.log_alpha.params)
+        target = batch.reward + batch.discount * (next_q - alpha * trace.log_prob)
+        q = self.critic(params, batch.obs, batch.action)
+        return jnp.sum(jnp.mean(jnp.square(q - target), axis=-1)), {"q": mean_of(q)}
 
-    def temperature_gradient(self, state: ReplayedState, surplus: Array) -> Array:
-        """By ``log alpha``, of ``alpha (H - H_target)``; ``surplus`` is what is in brackets."""
-        return self.temperature(state) * surplus
+    def actor_loss(
+        self, params: PyTree, state: SACState, batch: Batch, key: Key
+    ) -> tuple[Array, Array]:
+        """``mean (alpha log pi(a | s) - min_i Q_i(s, a))``, ``a ~ pi``; and the entropy."""
+        action, trace = self.policy.dist(params, batch.obs).sample(key)
+        q = self.critic(state.critic.params, batch.obs, action)
+        q = jnp.min(q, axis=0) if self.actor_q == "min" else jnp.mean(q, axis=0)
+        alpha = jnp.exp(state.log_alpha.params)
+        return jnp.mean(alpha * trace.log_prob - q), -jnp.mean(trace.log_prob)
+
+    def alpha_loss(self, log_alpha: Array, entropy: Array) -> tuple[Array, None]:
+        """``alpha (H - H_target)``."""
+        target = self.target_entropy * self.policy.action_dim
+        return jnp.exp(log_alpha) * (entropy - target), None
 
     # Update
 
-    def draw_update(self, state: ReplayedState, key: Key, shape: tuple[int, ...]) -> PyTree:
-        """Normal noise of both actions ``[..., B, A]``, and what draws subsets of critics."""
-        next_key, policy_key, subset_key = jax.random.split(key, 3)
-        noise = self.actor_noise(state, next_key, policy_key, shape)
-        return noise | self.subset_noise(subset_key, shape)
+    def update(
+        self, state: SACState, batch: Batch, key: Key, update_actor: bool = True
+    ) -> tuple[SACState, Metrics]:
+        """One gradient step on ``[B]``: critics; actor and temperature; target critics."""
+        critic_key, actor_key = jax.random.split(key)
+        minimize = self.optimizer.minimize
+        critic, aux, metrics = minimize(
+            self.critic_loss, state.critic, self.critic_learning_rate, state, batch, critic_key
+        )
+        metrics |= aux
+        state = state._replace(critic=critic)
+        if update_actor:
+            actor, entropy, more = minimize(
+                self.actor_loss, state.actor, self.actor_learning_rate, state, batch, actor_key
+            )
+            log_alpha, _, last = minimize(
+                self.alpha_loss, state.log_alpha, self.alpha_learning_rate, entropy
+            )
+            state = state._replace(actor=actor, log_alpha=log_alpha)
+            alpha = mean_of(jnp.exp(log_alpha.params))
+            metrics = merged(merged(metrics, more), last)
+            metrics |= {"entropy": mean_of(entropy), "alpha": alpha}
+        target = optim.polyak(state.target_critic, state.critic.params, self.tau)
+        return state._replace(target_critic=target), metrics
 
-    def gradient_step(
-        self, state: ReplayedState, batch: Transition, noise: PyTree, actor: bool
-    ) -> tuple[ReplayedState, Metrics]:
-        """Critics; policy and temperature if ``actor``; then the slow copies."""
-        state, metrics = self.critic_step(state, batch, self.target(state, batch, noise))
-        if actor:
-            state, more = self.actor_step(state, state, batch, noise["policy"])
-            metrics = merged(metrics, more)
-        return self.followed(state)._replace(updates=state.updates + 1), metrics
+    # Acting
+
+    def act(
+        self, state: SACState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
+    ) -> tuple[Array, PyTree, Extras]:
+        """Return a sampled action ``[..., A]``, or with ``greedy`` the mode, carry and extras."""
+        if mode == "greedy":
+            return self.policy.mode(state.actor.params, obs, key), carry, {}
+        return self.policy.sample(state.actor.params, obs, key)[0], carry, {}

@@ -2,150 +2,177 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import dataclasses
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from jaxrl.agents.actor_critic import Ensembled
-from jaxrl.agents.replayed import ReplayedState
-from jaxrl.hyper import require, require_choice
+from jaxrl import hyper, optim
+from jaxrl.agents import protocol
+from jaxrl.errors import UsageError
+from jaxrl.hyper import choice, flag, number, part, size
+from jaxrl.losses import min_over_critics
 from jaxrl.metrics import Metrics, mean_of, merged
-from jaxrl.nn.distributions import is_key
-from jaxrl.nn.networks import MLP, action_size
-from jaxrl.sharding import shard_key
-from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
+from jaxrl.nn.critics import Critic
+from jaxrl.nn.policies import Deterministic
+from jaxrl.optim import Adam, Trained
+from jaxrl.rng import row_key
+from jaxrl.types import Array, Batch, Extras, Key, Mode, PyTree, Spec
 
-PolicyValue = Literal["first", "min", "mean"]
+ActorQ = Literal["first", "min", "mean"]
 
 
-@struct.dataclass
-class TD3(Ensembled):
+class TD3State(NamedTuple):
+    """The trained networks and their target networks."""
+
+    actor: Trained
+    critic: Trained
+    target_actor: PyTree  # () without
+    target_critic: PyTree
+
+
+@hyper.dataclass
+class TD3:
     """Twin delayed deep deterministic policy gradient.
 
-    The defaults are those of the authors' code, which differ from the paper's in sizes and rates
-    alone: two critics and the smaller of their values, noise on the successors' actions, an actor
-    and slow copies that move on every second step, and an actor that climbs the first critic.
+    The defaults are those of the authors' code, which differs from the paper only in sizes and
+    rates: targets use the minimum over two critics and noisy next actions, the actor maximises the
+    first critic, and actor and target networks are updated on every second step.
 
-    For thousands of environments (Seo et al. 2025, "FastTD3"): ``exploration_max`` gives every
-    environment a standard deviation of its own, ``target_actor=False`` takes the successors'
-    actions from the learnt policy and lets the slow critics move on every step,
-    ``policy_value="min"`` climbs the smaller value, ``tau=0.1``. Their deviations are drawn when an
-    episode ends, ours for every iteration; their critics are distributions over fixed atoms, ours
-    are not.
-
-    Attributes:
-        exploration: standard deviation of the noise on explored actions, in units of [-1, 1].
-        exploration_max: if given, standard deviations lie uniformly between the two.
-        policy_noise: standard deviation of the noise on the successors' actions.
-        noise_clip: which is clipped to ``[-noise_clip, noise_clip]``.
-        policy_value: the policy climbs the "first" critic, or their "min" or "mean".
-        target_actor: take the successors' actions from a slow copy of the policy, which moves with
-            it and with the slow critics; without, these move on every step.
+    For thousands of environments (Seo et al. 2025, "FastTD3"): ``exploration_noise_max`` gives
+    every episode a standard deviation of its own, ``target_actor=False`` takes next actions from
+    the learnt policy and updates target critics on every step, ``actor_q="min"``, ``tau=0.1``.
+    FastTD3's critics are distributions over fixed atoms, these are not.
     """
 
-    exploration: float = 0.1
-    exploration_max: float | None = None
-    policy_noise: float = 0.2
-    noise_clip: float = 0.5
-    delay: int = struct.field(pytree_node=False, default=2)
-    policy_value: PolicyValue = struct.field(pytree_node=False, default="first")
-    target_actor: bool = struct.field(pytree_node=False, default=True)
+    learns_from: ClassVar = "batches"
 
-    def policy_net(self, spec: Spec | None = None) -> MLP:
-        """The policy's network; ``spec`` is needed to initialise it."""
-        outputs = 0 if spec is None else action_size(spec.action)
-        return MLP(self.hidden, outputs, self.activation, self.init_kind, head_scale=1.0)
+    policy: Any = part(Deterministic(), help="policy family")
+    critic: Any = part(Critic(), help="ensemble of critics")
+    optimizer: Any = part(Adam(), help="optimiser of each network")
+    actor_learning_rate: float = number(3e-4, above=0, help="step size of the policy")
+    critic_learning_rate: float = number(3e-4, above=0, help="step size of the critics")
+    gamma: float = number(0.99, 0, 1, help="discount")
+    tau: float = number(0.005, 0, 1, help="step of the target networks")
+    exploration_noise: float = number(
+        0.1, 0, help="standard deviation of the noise on actions, in units of [-1, 1]"
+    )
+    exploration_noise_max: float | None = number(
+        None, 0, help="draw each episode's deviation between exploration_noise and this"
+    )
+    policy_noise: float = number(0.2, 0, help="standard deviation of the noise on next actions")
+    noise_clip: float = number(0.5, 0, help="next actions' noise is clipped to +- this")
+    policy_delay: int = size(2, help="gradient steps from one update of the actor to the next")
+    num_min_critics: int | None = size(
+        None, help="targets use the minimum over this many critics, drawn for each step; None: all"
+    )
+    actor_q: ActorQ = choice("first", ActorQ, help="what the actor maximises, over all critics")
+    target_actor: bool = flag(
+        True, help="take next actions from a target policy, updated when the policy is"
+    )
 
-    def policy(self, params: PyTree, obs: PyTree) -> Array:
-        """The action at ``obs[..., *O]``: ``[..., A]`` in [-1, 1]."""
-        raw: Any = self.policy_net().apply(params, self.seen_by_policy(obs))
-        return jnp.tanh(raw)
+    def bind(self, spec: Spec) -> TD3:
+        """Return the agent for ``spec``. Raises UsageError for discrete actions."""
+        protocol.require_continuous(self, spec)
+        policy, critic = self.policy.bind(spec), self.critic.bind(spec)
+        return dataclasses.replace(self, policy=policy, critic=critic)
 
-    def init(self, key: Key, spec: Spec) -> ReplayedState:
-        """Fresh networks for ``spec``."""
-        params = self.init_params(key, spec, self.policy_net(spec))
-        return self.fresh(params, ("actor", "critic") if self.target_actor else ("critic",))
+    def check(self, rows: int) -> None:
+        """Raise UsageError for numbers that do not fit each other."""
+        most = self.critic.num_critics
+        if self.num_min_critics is not None and self.num_min_critics > most:
+            raise UsageError(
+                f"num_min_critics is {self.num_min_critics}, and there are {most} critics; "
+                f"it must be at most {most}"
+            )
+        hyper.require("exploration_noise_max", self.exploration_noise_max, self.exploration_noise)
 
-    def check(self, transitions: int) -> None:
-        """Raise UsageError for hyper-parameters that cannot work."""
-        Ensembled.check(self, transitions)
-        for name in ("exploration", "exploration_max", "policy_noise", "noise_clip"):
-            require(name, getattr(self, name), 0)
-        if self.exploration_max is not None:
-            require("exploration_max", self.exploration_max, self.exploration)
-        require_choice("policy_value", self.policy_value, PolicyValue)
+    def init(self, key: Key) -> TD3State:
+        """Return fresh networks."""
+        actor_key, critic_key = jax.random.split(key)
+        actor, critic = self.policy.init(actor_key), self.critic.init(critic_key)
+        return TD3State(
+            actor=self.optimizer.start(actor),
+            critic=self.optimizer.start(critic),
+            target_actor=jax.tree.map(jnp.copy, actor) if self.target_actor else (),
+            target_critic=jax.tree.map(jnp.copy, critic),
+        )
 
     # Losses
 
-    def target(self, state: ReplayedState, batch: Transition, noise: PyTree) -> Array:
-        """``y = r + gamma (1 - d) min_i Q'_i(s', clip(pi'(s') + clip(epsilon)))``: ``[B]``."""
-        actor = (state.targets if self.target_actor else state.params)["actor"]
-        epsilon = jnp.clip(self.policy_noise * noise["next"], -self.noise_clip, self.noise_clip)
-        action = jnp.clip(self.policy(actor, batch.next_obs) + epsilon, -1.0, 1.0)
-        q = self.q(state.targets["critic"], batch.next_obs, action)
-        return batch.reward + self.discount(batch) * self.least(q, noise)
+    def critic_loss(
+        self, params: PyTree, state: TD3State, batch: Batch, key: Key
+    ) -> tuple[Array, Metrics]:
+        """``sum_i mean (Q_i(s, a) - y)^2``, where
 
-    def actor_loss(self, params: PyTree, critic: PyTree, obs: PyTree) -> Array:
+        ``y = r + discount min_j Q'_j(s', clip(pi'(s') + clip(epsilon)))``.
+        """
+        noise_key, subset_key = jax.random.split(key)
+        actor = state.target_actor if self.target_actor else state.actor.params
+        next_action = self.policy.mode(actor, batch.next_obs)
+        noise = self.policy_noise * jax.random.normal(row_key(noise_key), next_action.shape)
+        noise = jnp.clip(noise, -self.noise_clip, self.noise_clip)
+        next_action = jnp.clip(next_action + noise, -1.0, 1.0)
+        next_q = self.critic(state.target_critic, batch.next_obs, next_action)
+        next_q = min_over_critics(next_q, self.num_min_critics, subset_key)
+        target = batch.reward + batch.discount * next_q
+        q = self.critic(params, batch.obs, batch.action)
+        return jnp.sum(jnp.mean(jnp.square(q - target), axis=-1)), {"q": mean_of(q)}
+
+    def actor_loss(self, params: PyTree, state: TD3State, batch: Batch) -> tuple[Array, None]:
         """``-mean Q_1(s, pi(s))``."""
-        if self.policy_value == "first":
-            critic = jax.tree.map(lambda x: x[:1], critic)
-        q = self.q(critic, obs, self.policy(params, obs))
-        return -jnp.mean(jnp.min(q, axis=0) if self.policy_value == "min" else q)
+        action = self.policy.mode(params, batch.obs)
+        if self.actor_q == "first":
+            return -jnp.mean(self.critic.first(state.critic.params, batch.obs, action)), None
+        q = self.critic(state.critic.params, batch.obs, action)
+        return -jnp.mean(jnp.min(q, axis=0) if self.actor_q == "min" else q), None
 
     # Update
 
-    def draw_update(self, state: ReplayedState, key: Key, shape: tuple[int, ...]) -> PyTree:
-        """Normal noise of the successors' actions ``[..., B, A]``; what draws subsets of critics.
-
-        Each shard draws noise of its own.
-        """
-        width = state.params["actor"]["params"]["head"]["bias"].shape[-1]
-        next_key, subset_key = jax.random.split(key)
-        normal = jax.random.normal(shard_key(next_key), (*shape, width))
-        return {"next": normal} | self.subset_noise(subset_key, shape)
-
-    def gradient_step(
-        self, state: ReplayedState, batch: Transition, noise: PyTree, actor: bool
-    ) -> tuple[ReplayedState, Metrics]:
-        """Critics; if ``actor``, the policy; then, unless they wait for it, the slow copies."""
-        state, metrics = self.critic_step(state, batch, self.target(state, batch, noise))
-        state = state._replace(updates=state.updates + 1)
-        if not actor:
-            return (state if self.target_actor else self.followed(state)), metrics
-
-        loss, grads = jax.value_and_grad(self.actor_loss)(
-            state.params["actor"], state.params["critic"], batch.obs
+    def update(
+        self, state: TD3State, batch: Batch, key: Key, update_actor: bool = True
+    ) -> tuple[TD3State, Metrics]:
+        """One gradient step on ``[B]``: critics, then actor and target networks."""
+        minimize = self.optimizer.minimize
+        critic, aux, metrics = minimize(
+            self.critic_loss, state.critic, self.critic_learning_rate, state, batch, key
         )
-        state, more = self.stepped(state, "actor", grads, self.actor_learning_rate)
-        more["actor_loss"] = mean_of(loss)
-        return self.followed(state), merged(metrics, more)
+        metrics |= aux
+        state = state._replace(critic=critic)
+        if update_actor:
+            actor, _, more = minimize(
+                self.actor_loss, state.actor, self.actor_learning_rate, state, batch
+            )
+            state, metrics = state._replace(actor=actor), merged(metrics, more)
+        if update_actor or not self.target_actor:
+            state = self.update_targets(state)
+        return state, metrics
+
+    def update_targets(self, state: TD3State) -> TD3State:
+        """Return the state with target networks a step of ``tau`` closer."""
+        critic = optim.polyak(state.target_critic, state.critic.params, self.tau)
+        actor = state.target_actor
+        if self.target_actor:
+            actor = optim.polyak(actor, state.actor.params, self.tau)
+        return state._replace(target_actor=actor, target_critic=critic)
 
     # Acting
 
-    def draw(self, state: ReplayedState, obs: PyTree, key: Key, steps: int) -> Array:
-        """The noise of ``steps`` calls of ``act`` at such ``obs``: ``[steps, ..., A]``.
-
-        With ``exploration_max``, the rows of ``obs`` have standard deviations of their own.
-        """
-        shape = jax.eval_shape(self.policy, state.params["actor"], obs).shape
-        if self.exploration_max is None:
-            return self.exploration * jax.random.normal(key, (steps, *shape))
-        noise_key, std_key = jax.random.split(key)
-        uniform = jax.random.uniform(std_key, (*shape[:-1], 1))
-        std = self.exploration + (self.exploration_max - self.exploration) * uniform
-        return std * jax.random.normal(noise_key, (steps, *shape))
+    def init_carry(self, key: Key, n: int) -> PyTree:
+        """Return the standard deviations of ``n`` new episodes ``[n, 1]``, if they differ."""
+        if self.exploration_noise_max is None:
+            return ()
+        low, high = self.exploration_noise, self.exploration_noise_max
+        return low + (high - low) * jax.random.uniform(row_key(key), (n, 1))
 
     def act(
-        self, state: ReplayedState, obs: PyTree, key: Array, mode: Mode
-    ) -> tuple[Array, Extras]:
-        """The policy's action at ``obs[..., *O]``, with noise unless ``greedy``.
-
-        ``key`` may be noise that ``draw`` drew.
-        """
-        action = self.policy(state.params["actor"], obs)
+        self, state: TD3State, carry: PyTree, obs: PyTree, key: Key, mode: Mode
+    ) -> tuple[Array, PyTree, Extras]:
+        """Return the policy's action ``[..., A]``, with noise unless ``greedy``, and the carry."""
+        action = self.policy.mode(state.actor.params, obs)
         if mode == "greedy":
-            return action, {}
-        noise = self.draw(state, obs, key, 1)[0] if is_key(key) else key
-        return jnp.clip(action + noise, -1.0, 1.0), {}
+            return action, carry, {}
+        std = self.exploration_noise if self.exploration_noise_max is None else carry
+        noise = std * jax.random.normal(row_key(key), action.shape)
+        return jnp.clip(action + noise, -1.0, 1.0), carry, {}

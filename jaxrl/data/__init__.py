@@ -1,5 +1,7 @@
-"""Data to learn from: the replay ring."""
+"""Data to learn from: the replay buffer, datasets, and samplers of both."""
 
-from jaxrl.data.replay import Replay
+from jaxrl.data.dataset import Dataset
+from jaxrl.data.replay import ReplayBuffer
+from jaxrl.data.samplers import Mixed, UniformDataset, UniformReplay
 
-__all__ = ["Replay"]
+__all__ = ["Dataset", "Mixed", "ReplayBuffer", "UniformDataset", "UniformReplay"]

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import UsageError
-from jaxrl.sharding import shard_count, shard_key
+from jaxrl.rng import row_key
+from jaxrl.sharding import shard_count
 from jaxrl.types import Array, Box, Environment, Key, PyTree, Spec, Step
 
-Resets = Literal["fresh", "bank", "first"]
+ResetMode = Literal["fresh", "pool", "first"]
 
 
 class VectorState(NamedTuple):
@@ -22,26 +23,12 @@ class VectorState(NamedTuple):
     obs: PyTree  # [N, *O]
     steps: Array  # int32[N], steps taken in the running episode
     episode_return: Array  # float32[N], its undiscounted return so far
-    first: PyTree  # resets="first": the states and observations to return to; else ()
-
-
-class Draws(NamedTuple):
-    """The randomness of ``T`` steps at once: one large draw is far cheaper than ``T`` small ones.
-
-    ``keys`` and ``resets`` are indexed by time; ``bank`` serves all ``T`` steps.
-    """
-
-    keys: Key  # [T, N]
-    resets: PyTree  # fresh: (states, obs) [T, N, ...]; bank: int32[T, N] into the bank; first: ()
-    bank: PyTree  # bank: (states, obs) [K, ...]; else ()
-
-    def at(self, t: int) -> Draws:
-        """The draws of step ``t``."""
-        return Draws(self.keys[t], jax.tree.map(lambda x: x[t], self.resets), self.bank)
+    nonfinite: Array  # int32[N], non-finite steps that no metric has reported yet
+    first: PyTree  # reset_mode="first": the states and observations to return to; else ()
 
 
 def select(where: Array, a: PyTree, b: PyTree) -> PyTree:
-    """Row-wise ``a`` where ``where[N]`` is true, else ``b``, for trees of ``[N, ...]``."""
+    """Return rows of ``a`` where ``where[N]`` is true, else of ``b``, for trees of ``[N, ...]``."""
 
     def pick(x: Array, y: Array) -> Array:
         return jnp.where(where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), x, y)
@@ -50,7 +37,7 @@ def select(where: Array, a: PyTree, b: PyTree) -> PyTree:
 
 
 def rescale(space: Any, action: Array) -> Array:
-    """An agent's action in [-1, 1] in the units of the space; indices pass unchanged.
+    """Return an agent's action in [-1, 1] in the units of the space; indices pass unchanged.
 
     Values outside [-1, 1] are clipped first. Elements without finite bounds pass unchanged.
 
@@ -80,12 +67,12 @@ def _all_finite(tree: PyTree, num_envs: int) -> Array:
 class VectorEnv:
     """``num_envs`` copies of an environment, stepped together and reset as their episodes end.
 
-    ``resets``:
+    ``reset_mode``:
 
     - ``"fresh"``: every ended episode starts from a new draw of its own (default where resets
       are cheap);
-    - ``"bank"``: ``bank_size`` fresh states are drawn per rollout and every ended episode takes one
-      of them at random (default for physics, whose resets are dear);
+    - ``"pool"``: ``pool_size`` fresh states are drawn per rollout and every ended episode takes one
+      of them at random (default for physics, whose resets are expensive);
     - ``"first"``: every environment returns to its own first state, as Brax does; only for
       reproducing numbers made that way.
 
@@ -96,33 +83,30 @@ class VectorEnv:
 
     env: Environment
     num_envs: int
-    resets: Resets | None = None
-    bank_size: int = 32
+    reset_mode: ResetMode | None = None
+    pool_size: int = 32
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_envs < 1:
             raise UsageError(f"num_envs is {self.num_envs}; it must be at least 1")
-        if self.bank_size < 1:
-            raise UsageError(f"bank_size is {self.bank_size}; it must be at least 1")
-        if self.resets not in (None, "fresh", "bank", "first"):
-            raise UsageError(f"resets is {self.resets!r}; choose one of fresh, bank, first")
+        if self.pool_size < 1:
+            raise UsageError(f"pool_size is {self.pool_size}; it must be at least 1")
+        if self.reset_mode not in (None, "fresh", "pool", "first"):
+            raise UsageError(f"reset_mode is {self.reset_mode!r}; choose one of fresh, pool, first")
         if self.max_steps is not None and self.max_steps < 1:
             raise UsageError(f"max_steps is {self.max_steps}; it must be at least 1")
         if (self.spec.max_steps or 1) >= 2**31:  # steps are counted in int32
             raise UsageError(f"max_steps is {self.spec.max_steps}; it must be at most 2147483647")
+        if self.reset_mode is None:
+            cheap = self.env.cheap or getattr(self.env, "cheap_resets", False)
+            object.__setattr__(self, "reset_mode", "fresh" if cheap else "pool")
 
     @property
     def spec(self) -> Spec:
-        """The environment's, with the time limit that holds here."""
+        """The environment's spec, with the time limit that holds here."""
         spec = self.env.spec
         return dataclasses.replace(spec, max_steps=self.max_steps or spec.max_steps)
-
-    @property
-    def policy(self) -> Resets:
-        """The reset policy in force."""
-        cheap = self.env.cheap or getattr(self.env, "cheap_resets", False)
-        return self.resets or ("fresh" if cheap else "bank")
 
     @property
     def local_envs(self) -> int:
@@ -132,35 +116,35 @@ class VectorEnv:
     def reset(self, key: Key) -> VectorState:
         """Start every episode. Each shard draws its own."""
         n = self.local_envs
-        inner, obs = jax.vmap(self.env.reset)(jax.random.split(shard_key(key), n))
-        first = (inner, obs) if self.policy == "first" else ()
-        return VectorState(inner, obs, jnp.zeros(n, jnp.int32), jnp.zeros(n), first)
+        inner, obs = jax.vmap(self.env.reset)(jax.random.split(row_key(key), n))
+        first = (inner, obs) if self.reset_mode == "first" else ()
+        zeros = jnp.zeros(n, jnp.int32)
+        return VectorState(inner, obs, zeros, jnp.zeros(n), zeros, first)
 
-    def draw(self, key: Key, steps: int) -> Draws:
-        """All the randomness of the next ``steps`` steps. Each shard draws its own."""
-        shape = (steps, self.local_envs)
-        step_key, reset_key, bank_key = jax.random.split(shard_key(key), 3)
-        keys = jax.random.split(step_key, shape)
-        if self.policy == "first":
-            return Draws(keys, (), ())
-        if self.policy == "fresh":
-            fresh = jax.vmap(jax.vmap(self.env.reset))(jax.random.split(reset_key, shape))
-            return Draws(keys, fresh, ())
-        size = -(-self.bank_size // shard_count())
-        bank = jax.vmap(self.env.reset)(jax.random.split(bank_key, size))
-        return Draws(keys, jax.random.randint(reset_key, shape, 0, size), bank)
+    def reset_pool(self, key: Key) -> PyTree:
+        """Draw the states and observations ``[K, ...]`` that a rollout's ended episodes start from.
 
-    def step(self, state: VectorState, action: Array, draws: Draws) -> tuple[VectorState, Step]:
+        ``()`` unless ``reset_mode`` is "pool". The shards share ``pool_size`` out.
+        """
+        if self.reset_mode != "pool":
+            return ()
+        size = -(-self.pool_size // shard_count())
+        return jax.vmap(self.env.reset)(jax.random.split(row_key(key), size))
+
+    def step(
+        self, key: Key, state: VectorState, action: Array, pool: PyTree = ()
+    ) -> tuple[VectorState, Step]:
         """Advance every environment by one step of ``action[N, *A]`` in [-1, 1] or an index.
 
-        ``draws`` are those of one step: ``venv.draw(key, T).at(t)``. ``Step.obs`` is the true
-        successor; ``info`` holds ``ended``, ``nonfinite`` (bool[N]), and the return and length of
-        the episode up to and including this step (``episode_return``, ``episode_length``: [N]).
+        ``Step.obs`` is the true next observation; ``info`` holds ``ended``, ``nonfinite``
+        (bool[N]), and the return and length of the episode up to and including this step
+        (``episode_return``, ``episode_length``: [N]). ``pool`` is what ``reset_pool`` drew.
         """
+        n = state.steps.shape[0]
+        step_keys, reset_keys = jax.random.split(row_key(key), (2, n))
         act = rescale(self.env.spec.action, action)
-        inner, step = jax.vmap(self.env.step)(draws.keys, state.inner, act)
+        inner, step = jax.vmap(self.env.step)(step_keys, state.inner, act)
 
-        n = step.reward.shape[0]
         finite = _all_finite((step.obs, step.reward), n)
         obs = select(finite, step.obs, jax.tree.map(jnp.zeros_like, step.obs))
         reward = jnp.where(finite, step.reward, 0.0)
@@ -179,20 +163,24 @@ class VectorEnv:
             "episode_return": episode_return,
             "episode_length": steps,
         }
-        next_inner, next_obs = select(ended, self._starts(state, draws), (inner, obs))
+        starts = self._starts(reset_keys, state, pool)
+        next_inner, next_obs = select(ended, starts, (inner, obs))
         next_state = VectorState(
             inner=next_inner,
             obs=next_obs,
             steps=jnp.where(ended, 0, steps),
             episode_return=jnp.where(ended, 0.0, episode_return),
+            nonfinite=state.nonfinite + ~finite,
             first=state.first,
         )
         return next_state, Step(obs, reward, terminated, truncated, info)
 
-    def _starts(self, state: VectorState, draws: Draws) -> PyTree:
+    def _starts(self, keys: Key, state: VectorState, pool: PyTree) -> PyTree:
         """The states and observations where episodes that end now start again: ``[N, ...]``."""
-        if self.policy == "first":
+        if self.reset_mode == "first":
             return state.first
-        if self.policy == "fresh":
-            return draws.resets
-        return jax.tree.map(lambda rows: rows[draws.resets], draws.bank)
+        if self.reset_mode == "fresh":
+            return jax.vmap(self.env.reset)(keys)
+        size = jax.tree.leaves(pool)[0].shape[0]
+        chosen = jax.random.randint(keys[0], keys.shape, 0, size)
+        return jax.tree.map(lambda rows: rows[chosen], pool)

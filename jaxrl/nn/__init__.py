@@ -1,0 +1,1 @@
+"""Parts of agents: policy families, critics, encoders, and the networks in them."""

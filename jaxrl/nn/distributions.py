@@ -1,66 +1,86 @@
 """Action distributions: NamedTuples of parameters with a batch shape ``[...]`` and one interface.
 
-``sample(noise)`` gives a *raw* sample, ``log_prob(raw)`` its log-density, ``emit(raw)`` the action
-that an agent sends out. For all but ``TanhNormal`` the action is the raw sample itself; there,
-keeping the raw sample is what makes the log-density safe where ``tanh`` saturates. ``entropy(key)``
-is exact where there is a closed form, which then needs no key.
+``sample(key)`` returns ``action, trace``. The action is what an agent emits: in [-1, 1], or an
+index. The trace is what scoring the sample exactly needs: the sample before squashing, which keeps
+``log_prob`` safe where ``tanh`` saturates, and the log-probability when it was drawn.
+``log_prob(trace)`` is the log-density under this distribution, ``trace(action)`` the trace of a
+given action. ``entropy(key)`` is exact where there is a closed form, which then ignores its key.
 
-The noise of many samples can be drawn at once, by ``noise(key, leading shape)``: inside a loop a
-call of the random number generator costs more than a small network. Wherever noise is asked for, a
-key will do.
+Samples belong to rows, so shards that get the same key draw different ones (``rng.row_key``).
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from jaxrl.rng import row_key
 from jaxrl.types import Array, Key
 
-Noise = Array  # a typed key, or what ``noise`` returned
-
 _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+_LARGEST_TANH = 1.0 - 1e-6
 
 
-def is_key(x: Array) -> bool:
-    """Whether ``x`` is a typed PRNG key."""
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+class Trace(NamedTuple):
+    """A sample before squashing, and its log-probability under the policy that drew it."""
+
+    raw: Array  # int32[...] or [..., A]
+    log_prob: Array  # [...]
+
+
+class Distribution(Protocol):
+    """The interface of all distributions, also of those that a policy of your own returns."""
+
+    def mode(self) -> Array:
+        """Return the most likely action."""
+        ...
+
+    def sample(self, key: Key) -> tuple[Array, Trace]:
+        """Return an action and its trace."""
+        ...
+
+    def log_prob(self, trace: Trace) -> Array:
+        """Return the log-density of a traced sample: ``[...]``."""
+        ...
+
+    def entropy(self, key: Key) -> Array:
+        """Return the entropy in nats: ``[...]``."""
+        ...
 
 
 class Categorical(NamedTuple):
-    """Over ``n`` indices, from unnormalised ``logits[..., n]``."""
+    """Indices ``0 .. n-1``, from unnormalised ``logits[..., n]``."""
 
     logits: Array
 
     def mode(self) -> Array:
-        """The most likely index ``int32[...]``."""
+        """Return the most likely index ``int32[...]``."""
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
-    def noise(self, key: Key, shape: tuple[int, ...] = ()) -> Array:
-        """Gumbel noise ``[*shape, ..., n]``."""
-        return jax.random.gumbel(key, (*shape, *self.logits.shape))
+    def sample(self, key: Key) -> tuple[Array, Trace]:
+        """Return an index ``int32[...]`` and its trace."""
+        gumbel = jax.random.gumbel(row_key(key), self.logits.shape)
+        index = jnp.argmax(self.logits + gumbel, axis=-1).astype(jnp.int32)
+        return index, self.trace(index)
 
-    def sample(self, noise: Noise) -> Array:
-        """An index ``int32[...]``."""
-        if is_key(noise):
-            noise = self.noise(noise)
-        return jnp.argmax(self.logits + noise, axis=-1).astype(jnp.int32)
+    def trace(self, action: Array) -> Trace:
+        """Return the trace of indices ``[...]``."""
+        return Trace(action, self._log_prob(action))
 
-    def log_prob(self, action: Array) -> Array:
-        """Of indices ``[...]``: ``[...]``."""
+    def log_prob(self, trace: Trace) -> Array:
+        """Return log-probabilities ``[...]``."""
+        return self._log_prob(trace.raw)
+
+    def _log_prob(self, index: Array) -> Array:
         log_p = jax.nn.log_softmax(self.logits)
-        hot = jax.nn.one_hot(action, self.logits.shape[-1], dtype=log_p.dtype)
+        hot = jax.nn.one_hot(index, self.logits.shape[-1], dtype=log_p.dtype)
         return jnp.sum(hot * log_p, axis=-1)
 
-    def emit(self, raw: Array) -> Array:
-        """The index itself."""
-        return raw
-
     def entropy(self, key: Key | None = None) -> Array:
-        """In nats: ``[...]``."""
+        """Return the entropy in nats: ``[...]``."""
         log_p = jax.nn.log_softmax(self.logits)
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
@@ -72,36 +92,34 @@ class Normal(NamedTuple):
     std: Array
 
     def mode(self) -> Array:
-        """``[..., A]``."""
+        """Return the mean ``[..., A]``."""
         return self.mean
 
-    def noise(self, key: Key, shape: tuple[int, ...] = ()) -> Array:
-        """Standard normal noise ``[*shape, ..., A]``."""
-        return jax.random.normal(key, (*shape, *self.mean.shape))
+    def sample(self, key: Key) -> tuple[Array, Trace]:
+        """Return an action ``[..., A]`` and its trace; ``VectorEnv`` clips it to the space."""
+        raw = self.mean + self.std * jax.random.normal(row_key(key), self.mean.shape)
+        return raw, self.trace(raw)
 
-    def sample(self, noise: Noise) -> Array:
-        """``[..., A]``."""
-        if is_key(noise):
-            noise = self.noise(noise)
-        return self.mean + self.std * noise
+    def trace(self, action: Array) -> Trace:
+        """Return the trace of ``action[..., A]``."""
+        return Trace(action, self._log_prob(action))
 
-    def log_prob(self, action: Array) -> Array:
-        """Of ``action[..., A]``: ``[...]``."""
-        z = (action - self.mean) / self.std
+    def log_prob(self, trace: Trace) -> Array:
+        """Return log-densities ``[...]``."""
+        return self._log_prob(trace.raw)
+
+    def _log_prob(self, x: Array) -> Array:
+        z = (x - self.mean) / self.std
         return -jnp.sum(0.5 * z**2 + jnp.log(self.std) + _HALF_LOG_TWO_PI, axis=-1)
 
-    def emit(self, raw: Array) -> Array:
-        """The sample itself; ``VectorEnv`` clips it to the action space."""
-        return raw
-
     def entropy(self, key: Key | None = None) -> Array:
-        """In nats: ``[...]``."""
+        """Return the entropy in nats: ``[...]``."""
         per_axis = jnp.log(self.std) + 0.5 + _HALF_LOG_TWO_PI
         return jnp.sum(jnp.broadcast_to(per_axis, self.mean.shape), axis=-1)
 
 
 def log_det_tanh(x: Array) -> Array:
-    """``log |d tanh(x) / dx|`` elementwise, stable for large ``|x|``."""
+    """Return ``log |d tanh(x) / dx|`` elementwise, stable for large ``|x|``."""
     return 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))
 
 
@@ -117,34 +135,27 @@ class TanhNormal(NamedTuple):
         return Normal(self.mean, self.std)
 
     def mode(self) -> Array:
-        """``tanh`` of the mean ``[..., A]``: the median of the distribution."""
+        """Return ``tanh`` of the mean ``[..., A]``: the median of the distribution."""
         return jnp.tanh(self.mean)
 
-    def noise(self, key: Key, shape: tuple[int, ...] = ()) -> Array:
-        """Standard normal noise ``[*shape, ..., A]``."""
-        return self.base.noise(key, shape)
+    def sample(self, key: Key) -> tuple[Array, Trace]:
+        """Return a squashed action ``[..., A]`` and its trace."""
+        raw, trace = self.base.sample(key)
+        return jnp.tanh(raw), self._squashed(trace)
 
-    def sample(self, noise: Noise) -> Array:
-        """A sample before squashing ``[..., A]``."""
-        return self.base.sample(noise)
+    def trace(self, action: Array) -> Trace:
+        """Return the trace of ``action[..., A]``, which is clipped to the open interval."""
+        raw = jnp.arctanh(jnp.clip(action, -_LARGEST_TANH, _LARGEST_TANH))
+        return self._squashed(self.base.trace(raw))
 
-    def log_prob(self, raw: Array) -> Array:
-        """Log-density of the action ``tanh(raw)`` for ``raw[..., A]``: ``[...]``."""
-        return self.base.log_prob(raw) - jnp.sum(log_det_tanh(raw), axis=-1)
+    def log_prob(self, trace: Trace) -> Array:
+        """Return log-densities of the actions ``tanh(raw)``: ``[...]``."""
+        return self._squashed(self.base.trace(trace.raw)).log_prob
 
-    def emit(self, raw: Array) -> Array:
-        """The squashed action ``[..., A]``."""
-        return jnp.tanh(raw)
+    def _squashed(self, trace: Trace) -> Trace:
+        return Trace(trace.raw, trace.log_prob - jnp.sum(log_det_tanh(trace.raw), axis=-1))
 
     def entropy(self, key: Key) -> Array:
-        """A one-sample estimate in nats ``[...]``; there is no closed form."""
-        raw = self.sample(key)
+        """Return a one-sample estimate in nats ``[...]``; there is no closed form."""
+        raw, _ = self.base.sample(key)
         return self.base.entropy() + jnp.sum(log_det_tanh(raw), axis=-1)
-
-    def sample_and_log_prob(self, noise: Noise) -> tuple[Array, Array]:
-        """A squashed action ``[..., A]`` and its log-density ``[...]``."""
-        raw = self.sample(noise)
-        return jnp.tanh(raw), self.log_prob(raw)
-
-
-Distribution = Categorical | Normal | TanhNormal

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxrl.agents import protocol
 from jaxrl.envs.vector import rescale, select
-from jaxrl.types import Agent, Array, Environment, Key, Mode, PyTree
+from jaxrl.types import Array, Environment, Key, Mode, PyTree
 
 DEFAULT_LIMIT = 1000  # steps, for environments that end only by themselves
 _STEPS = 2**31 - 1  # more than any reset splits its key into
 
 
 class Evaluation(NamedTuple):
-    """Of ``E`` episodes: undiscounted returns, lengths, and whether the physics stayed finite."""
+    """Undiscounted returns and lengths of ``E`` episodes, and whether the physics stayed finite."""
 
     returns: Array  # float32[E]
     lengths: Array  # int32[E]
@@ -32,13 +33,14 @@ def step_key(key: Key, t: Array) -> Key:
 
 class _Episodes(NamedTuple):
     inner: PyTree
+    carry: PyTree
     obs: PyTree
     alive: Array
     result: Evaluation
 
 
 def evaluate(
-    agent: Agent,
+    agent: Any,
     state: PyTree,
     env: Environment,
     keys: Key,
@@ -54,9 +56,10 @@ def evaluate(
     limit = max_steps or env.spec.max_steps or DEFAULT_LIMIT
     episodes = keys.shape[0]
     inner, obs = jax.vmap(env.reset)(keys)
+    carry = protocol.init_carry(agent, step_key(keys[0], jnp.int32(limit)), episodes)
     zeros = jnp.zeros(episodes)
     alive = jnp.ones(episodes, bool)
-    start = _Episodes(inner, obs, alive, Evaluation(zeros, zeros.astype(jnp.int32), alive))
+    start = _Episodes(inner, carry, obs, alive, Evaluation(zeros, zeros.astype(jnp.int32), alive))
 
     def going(carry: tuple[Array, _Episodes]) -> Array:
         t, running = carry
@@ -72,12 +75,12 @@ def evaluate(
 
 
 def _advance(
-    agent: Agent, state: PyTree, env: Environment, running: _Episodes, keys: Key, mode: Mode
+    agent: Any, state: PyTree, env: Environment, running: _Episodes, keys: Key, mode: Mode
 ) -> _Episodes:
     """One step of every episode that is still alive."""
     split = jax.vmap(jax.random.split)(keys)
     act_key, env_keys = split[0, 0], split[:, 1]
-    action, _ = agent.act(state, running.obs, act_key, mode)
+    action, carry, _ = agent.act(state, running.carry, running.obs, act_key, mode)
     action = rescale(env.spec.action, action)
     inner, step = jax.vmap(env.step)(env_keys, running.inner, action)
 
@@ -93,4 +96,4 @@ def _advance(
     )
     alive = counted & ~(step.terminated | step.truncated)
     inner, obs = select(alive, (inner, step.obs), (running.inner, running.obs))
-    return _Episodes(inner, obs, alive, result)
+    return _Episodes(inner, carry, obs, alive, result)

@@ -1,176 +1,270 @@
-"""Off-policy training: steps into a replay ring, gradient steps on batches out of it, and on."""
+"""Off-policy training: steps into a replay buffer, gradient steps on batches out of it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl import hyper
 from jaxrl import metrics as m
-from jaxrl.counters import counter_add, counter_zero
-from jaxrl.data.replay import Ring, check_memory
-from jaxrl.envs.vector import Draws, VectorState
-from jaxrl.sharding import shard_count, shard_key
-from jaxrl.training.rollout import play
-from jaxrl.training.rounds import Rounds
-from jaxrl.types import (
-    Array,
-    Discrete,
-    Extras,
-    Key,
-    PyTree,
-    TrainState,
-    Transition,
-)
+from jaxrl.agents import protocol
+from jaxrl.counters import counter_add
+from jaxrl.data.replay import Precision, Replay, ReplayBuffer, check_memory
+from jaxrl.data.samplers import UniformReplay
+from jaxrl.envs.vector import VectorState
+from jaxrl.errors import UsageError
+from jaxrl.hyper import choice, size
+from jaxrl.rng import row_key
+from jaxrl.sharding import shard_count
+from jaxrl.training.gradient_steps import gradient_steps
+from jaxrl.training.rollout import play, report_nonfinite
+from jaxrl.training.schedule import Schedule
+from jaxrl.training.trainer import Trainer
+from jaxrl.types import Array, Discrete, Extras, Key, PyTree, TrainState, Transition
 
-UNTOLD = "nonfinite"  # beside the ring: non-finite steps [1, N] of the prefill, until reported
+Warmup = Literal["uniform", "agent"]
 
 
 @struct.dataclass
-class OffPolicy(Rounds):
-    """Rounds of ``unroll`` steps of every environment and ``updates`` gradient steps.
+class OffPolicy(Trainer):
+    """Cycles of ``num_steps`` steps of every environment and ``num_updates`` gradient steps.
 
-    With one environment, ``unroll=1`` and ``updates=1`` this is the schedule of the papers; with
-    thousands of environments and large batches it is the massively parallel one. An iteration is
-    several rounds, whose random numbers are drawn at once. Before the first, ``prefill`` steps fill
-    the ring. Agents whose actor steps less often than their critics (``agent.delay``) do so on a
-    schedule that is part of the program: ``updates`` must be a multiple of the delay or divide it.
-    Rounds between which the policy stays the same are made as one: all steps, then all updates.
-    The sizes are documented where they are, in ``jaxrl.training.rounds.Rounds``.
+    With one environment, ``num_steps=1`` and ``num_updates=1`` this is the schedule of the papers;
+    with thousands of environments and large batches it is the massively parallel one. Agents whose
+    actor is updated less often than their critics (``policy_delay``) need a ``num_updates`` that is
+    a multiple of the delay or divides it.
+
+    ``sampler`` (``jaxrl.data.samplers``) is by default uniform over the replay buffer, with
+    ``n_step``; a sampler of your own says itself how many rewards it sums.
     """
 
+    buffer_size: int = size(
+        1_000_000, help="transitions in the replay buffer, rounded up to whole cycles"
+    )
+    batch_size: int = size(256, help="transitions of a gradient step, over all shards")
+    learning_starts: int = size(
+        5_000, help="transitions before the first gradient step, rounded up to whole cycles"
+    )
+    warmup_policy: Warmup = choice(
+        "uniform", Warmup, help="what acts until then: uniform actions, or the untrained agent"
+    )
+    num_steps: int = size(1, help="steps of every environment in a cycle")
+    num_updates: int = size(1, help="gradient steps in a cycle")
+    cycles: int | None = size(
+        None, help="cycles of an iteration; by default its random numbers fit in a cache"
+    )
+    n_step: int = size(1, help="rewards that are summed before the bootstrap")
+    precision: Precision = choice(
+        "full", Precision, help="half keeps the observations in the buffer in 16 bits"
+    )
+    sampler: Any = struct.field(pytree_node=False, default=None)
+
+    learns_from: ClassVar[str] = "batches"
+
+    @property
+    def schedule(self) -> Schedule:
+        """The static schedule."""
+        return Schedule(
+            num_envs=self.env.num_envs,
+            num_steps=self.num_steps,
+            num_updates=self.num_updates,
+            batch_size=self.batch_size,
+            policy_delay=protocol.policy_delay(self.agent) or 1,
+            cycles=self.cycles,
+            learning_starts=self.learning_starts,
+        )
+
+    @property
+    def buffer(self) -> ReplayBuffer:
+        """The replay buffer's dimensions."""
+        return ReplayBuffer(self.schedule.slots(self.buffer_size), self.precision)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of an iteration."""
+        return self.schedule.steps * self.env.num_envs
+
+    @property
+    def gradient_steps_per_iteration(self) -> int:
+        """Gradient steps of an iteration."""
+        return self.schedule.gradient_steps
+
+    @property
+    def first_step(self) -> int:
+        """Environment steps before the first gradient step."""
+        return self.schedule.warmup_steps * self.env.num_envs
+
+    @property
+    def shares_environments(self) -> bool:
+        """Not by itself: batches of a few hundred rows gain nothing by being shared out."""
+        return False
+
+    @property
+    def sampling(self) -> Any:
+        """The sampler in force."""
+        return UniformReplay(self.n_step) if self.sampler is None else self.sampler
+
+    def check(self, shards: int = 1) -> None:
+        """Raise UsageError for sizes that do not fit each other."""
+        Trainer.check(self, shards)
+        self.sampling.check()
+        self.schedule.check()
+        least = self.n_step * self.env.num_envs
+        if self.first_step < least:
+            raise UsageError(
+                f"learning_starts is {self.learning_starts}; n_step {self.n_step} needs {least}"
+            )
+        if self.buffer_size < self.first_step:
+            raise UsageError(
+                f"buffer_size is {self.buffer_size}, less than the {self.first_step} transitions "
+                "before learning starts; give at least that"
+            )
+        if self.batch_size % shards:
+            raise UsageError(
+                f"batch_size is {self.batch_size}, which does not divide over {shards} devices; "
+                f"{-(-self.batch_size // shards) * shards} would"
+            )
+        protocol.check(self.agent, self.batch_size // shards)
+
     def check_memory(self, members: int, devices: int) -> str:
-        """The rings' memory, in words.
+        """Return a line about the replay buffers' memory.
 
         Raises:
-            UsageError: if it cannot fit.
+            UsageError: if they cannot fit.
         """
-        needed = members * self.replay.nbytes(self._example())
-        check_memory(needed, self.capacity, devices)
-        return f"replay: {members} x {self.capacity:,} transitions in {needed / 2**30:.2f} GiB"
+        needed = members * self.buffer.nbytes(self._example())
+        check_memory(needed, self.buffer_size, devices)
+        return (
+            f"replay buffers: {members} x {self.buffer_size:,} transitions in "
+            f"{needed / 2**30:.2f} GiB"
+        )
 
     def _example(self) -> Any:
         """The shapes of one step's transitions ``[N, ...]``."""
 
         def one(key: Key) -> Transition:
-            keys = jax.random.split(key, 5)
-            state = self.agent.init(keys[0], self.env.spec)
-            env_state = self.env.reset(keys[1])
-            draws, noise = self.env.draw(keys[2], 1), self._uniform(keys[3], 1)
-            _, transitions, _ = play(self._random, self.env, env_state, noise, draws)
-            action, _ = self.agent.act(state, env_state.obs, keys[4], "explore")
-            return jax.tree.map(lambda x: x[0], transitions._replace(action=action[None]))
+            env = self.env.reset(key)
+            pool = self.env.reset_pool(key)
+            act = self._acting("uniform", None)
+            _, _, transitions, _ = play(act, self._no_carry, self.env, env, (), key, 1, pool)
+            return jax.tree.map(lambda x: x[0], transitions._replace(carry=()))
 
         return jax.eval_shape(one, jax.random.key(0))
 
+    def iterations(self, steps: int) -> int:
+        """Return the iterations that make at least ``steps`` environment steps, warm-up included.
+
+        Raises:
+            UsageError: if the warm-up makes that many.
+        """
+        if steps <= self.first_step:
+            raise UsageError(
+                f"total_steps is {steps}, and {self.first_step} are made before learning starts; "
+                f"give more, such as {10 * self.first_step}, or a smaller learning_starts"
+            )
+        return Trainer.iterations(self, steps)
+
     # Training
 
-    def start(self, key: Key) -> TrainState:
-        """Fresh networks and environments, and a ring with the prefill."""
-        agent_key, env_key, fill_key, key = jax.random.split(key, 4)
-        agent = self.agent.init(agent_key, self.env.spec)
+    def start(self, key: Key, agent: PyTree, data: PyTree) -> TrainState:
+        """Fresh environments, and a buffer with the transitions before learning starts."""
+        env_key, carry_key, warmup_key, key = jax.random.split(key, 4)
         env = self.env.reset(env_key)
-        ring = self.replay.empty(self._example())
-        agent, env, ring, nonfinite = self._fill(agent, env, ring, fill_key)
-        untold = jnp.zeros((1, self.env.local_envs)).at[0, 0].set(nonfinite)
-        return TrainState(
+        carry = protocol.init_carry(self.agent, carry_key, self.env.local_envs)
+        rows = self.buffer.empty(self._example())
+        running = self._warm_up((agent, env, carry, rows), warmup_key)
+        return self.first_state(key, *running)
+
+    def _warm_up(self, running: tuple, key: Key) -> tuple:
+        """Fill the buffer, one rollout after another."""
+        count, steps = self.schedule.warmup
+
+        def piece(running: tuple, x: tuple[Key, Array]) -> tuple[tuple, None]:
+            (agent, env, carry, rows), (key, written) = running, x
+            pool_key, play_key = jax.random.split(key)
+            pool = self.env.reset_pool(pool_key)
+            act = self._acting(self.warmup_policy, agent)
+            env, carry, transitions, _ = play(
+                act, self._init_carry, self.env, env, carry, play_key, steps, pool
+            )
+            rows = self.buffer.write(rows, transitions, written)
+            return (protocol.observe(self.agent, agent, transitions), env, carry, rows), None
+
+        # A plain scan: the draws of a single rollout are in memory at a time.
+        xs = (jax.random.split(key, count), jnp.arange(count) * steps)
+        return jax.lax.scan(piece, running, xs)[0]
+
+    def _acting(self, policy: Warmup, agent: PyTree) -> Any:
+        """``act`` of a rollout, by the agent's exploring policy or by uniform actions."""
+
+        def explore(carry: PyTree, obs: PyTree, key: Key) -> tuple[Array, PyTree, Extras]:
+            return self.agent.act(agent, carry, obs, key, "explore")
+
+        def uniform(carry: PyTree, obs: PyTree, key: Key) -> tuple[Array, PyTree, Extras]:
+            space, n = self.env.spec.action, self.env.local_envs
+            if isinstance(space, Discrete):
+                return jax.random.randint(row_key(key), (n,), 0, space.n), carry, {}
+            shape = (n, *space.shape)
+            return jax.random.uniform(row_key(key), shape, minval=-1.0), carry, {}
+
+        return explore if policy == "agent" else uniform
+
+    def _init_carry(self, key: Key, n: int) -> PyTree:
+        return protocol.init_carry(self.agent, key, n)
+
+    def _no_carry(self, key: Key, n: int) -> PyTree:
+        return ()
+
+    def advance(self, ts: TrainState, data: PyTree, index: Array) -> tuple[TrainState, m.Metrics]:
+        """Cycles; each acts, writes, samples and learns."""
+        schedule = self.schedule
+        pool_key, cycle_key, key = jax.random.split(ts.key, 3)
+        pool = self.env.reset_pool(pool_key)
+        written = schedule.warmup_steps + index * schedule.steps
+        written = written + jnp.arange(schedule.blocks) * schedule.block
+
+        def cycle(key: Key, running: tuple, written: Array) -> tuple[tuple, m.Metrics]:
+            return self._cycle(key, running, written, data, pool)
+
+        running = (ts.agent, ts.env, ts.carry, ts.store)
+        keys = jax.random.split(cycle_key, schedule.blocks)
+        (agent, env, carry, rows), metrics = m.scan(cycle, running, keys, written)
+        env, nonfinite = report_nonfinite(env)
+        ts = ts._replace(
             agent=agent,
             env=env,
-            replay=ring._replace(extras={UNTOLD: untold}),
-            key=key,
-            env_steps=counter_add(counter_zero(), self.first_step),
-            updates=jnp.int32(0),
-        )
-
-    def _fill(
-        self, agent: PyTree, env: VectorState, ring: Ring, key: Key
-    ) -> tuple[PyTree, VectorState, Ring, Array]:
-        """The prefill, piece by piece; and how many of its steps were not finite."""
-        pieces, rounds = self.prefill_pieces
-        steps = rounds * self.unroll
-
-        def piece(carry: tuple, x: tuple[Key, Array]) -> tuple[tuple, Array]:
-            (agent, env, ring), (key, written) = carry, x
-            act_key, env_key = jax.random.split(key)
-            if self.prefill_policy == "uniform":
-                act: Any = self._random
-                noise = self._uniform(shard_key(act_key), steps)
-            else:
-                act = self._exploring(agent)
-                noise = self.agent.draw(agent, env.obs, shard_key(act_key), steps)
-            draws = self.env.draw(env_key, steps)
-            env, transitions, metrics = play(act, self.env, env, noise, draws)
-            ring = self.replay.write(ring, transitions, written)
-            nonfinite = m.values(metrics)["nonfinite_steps"]
-            return (self.agent.observe(agent, transitions), env, ring), nonfinite
-
-        xs = (jax.random.split(key, pieces), jnp.arange(pieces) * steps)
-        (agent, env, ring), nonfinite = jax.lax.scan(piece, (agent, env, ring), xs)
-        return agent, env, ring, jnp.sum(nonfinite)
-
-    def _exploring(self, agent: PyTree) -> Any:
-        def act(obs: PyTree, noise: PyTree) -> tuple[Array, Extras]:
-            return self.agent.act(agent, obs, noise, "explore")
-
-        return act
-
-    def _random(self, obs: PyTree, noise: Array) -> tuple[Array, Extras]:
-        return noise, {}
-
-    def _uniform(self, key: Key, steps: int) -> Array:
-        """Uniform actions ``[steps, N, *A]``."""
-        space, shape = self.env.spec.action, (steps, self.env.local_envs)
-        if isinstance(space, Discrete):
-            return jax.random.randint(key, shape, 0, space.n)
-        return jax.random.uniform(key, (*shape, *space.shape), minval=-1.0)
-
-    def advance(self, ts: TrainState, index: Array) -> tuple[TrainState, m.Metrics]:
-        """Rounds; each acts, writes, samples and learns."""
-        rounds = self.rounds_per_iteration // self.group
-        act_key, env_key, sample_key, update_key, key = jax.random.split(ts.key, 5)
-        batch = (self.updates * self.group, self.batch_size // shard_count())
-        steps = rounds * self.block
-
-        def by_round(tree: PyTree) -> PyTree:
-            return jax.tree.map(lambda x: x.reshape(rounds, self.block, *x.shape[1:]), tree)
-
-        draws = self.env.draw(env_key, steps)
-        written = self.prefill_rounds * self.unroll + index * steps
-        xs = (
-            by_round(self.agent.draw(ts.agent, ts.env.obs, shard_key(act_key), steps)),
-            by_round(draws._replace(bank=())),
-            jax.random.bits(shard_key(sample_key), (rounds, 2, *batch)),
-            self.agent.draw_update(ts.agent, update_key, (rounds, *batch)),
-            written + jnp.arange(rounds) * self.block,
-        )
-
-        def round(carry: tuple, x: tuple) -> tuple[tuple, m.Metrics]:
-            return self._round(carry, x, draws.bank)
-
-        untold = ts.replay.extras[UNTOLD]
-        (agent, env, ring), metrics = m.scan(round, (ts.agent, ts.env, ts.replay), xs)
-        metrics = m.merged(metrics, {"nonfinite_steps": m.Sum(jnp.sum(untold))})
-        ring = ring._replace(extras={UNTOLD: jnp.zeros_like(untold)})
-        ts = TrainState(
-            agent=agent,
-            env=env,
-            replay=ring,
+            carry=carry,
+            store=rows,
             key=key,
             env_steps=counter_add(ts.env_steps, self.steps_per_iteration),
-            updates=ts.updates + 1,
+            gradient_steps=counter_add(ts.gradient_steps, schedule.gradient_steps),
+            iterations=ts.iterations + 1,
         )
-        return ts, metrics
+        return ts, metrics | nonfinite
 
-    def _round(self, carry: tuple, xs: tuple, bank: PyTree) -> tuple[tuple, m.Metrics]:
-        (agent, env, ring), (noise, draws, bits, learning, written) = carry, xs
-        draws = Draws(draws.keys, draws.resets, bank)
-        env, transitions, metrics = play(self._exploring(agent), self.env, env, noise, draws)
-        ring = self.replay.write(ring, transitions, written)
-        gamma = hyper.numbers(self.agent)["gamma"]
-        batch = self.replay.sample(ring, bits, written + self.block, gamma)
-        agent, learnt = self.agent.update(agent, batch, learning)
-        agent = self.agent.observe(agent, transitions)
-        return (agent, env, ring), metrics | learnt
+    def _cycle(
+        self, key: Key, running: tuple, written: Array, data: PyTree, pool: PyTree
+    ) -> tuple[tuple[PyTree, VectorState, PyTree, Transition], m.Metrics]:
+        agent, env, carry, rows = running
+        schedule = self.schedule
+        play_key, sample_key, update_key = jax.random.split(key, 3)
+        env, carry, transitions, metrics = play(
+            self._acting("agent", agent),
+            self._init_carry,
+            self.env,
+            env,
+            carry,
+            play_key,
+            schedule.block,
+            pool,
+        )
+        rows = self.buffer.write(rows, transitions, written)
+        store = Replay(self.buffer, rows, written + schedule.block)
+        shape = (self.num_updates * schedule.merged, self.batch_size // shard_count())
+        gamma = protocol.discount_factor(self.agent)
+        batches = self.sampling.sample(store, data, sample_key, shape, gamma)
+        agent, learnt = gradient_steps(self.agent, agent, batches, update_key)
+        agent = protocol.observe(self.agent, agent, transitions)
+        return (agent, env, carry, rows), metrics | learnt

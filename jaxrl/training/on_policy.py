@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jaxrl import metrics as m
-from jaxrl.counters import counter_add, counter_zero
+from jaxrl.agents import protocol
+from jaxrl.counters import counter_add
 from jaxrl.errors import UsageError
+from jaxrl.hyper import size
 from jaxrl.memory import free_over
-from jaxrl.training.rollout import rollout
+from jaxrl.training.rollout import report_nonfinite, rollout
 from jaxrl.training.trainer import Trainer
-from jaxrl.types import Array, Key, TrainState, learns_from_replay
+from jaxrl.types import Array, Key, PyTree, TrainState
 
 
 @struct.dataclass
 class OnPolicy(Trainer):
-    """Rollout of ``unroll`` steps, ``agent.update`` on it, ``agent.observe``; and again.
+    """A rollout of ``num_steps`` steps, ``agent.update`` on it, ``agent.observe``; and again."""
 
-    Attributes:
-        unroll: steps of every environment per iteration.
-    """
+    num_steps: int = size(128, help="steps of every environment between two updates")
 
-    unroll: int = struct.field(pytree_node=False, default=128)
+    learns_from: ClassVar[str] = "rollouts"
 
     @property
     def steps_per_iteration(self) -> int:
-        """``unroll * num_envs``."""
-        return self.unroll * self.env.num_envs
+        """``num_steps * num_envs``."""
+        return self.num_steps * self.env.num_envs
+
+    @property
+    def gradient_steps_per_iteration(self) -> int:
+        """Gradient steps of one update, if the agent says; else 1."""
+        return protocol.gradient_steps(self.agent)
 
     def check(self, shards: int = 1) -> None:
         """Raise UsageError for sizes that do not fit each other."""
-        if self.unroll < 1:
-            raise UsageError(f"unroll is {self.unroll}; it must be at least 1")
         Trainer.check(self, shards)
-        if learns_from_replay(self.agent):
-            raise UsageError(
-                f"{self.config()['algorithm']} learns from replayed batches; train it with "
-                "OffPolicy, or give another agent, such as PPO"
-            )
-        self.agent.check(self.steps_per_iteration // shards)
+        protocol.check(self.agent, self.steps_per_iteration // shards)
 
     def check_memory(self, members: int, devices: int) -> None:
         """Refuse rollouts that cannot fit in memory.
@@ -57,55 +56,52 @@ class OnPolicy(Trainer):
         if needed > total:
             fitting = max(int(0.8 * self.env.num_envs * total / needed), 1)
             raise UsageError(
-                f"num_envs is {self.env.num_envs}, whose rollouts of {self.unroll} steps need "
+                f"num_envs is {self.env.num_envs}, whose rollouts of {self.num_steps} steps need "
                 f"{needed / 2**30:.2f} GiB for all members, and {total / 2**30:.2f} GiB are free; "
-                f"{fitting} would fit, or a smaller unroll"
+                f"{fitting} would fit, or a smaller num_steps"
             )
 
     def _rollout_bytes(self) -> int:
         """The memory of one rollout, and of the fresh starts that are drawn for it, in bytes.
 
-        Shapes alone are traced, and no step of the environment, which may take long.
+        Only shapes are traced, and no step of the environment, which may take long.
         """
         spec = self.env.spec
 
         def step() -> tuple:
             init, act, reset, key = jax.random.split(jax.random.key(0), 4)
-            obs = jax.tree.map(lambda box: jnp.zeros(box.shape, box.dtype), spec.observation)
-            acted = self.agent.act(self.agent.init(init, spec), obs, act, "explore")
-            fresh = self.env.env.reset(reset) if self.env.policy == "fresh" else ()
-            return obs, obs, acted, fresh, key, jnp.zeros(()), jnp.zeros((2,), bool)
+            obs = jax.tree.map(lambda box: jnp.zeros((1, *box.shape), box.dtype), spec.observation)
+            carry = protocol.init_carry(self.agent, act, 1)
+            action, _, extras = self.agent.act(self.agent.init(init), carry, obs, act, "explore")
+            fresh = self.env.env.reset(reset) if self.env.reset_mode == "fresh" else ()
+            return obs, obs, action, extras, fresh, key, jnp.zeros(()), jnp.zeros((2,), bool)
 
         row = jax.tree.leaves(jax.eval_shape(step))
         size = sum(math.prod(x.shape) * x.dtype.itemsize for x in row)
-        return self.unroll * self.env.num_envs * size
+        return self.num_steps * self.env.num_envs * size
 
-    def start(self, key: Key) -> TrainState:
-        """Fresh networks and environments."""
-        agent_key, env_key, key = jax.random.split(key, 3)
-        return TrainState(
-            agent=self.agent.init(agent_key, self.env.spec),
-            env=self.env.reset(env_key),
-            replay=(),
-            key=key,
-            env_steps=counter_zero(),
-            updates=jnp.int32(0),
-        )
+    def start(self, key: Key, agent: PyTree, data: PyTree) -> TrainState:
+        """Fresh environments."""
+        env_key, carry_key, key = jax.random.split(key, 3)
+        carry = protocol.init_carry(self.agent, carry_key, self.env.local_envs)
+        return self.first_state(key, agent, self.env.reset(env_key), carry, ())
 
-    def advance(self, ts: TrainState, index: Array) -> tuple[TrainState, m.Metrics]:
+    def advance(self, ts: TrainState, data: PyTree, index: Array) -> tuple[TrainState, m.Metrics]:
         """One rollout and one update."""
         rollout_key, update_key, key = jax.random.split(ts.key, 3)
-        env, transitions, episodes = rollout(
-            self.agent, ts.agent, self.env, ts.env, rollout_key, self.unroll
+        env, carry, transitions, episodes = rollout(
+            self.agent, ts.agent, self.env, ts.env, ts.carry, rollout_key, self.num_steps
         )
+        env, nonfinite = report_nonfinite(env)
         agent, metrics = self.agent.update(ts.agent, transitions, update_key)
-        agent = self.agent.observe(agent, transitions)
-        ts = TrainState(
+        agent = protocol.observe(self.agent, agent, transitions)
+        ts = ts._replace(
             agent=agent,
             env=env,
-            replay=ts.replay,
+            carry=carry,
             key=key,
             env_steps=counter_add(ts.env_steps, self.steps_per_iteration),
-            updates=ts.updates + 1,
+            gradient_steps=counter_add(ts.gradient_steps, self.gradient_steps_per_iteration),
+            iterations=ts.iterations + 1,
         )
-        return ts, episodes | metrics
+        return ts, episodes | nonfinite | metrics

@@ -1,65 +1,100 @@
-"""Rollouts: a policy in a vector environment, with all randomness drawn before the loop."""
+"""Rollouts: a policy in a vector environment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxrl import metrics as m
-from jaxrl.envs.vector import Draws, VectorEnv, VectorState
-from jaxrl.sharding import shard_key
-from jaxrl.types import Agent, Array, Extras, Key, PyTree, Transition
+from jaxrl import rng
+from jaxrl.agents import protocol
+from jaxrl.envs.vector import VectorEnv, VectorState, select
+from jaxrl.types import Array, Extras, Key, PyTree, Transition
 
-Act = Callable[[PyTree, PyTree], tuple[Array, Extras]]  # observations and noise to actions
-
-
-def play(
-    act: Act, env: VectorEnv, env_state: VectorState, noise: PyTree, draws: Draws
-) -> tuple[VectorState, Transition, m.Metrics]:
-    """As many steps of every environment as there are rows of ``noise[T, ...]`` and ``draws``.
-
-    Returns the environments' state, the transitions ``[T, N]`` and the metrics of the episodes that
-    ended.
-    """
-
-    def step(env_state: VectorState, xs: tuple) -> tuple[VectorState, tuple]:
-        noise_t, drawn = xs
-        action, extras = act(env_state.obs, noise_t)
-        after, out = env.step(env_state, action, drawn._replace(bank=draws.bank))
-        transition = Transition(
-            env_state.obs, action, out.reward, out.obs, out.terminated, out.truncated, extras
-        )
-        names = ("episode_return", "episode_length", "nonfinite")
-        return after, (transition, [out.info[name] for name in names])
-
-    # Toy dynamics gain from longer loop bodies; unrolled physics would only compile longer.
-    unroll = 4 if env.env.cheap else 1
-    xs = (noise, draws._replace(bank=()))
-    env_state, (transitions, episodes) = jax.lax.scan(step, env_state, xs, unroll=unroll)
-    ended = transitions.terminated | transitions.truncated
-    return env_state, transitions, episode_metrics(ended, *episodes)
+# carry, observations and a key to actions, carry and extras
+Act = Callable[[PyTree, PyTree, Key], tuple[Array, PyTree, Extras]]
+InitCarry = Callable[[Key, int], PyTree]
 
 
 def rollout(
-    agent: Agent, state: PyTree, env: VectorEnv, env_state: VectorState, key: Key, steps: int
-) -> tuple[VectorState, Transition, m.Metrics]:
-    """``steps`` steps of every environment under the exploring policy; returns as ``play`` does."""
+    agent: Any,
+    state: PyTree,
+    env: VectorEnv,
+    env_state: VectorState,
+    carry: PyTree,
+    key: Key,
+    steps: int,
+) -> tuple[VectorState, PyTree, Transition, m.Metrics]:
+    """Take ``steps`` steps of every environment with the exploring policy.
+
+    Returns the environments' state, the agent's memory, the transitions ``[T, N]`` and the metrics
+    of the episodes that ended.
+    """
+    pool_key, step_key = jax.random.split(key)
+
+    def act(carry: PyTree, obs: PyTree, key: Key) -> tuple[Array, PyTree, Extras]:
+        return agent.act(state, carry, obs, key, "explore")
+
+    def init_carry(key: Key, n: int) -> PyTree:
+        return protocol.init_carry(agent, key, n)
+
+    pool = env.reset_pool(pool_key)
+    return play(act, init_carry, env, env_state, carry, step_key, steps, pool)
+
+
+def play(
+    act: Act,
+    init_carry: InitCarry,
+    env: VectorEnv,
+    env_state: VectorState,
+    carry: PyTree,
+    key: Key,
+    steps: int,
+    pool: PyTree,
+) -> tuple[VectorState, PyTree, Transition, m.Metrics]:
+    """``rollout`` with any ``act``. The memory ``carry`` restarts where an episode ended."""
     act_key, env_key = jax.random.split(key)
-    noise = agent.draw(state, env_state.obs, shard_key(act_key), steps)
+    keys = (jax.random.split(act_key, steps), jax.random.split(env_key, steps))
+    remembers = bool(jax.tree.leaves(carry))
 
-    def act(obs: PyTree, noise_t: PyTree) -> tuple[Array, Extras]:
-        return agent.act(state, obs, noise_t, "explore")
+    def step(keys: Any, running: tuple, _: None) -> tuple[tuple, tuple]:
+        (act_key, env_key), (env_state, carry) = keys, running
+        if remembers:
+            act_key, carry_key = jax.random.split(act_key)
+        action, carry, extras = act(carry, env_state.obs, act_key)
+        after, out = env.step(env_key, env_state, action, pool)
+        if remembers:
+            fresh = init_carry(carry_key, env.local_envs)
+            carry = select(out.terminated | out.truncated, fresh, carry)
+        transition = Transition(
+            env_state.obs, action, out.reward, out.obs, out.terminated, out.truncated, extras
+        )
+        episodes = out.info["episode_return"], out.info["episode_length"]
+        return (after, carry), (transition, episodes)
 
-    return play(act, env, env_state, noise, env.draw(env_key, steps))
+    # Toy dynamics gain from longer loop bodies; unrolled physics would only compile longer.
+    unroll = 4 if env.env.cheap else 1
+    start = (env_state, carry)
+    (env_state, after), (transitions, episodes) = rng.scan(step, start, keys, unroll=unroll)
+    ended = transitions.terminated | transitions.truncated
+    transitions = transitions._replace(carry=carry)
+    return env_state, after, transitions, episode_metrics(ended, *episodes)
 
 
-def episode_metrics(ended: Array, returns: Array, lengths: Array, nonfinite: Array) -> m.Metrics:
-    """Of a rollout ``[T, N]``: the episodes that ended in it, and how many."""
+def episode_metrics(ended: Array, returns: Array, lengths: Array) -> m.Metrics:
+    """Return and length of the episodes that ended in a rollout ``[T, N]``, and their number."""
     return {
         "episode_return": m.mean_of(returns, where=ended),
         "episode_length": m.mean_of(lengths, where=ended),
         "episodes": m.count_of(ended),
-        "nonfinite_steps": m.Sum(jnp.sum(nonfinite.astype(jnp.float32))),
     }
+
+
+def report_nonfinite(env_state: VectorState) -> tuple[VectorState, m.Metrics]:
+    """Return the metric of the non-finite steps since the last report, and set them to zero."""
+    count = m.Sum(jnp.sum(env_state.nonfinite).astype(jnp.float32))
+    zeros = jnp.zeros_like(env_state.nonfinite)
+    return env_state._replace(nonfinite=zeros), {"nonfinite_steps": count}

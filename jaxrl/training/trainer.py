@@ -1,9 +1,9 @@
-"""What all trainers share: the loop over iterations, and evaluation."""
+"""The loop over iterations that all trainers share, and evaluation."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,28 @@ from flax import struct
 
 from jaxrl import hyper
 from jaxrl import metrics as m
+from jaxrl.agents import protocol
+from jaxrl.counters import counter_add, counter_zero
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
-from jaxrl.sharding import reducing_over
+from jaxrl.sharding import reducing_over, shard_count
 from jaxrl.training.evaluate import Evaluation, evaluate
-from jaxrl.types import Array, Key, Mode, TrainState
+from jaxrl.types import Array, Key, Mode, PyTree, TrainState
+
+INSTEAD = {
+    "batches": "learns from batches of transitions; train it with OffPolicy or Offline, or give "
+    "another agent, such as PPO",
+    "rollouts": "learns from its own rollouts; train it with OnPolicy, or give another agent, such "
+    "as SAC",
+}
 
 
 @struct.dataclass
 class Trainer:
     """An agent, its vector environment, and a static schedule: one ``iteration`` after another.
 
-    A frozen pytree like the agents: numbers are leaves, so ``vmap`` over trainers sweeps them.
+    A frozen pytree like the agents: numbers are leaves, so ``vmap`` over trainers sweeps them. The
+    agent is bound to the environment's spec.
 
     Attributes:
         agent: the agent, wrapped or not.
@@ -34,15 +44,33 @@ class Trainer:
     env: VectorEnv = struct.field(pytree_node=False)
     axis: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
 
+    learns_from: ClassVar[str]
+    unit: ClassVar[str] = "env_steps"  # what the length of a run counts
+
+    def __post_init__(self) -> None:
+        if hasattr(self.agent, "bind"):  # not a placeholder that JAX puts into trees
+            object.__setattr__(self, "agent", self.agent.bind(self.env.spec))
+
+    # Sizes
+
     @property
     def steps_per_iteration(self) -> int:
         """Environment steps of one iteration, over all environments and shards."""
         raise AssertionError("a trainer defines its schedule")
 
     @property
-    def updates_per_iteration(self) -> int:
-        """Calls of ``agent.update``, or gradient steps where one call makes a known number."""
-        return 1
+    def gradient_steps_per_iteration(self) -> int:
+        """Gradient steps of one iteration."""
+        raise AssertionError("a trainer defines its schedule")
+
+    @property
+    def units_per_iteration(self) -> int:
+        """Steps of one iteration, in the trainer's ``unit``."""
+        steps = {
+            "env_steps": self.steps_per_iteration,
+            "gradient_steps": self.gradient_steps_per_iteration,
+        }
+        return steps[self.unit]
 
     @property
     def first_step(self) -> int:
@@ -53,27 +81,26 @@ class Trainer:
     def shares_environments(self) -> bool:
         """Whether a run gains by sharing its environments out over devices.
 
-        Those of toy dynamics do not, whose gradient sums would cost more than they save, nor those
+        Toy dynamics do not: the gradient sums would cost more than they save. Nor do environments
         that use all cores by themselves.
         """
         env = self.env.env
         return not (env.cheap or getattr(env, "threaded", False))
 
-    def check_memory(self, members: int, devices: int) -> str | None:
-        """What so many runs ask for beside networks and environments, in words, if anything.
+    def iterations(self, steps: int) -> int:
+        """Return the iterations that make at least ``steps`` steps in all, in the ``unit``.
 
         Raises:
-            UsageError: if it cannot fit.
+            UsageError: if that many are made before the first iteration.
         """
-        return None
+        if steps <= self.first_step:
+            raise UsageError(
+                f"total_steps is {steps}, and {self.first_step} are made before the first update; "
+                f"give more, such as {10 * max(self.first_step, 1)}"
+            )
+        return -(-(steps - self.first_step) // self.units_per_iteration)
 
-    def start(self, key: Key) -> TrainState:
-        """The state before the first iteration, traced under the shards' axis."""
-        raise AssertionError("a trainer defines its first state")
-
-    def advance(self, ts: TrainState, index: Array) -> tuple[TrainState, m.Metrics]:
-        """Iteration ``index``, traced under the shards' axis; metrics of this shard alone."""
-        raise AssertionError("a trainer defines its iteration")
+    # Checks
 
     def check(self, shards: int = 1) -> None:
         """Raise UsageError for what cannot work together, before anything is compiled."""
@@ -81,69 +108,129 @@ class Trainer:
             raise UsageError(
                 "jax_enable_x64 is on, and training is in float32; unset JAX_ENABLE_X64"
             )
+        for field in dataclasses.fields(self):
+            declared = hyper.declaration(field)
+            if declared is not None:
+                declared.check(field.name, getattr(self, field.name))
+        found = protocol.learns_from(self.agent)
+        if found != self.learns_from:
+            raise UsageError(f"{type(protocol.innermost(self.agent)).__name__} {INSTEAD[found]}")
         if self.env.num_envs % shards:
             raise UsageError(
                 f"num_envs is {self.env.num_envs}, which does not divide over {shards} devices; "
                 f"{-(-self.env.num_envs // shards) * shards} would"
             )
 
+    def check_data(self, data: PyTree) -> None:
+        """Raise UsageError if the sampler needs a dataset and there is none, or the reverse."""
+        needs = getattr(getattr(self, "sampling", None), "needs_data", False)
+        if needs and not jax.tree.leaves(data):
+            raise UsageError(
+                f"{type(self.sampling).__name__} samples from a dataset, and there is none; "
+                "give one, as data=dataset"
+            )
+        if needs:
+            data.check()
+
+    def check_memory(self, members: int, devices: int) -> str | None:
+        """Return a line about the memory that ``members`` runs need for replay, if any.
+
+        Raises:
+            UsageError: if it cannot fit.
+        """
+        return None
+
     def config(self) -> dict[str, Any]:
-        """Everything that defines the run but its seeds and length, as JSON."""
-        venv, inner = self.env, self.agent
-        while hasattr(inner, "agent"):
-            inner = inner.agent
-        own = [f.name for f in dataclasses.fields(self) if f.name not in ("agent", "env", "axis")]
+        """Return everything that defines the run but its seeds and length, as JSON."""
+        venv = self.env
+        own = [f for f in dataclasses.fields(self) if f.name not in ("agent", "env", "axis")]
+        fields = {field.name: _recorded(getattr(self, field.name)) for field in own}
         return {
-            "algorithm": type(inner).__name__,
+            "algorithm": type(protocol.innermost(self.agent)).__name__,
             "env": venv.env.name,
             "env_options": dict(getattr(venv.env, "options", {})),
             "num_envs": venv.num_envs,
-            "resets": venv.policy,
-            "bank_size": venv.bank_size,
+            "reset_mode": venv.reset_mode,
+            "pool_size": venv.pool_size,
             "max_steps": venv.spec.max_steps,
             "agent": hyper.to_config(self.agent),
-            "trainer": {"class": type(self).__name__} | {name: getattr(self, name) for name in own},
+            "trainer": {"class": type(self).__name__} | fields,
         }
 
-    def init(self, key: Key) -> TrainState:
-        """The state before the first iteration."""
-        with reducing_over(self.axis):
-            return self.start(key)
+    # Training
 
-    def iteration(self, ts: TrainState, index: Array | None = None) -> tuple[TrainState, m.Metrics]:
-        """One iteration. The metrics are scalars that add up (see ``jaxrl.metrics``).
+    def start(self, key: Key, agent: PyTree, data: PyTree) -> TrainState:
+        """Return the state before the first iteration, traced under the shards' axis."""
+        raise AssertionError("a trainer defines its first state")
 
-        ``index`` counts iterations from 0, as ``ts.updates`` does. Loops give it beside the state:
-        under ``vmap`` the state's has an axis of members, and theirs stays one number for all.
-        """
-        with reducing_over(self.axis):
-            ts, metrics = self.advance(ts, ts.updates if index is None else index)
-            return ts, m.over_shards(metrics)
+    def advance(self, ts: TrainState, data: PyTree, index: Array) -> tuple[TrainState, m.Metrics]:
+        """Iteration ``index``, traced under the shards' axis; metrics of this shard alone."""
+        raise AssertionError("a trainer defines its iteration")
 
-    def iterations(self, steps: int) -> int:
-        """The number of iterations that make at least ``steps`` environment steps in all.
+    def first_state(
+        self, key: Key, agent: PyTree, env: PyTree, carry: PyTree, store: PyTree
+    ) -> TrainState:
+        """Return a state after ``first_step`` environment steps and no gradient steps."""
+        env_steps = counter_add(counter_zero(), self.first_step)
+        return TrainState(agent, env, carry, store, key, env_steps, counter_zero(), jnp.int32(0))
+
+    def init(self, key: Key, data: PyTree = ()) -> TrainState:
+        """Return the state before the first iteration.
 
         Raises:
-            UsageError: if so many are made before the first iteration.
+            UsageError: for what cannot work together.
         """
-        if steps <= self.first_step:
-            raise UsageError(
-                f"total_steps is {steps}, and {self.first_step} are made before the first update; "
-                f"give more, such as {10 * self.first_step}"
+        with reducing_over(self.axis):
+            self.check(shard_count())
+            self.check_data(data)
+            agent_key, key = jax.random.split(key)
+            return self.start(key, self.agent.init(agent_key), data)
+
+    def continue_from(self, ts: TrainState, data: PyTree = ()) -> TrainState:
+        """Return the first state of a phase that goes on with another trainer's agent.
+
+        Agent state, key and counters pass on; environments, carry and store start anew.
+        """
+        with reducing_over(self.axis):
+            self.check(shard_count())
+            self.check_data(data)
+            start_key, key = jax.random.split(ts.key)
+            fresh = self.start(start_key, ts.agent, data)
+            return fresh._replace(
+                key=key,
+                env_steps=counter_add(ts.env_steps, self.first_step),
+                gradient_steps=ts.gradient_steps,
+                iterations=ts.iterations,
             )
-        return -(-(steps - self.first_step) // self.steps_per_iteration)
+
+    def iteration(
+        self, ts: TrainState, data: PyTree = (), index: Array | None = None
+    ) -> tuple[TrainState, m.Metrics]:
+        """Make one iteration. The metrics are scalars that add up (see ``jaxrl.metrics``).
+
+        ``index`` counts the iterations of this trainer from 0. Loops give it beside the state:
+        under ``vmap`` the state's count has an axis of members, and theirs stays one number.
+        """
+        with reducing_over(self.axis):
+            index = ts.iterations if index is None else index
+            ts, metrics = self.advance(ts, data, index)
+            return ts, m.over_shards(metrics)
 
     def chunk(
-        self, ts: TrainState, iterations: Array | int, first: Array | None = None
+        self,
+        ts: TrainState,
+        data: PyTree,
+        iterations: Array | int,
+        first: Array | None = None,
     ) -> tuple[TrainState, m.Metrics]:
-        """Some iterations, with their metrics reduced to one.
+        """Make ``iterations`` iterations, with their metrics reduced to one.
 
         ``iterations`` may be traced: one program serves chunks of every length. ``first`` is the
-        number of iterations done; default the state's.
+        number of this trainer's iterations before; default the state's.
         """
-        start = ts.updates if first is None else first
+        start = ts.iterations if first is None else first
         # Under ``jit`` the loop's body is what was traced for the shapes, and not traced again.
-        iteration = jax.jit(lambda ts, index: self.iteration(ts, index), inline=True)
+        iteration = jax.jit(lambda ts, index: self.iteration(ts, data, index), inline=True)
         _, shapes = jax.eval_shape(iteration, ts, start)
 
         def body(i: Array, carry: tuple[TrainState, m.Metrics]) -> tuple[TrainState, m.Metrics]:
@@ -153,26 +240,31 @@ class Trainer:
 
         return jax.lax.fori_loop(0, iterations, body, (ts, m.empty_like(shapes)))
 
-    def train(self, key: Key, steps: int) -> tuple[TrainState, dict[str, Array]]:
-        """A whole run of at least ``steps`` environment steps: one function to jit, vmap and shard.
+    def train(self, key: Key, steps: int, data: PyTree = ()) -> tuple[TrainState, dict[str, Array]]:
+        """Make a whole run of at least ``steps`` steps: one function to jit, vmap and shard.
 
-        Returns the final state and every metric per iteration ``[I]``; means are NaN where there
-        was nothing to average, as ``episode_return`` before any episode has ended.
+        Steps are counted in the trainer's ``unit``. Returns the final state and every metric per
+        iteration ``[I]``; means are NaN where there was nothing to average, as ``episode_return``
+        before any episode has ended.
         """
 
         def body(ts: TrainState, index: Array) -> tuple[TrainState, dict[str, Array]]:
-            ts, metrics = self.iteration(ts, index)
+            ts, metrics = self.iteration(ts, data, index)
             return ts, m.values(metrics)
 
-        return jax.lax.scan(body, self.init(key), jnp.arange(self.iterations(steps)))
+        return jax.lax.scan(body, self.init(key, data), jnp.arange(self.iterations(steps)))
 
     def evaluate(
         self, ts: TrainState, key: Key, episodes: int = 32, mode: Mode = "greedy"
     ) -> Evaluation:
-        """``episodes`` whole episodes of the current policy; equal keys give equal starts."""
+        """Play ``episodes`` whole episodes of the current policy; equal keys give equal starts."""
         return self.evaluate_from(ts, jax.random.split(key, episodes), mode)
 
     def evaluate_from(self, ts: TrainState, keys: Key, mode: Mode = "greedy") -> Evaluation:
-        """One episode from each of ``keys[E]``."""
+        """Play one episode from each of ``keys[E]``."""
         limit = self.env.spec.max_steps
         return evaluate(self.agent, ts.agent, self.env.env, keys, mode, limit)
+
+
+def _recorded(value: Any) -> Any:
+    return hyper.to_config(value) if dataclasses.is_dataclass(value) else value

@@ -1,0 +1,114 @@
+"""Calls of an agent's optional methods, and checks that agents share.
+
+Trainers call these functions instead of the methods, so an agent without memory, statistics or
+checks of its own does not mention them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxrl import hyper
+from jaxrl.errors import UsageError
+from jaxrl.types import Box, Discrete, Key, PyTree, Spec, Transition
+
+
+def init_carry(agent: Any, key: Key, n: int) -> PyTree:
+    """Return the memory ``[n, ...]`` with which ``n`` episodes begin; ``()`` without memory."""
+    method = getattr(innermost(agent), "init_carry", None)
+    return () if method is None else method(key, n)
+
+
+def observe(agent: Any, state: PyTree, transitions: Transition) -> PyTree:
+    """Return the state after fresh experience ``[T, N]``; the same for agents without statistics.
+
+    Called after the update on it.
+    """
+    method = getattr(agent, "observe", None)
+    return state if method is None else method(state, transitions)
+
+
+def check(agent: Any, rows: int) -> None:
+    """Check all hyper-parameters, and that updates on ``rows`` transitions are possible.
+
+    Raises:
+        UsageError: for the first that cannot work.
+    """
+    hyper.check(agent)
+    while agent is not None:
+        method = getattr(agent, "check", None)
+        if method is not None:
+            method(rows)
+        agent = getattr(agent, "agent", None)
+
+
+def innermost(agent: Any) -> Any:
+    """Return the algorithm inside all wrappers."""
+    while hasattr(agent, "agent"):
+        agent = agent.agent
+    return agent
+
+
+def discount_factor(agent: Any) -> Any:
+    """Return the agent's ``gamma``, or 1 for agents that do not bootstrap."""
+    return getattr(innermost(agent), "gamma", 1.0)
+
+
+def learns_from(agent: Any) -> str:
+    """Return ``"rollouts"`` or ``"batches"``.
+
+    Raises:
+        UsageError: for agents that do not say.
+    """
+    inner = innermost(agent)
+    found = getattr(inner, "learns_from", None)
+    if found not in ("rollouts", "batches"):
+        raise UsageError(
+            f"{type(inner).__name__}.learns_from is {found!r}; it must be 'rollouts' or 'batches'"
+        )
+    return str(found)
+
+
+def policy_delay(agent: Any) -> int | None:
+    """Return the gradient steps from one update of the actor to the next; None without an actor."""
+    found: int | None = getattr(innermost(agent), "policy_delay", None)
+    return found
+
+
+def gradient_steps(agent: Any) -> int:
+    """Return the gradient steps that one update on a rollout makes; 1 if the agent does not say."""
+    return int(getattr(innermost(agent), "gradient_steps_per_update", 1))
+
+
+# --- checks of specs and parts, for ``bind`` ----------------------------------------------------
+
+
+def require_continuous(agent: Any, spec: Spec) -> None:
+    """Raise UsageError unless actions are continuous."""
+    if not isinstance(spec.action, Box):
+        raise UsageError(
+            f"{type(agent).__name__} needs continuous actions, and the environment has "
+            f"{spec.action.n} discrete ones; choose another agent, such as DQN or PPO"
+        )
+
+
+def require_discrete(agent: Any, spec: Spec) -> None:
+    """Raise UsageError unless actions are discrete."""
+    if not isinstance(spec.action, Discrete):
+        raise UsageError(
+            f"{type(agent).__name__} needs discrete actions, and the environment has continuous "
+            "ones; choose another agent, such as SAC or PPO, or another environment, such as "
+            "gymnax/CartPole-v1"
+        )
+
+
+def require_methods(agent: Any, name: str, methods: Sequence[str], instead: str) -> None:
+    """Raise UsageError unless the part ``name`` of an agent has ``methods``."""
+    part = getattr(agent, name)
+    for method in methods:
+        if not hasattr(part, method):
+            raise UsageError(
+                f"{type(agent).__name__} needs a {name} with {method}(), which "
+                f"{type(part).__name__} lacks; give another, such as {instead}"
+            )

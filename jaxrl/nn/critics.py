@@ -1,0 +1,117 @@
+"""Critics: ensembles of ``Q(s, a)``, values ``V(s)``, and ``Q(s, .)`` of all discrete actions.
+
+critic.bind(spec) -> critic
+critic.init(key) -> params
+critic(params, obs, action) -> [E, ...]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxrl import hyper
+from jaxrl.errors import UsageError
+from jaxrl.hyper import bound, flag, size
+from jaxrl.nn.encoders import CRITIC_KEYS, POLICY_KEYS
+from jaxrl.nn.networks import Dueling, apply_ensemble, init_ensemble
+from jaxrl.nn.part import NetworkPart
+from jaxrl.nn.policies import vector_size
+from jaxrl.types import Array, Discrete, Key, PyTree, Spec
+
+
+@hyper.dataclass
+class Critic(NetworkPart):
+    """An ensemble of action values ``Q_i(s, a)`` for continuous actions.
+
+    All networks are evaluated as one batched product per layer; they share one encoder.
+    ``num_outputs`` belongs to the agent: with k > 1 outputs the critic returns ``[E, ..., k]``.
+    """
+
+    num_critics: int = size(2, help="networks in the ensemble")
+    num_outputs: int = bound(1)
+
+    @property
+    def outputs(self) -> int:
+        """The number of each network's outputs."""
+        return self.num_outputs
+
+    def bind(self, spec: Spec) -> Critic:
+        """Return the critic for ``spec``. Raises UsageError for discrete actions."""
+        encoder = self.encoder.bind(spec.observation, CRITIC_KEYS)
+        return dataclasses.replace(self, encoder=encoder, action_dim=vector_size(self, spec))
+
+    def init(self, key: Key) -> PyTree:
+        """Return fresh parameters; those of the networks have a leading axis ``[E]``."""
+        encoder_key, network_key = jax.random.split(key)
+        inputs = self.encoder.features + self.action_dim
+        return {
+            "encoder": self.encoder.init(encoder_key),
+            "network": init_ensemble(self.network, network_key, inputs, self.num_critics),
+        }
+
+    def __call__(self, params: PyTree, obs: PyTree, action: Array) -> Array:
+        """Return values ``[E, ...]`` at ``obs[..., *O]`` and ``action[..., A]``."""
+        features = self.encoder(params["encoder"], obs)
+        x = jnp.concatenate([features, action], axis=-1)
+        out = apply_ensemble(self.network, params["network"], x, self.num_critics)
+        return out[..., 0] if self.num_outputs == 1 else out
+
+    def first(self, params: PyTree, obs: PyTree, action: Array) -> Array:
+        """Return the values of the first network alone: ``[...]``."""
+        network = jax.tree.map(lambda x: x[:1], params["network"])
+        alone = dataclasses.replace(self, num_critics=1)
+        return alone(params | {"network": network}, obs, action)[0]
+
+
+@hyper.dataclass
+class ValueFunction(NetworkPart):
+    """A state value ``V(s)``."""
+
+    def bind(self, spec: Spec) -> ValueFunction:
+        """Return the value function for ``spec``. Raises UsageError for unknown entries."""
+        encoder = self.encoder.bind(spec.observation, CRITIC_KEYS)
+        return dataclasses.replace(self, encoder=encoder)
+
+    def __call__(self, params: PyTree, obs: PyTree) -> Array:
+        """Return values ``[...]`` of ``obs[..., *O]``."""
+        return self.output(params, obs)[..., 0]
+
+
+@hyper.dataclass
+class QNetwork(NetworkPart):
+    """The values ``Q(s, .)`` of all discrete actions. It acts, and so sees what policies see."""
+
+    dueling: bool = flag(False, help="add a state value to advantages (Wang et al. 2016)")
+
+    @property
+    def outputs(self) -> int:
+        """The number of actions."""
+        return self.action_dim
+
+    @property
+    def network(self) -> nn.Module:
+        """The network from features to the values of all actions."""
+        plain: Any = super().network
+        if not self.dueling:
+            return plain
+        fields = ("hidden_dims", "outputs", "activation", "initializer", "head_scale", "layer_norm")
+        return Dueling(**{name: getattr(plain, name) for name in fields})
+
+    def bind(self, spec: Spec) -> QNetwork:
+        """Return the network for ``spec``. Raises UsageError for continuous actions."""
+        if not isinstance(spec.action, Discrete):
+            raise UsageError(
+                "QNetwork needs discrete actions, and the environment has continuous ones; "
+                "gymnax/CartPole-v1 has discrete ones"
+            )
+        encoder = self.encoder.bind(spec.observation, POLICY_KEYS)
+        return dataclasses.replace(self, encoder=encoder, action_dim=spec.action.n)
+
+    def __call__(self, params: PyTree, obs: PyTree) -> Array:
+        """Return values ``[..., n]`` of all actions at ``obs[..., *O]``."""
+        return self.output(params, obs)

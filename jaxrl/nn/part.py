@@ -1,0 +1,59 @@
+"""The fields and the network that policies and critics have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from jaxrl import hyper
+from jaxrl.hyper import bound, choice, flag, part, size
+from jaxrl.nn.encoders import Flatten
+from jaxrl.nn.initializers import Initializer
+from jaxrl.nn.networks import MLP, Activation, apply_network, init_network
+from jaxrl.types import Array, Key, PyTree
+
+
+@hyper.dataclass
+class NetworkPart:
+    """An encoder of observations, and a network from its features to ``outputs`` numbers."""
+
+    hidden_dims: tuple[int, ...] = size((256, 256), help="widths of the hidden layers")
+    activation: Activation = choice("relu", Activation, help="activation of the hidden layers")
+    layer_norm: bool = flag(False, help="normalise hidden layers before their activation")
+    initializer: Initializer = choice("torch", Initializer, help="distribution of initial weights")
+    encoder: Any = part(Flatten(), help="encoder of observations")
+    action_dim: int = bound(0)  # action elements, or choices if discrete
+
+    head_scale = 1.0
+
+    @property
+    def outputs(self) -> int:
+        """The number of the network's outputs."""
+        return 1
+
+    @property
+    def network(self) -> nn.Module:
+        """The network from features to outputs."""
+        return MLP(
+            hidden_dims=self.hidden_dims,
+            outputs=self.outputs,
+            activation=self.activation,
+            initializer=self.initializer,
+            head_scale=self.head_scale,
+            layer_norm=self.layer_norm,
+        )
+
+    def init(self, key: Key) -> PyTree:
+        """Return fresh parameters."""
+        encoder_key, network_key = jax.random.split(key)
+        return {
+            "encoder": self.encoder.init(encoder_key),
+            "network": init_network(self.network, network_key, self.encoder.features),
+        }
+
+    def output(self, params: PyTree, obs: PyTree) -> Array:
+        """Return the network's outputs ``[..., outputs]`` at ``obs[..., *O]``."""
+        features = self.encoder(params["encoder"], obs)
+        return apply_network(self.network, params["network"], features)

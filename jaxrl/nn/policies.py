@@ -1,0 +1,202 @@
+"""Policy families: what a policy's actions are distributed like, and the network behind it.
+
+    policy.bind(spec) -> policy
+    policy.init(key) -> params
+    policy.sample(params, obs, key) -> action, trace
+    policy.mode(params, obs, key) -> action
+    policy.fit_loss(params, obs, action, key) -> [B]     # to imitate given actions
+    policy.dist(params, obs) -> Distribution             # families with a density
+
+``dist`` evaluates the network once, so a loss that needs a sample and its density calls it once.
+Actions are in [-1, 1] or an index.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl import hyper
+from jaxrl.errors import UsageError
+from jaxrl.hyper import choice, flag, interval, number
+from jaxrl.nn import distributions
+from jaxrl.nn.distributions import Distribution, Trace
+from jaxrl.nn.encoders import POLICY_KEYS
+from jaxrl.nn.part import NetworkPart
+from jaxrl.types import Array, Discrete, Key, PyTree, Spec
+
+Std = Literal["independent", "softplus", "exp"]
+STD_HELP = (
+    "independent of the observation; or a second output of the network, through a softplus that "
+    "is initial_std at 0 or through an exponential whose logarithm is clipped to log_std_range"
+)
+
+
+@hyper.dataclass
+class _Policy(NetworkPart):
+    """A network from the observation to the action elements, or to what describes them."""
+
+    head_scale: float = number(1.0, above=0, help="gain of an orthogonal head")
+
+    @property
+    def outputs(self) -> int:
+        """The number of the network's outputs."""
+        return self.action_dim
+
+    def bind(self, spec: Spec) -> Any:
+        """Return the policy for ``spec``.
+
+        Raises:
+            UsageError: for actions or observations that the family cannot handle.
+        """
+        encoder = self.encoder.bind(spec.observation, POLICY_KEYS)
+        return dataclasses.replace(self, encoder=encoder, action_dim=vector_size(self, spec))
+
+
+@hyper.dataclass
+class _Density(_Policy):
+    """A family that defines ``dist``."""
+
+    def dist(self, params: PyTree, obs: PyTree) -> Any:
+        """Return the distribution at ``obs[..., *O]``."""
+        raise AssertionError("a family with a density defines its distribution")
+
+    def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Trace]:
+        """Return an action ``[..., *A]`` and its trace."""
+        dist: Distribution = self.dist(params, obs)
+        return dist.sample(key)
+
+    def mode(self, params: PyTree, obs: PyTree, key: Key | None = None) -> Array:
+        """Return the most likely action ``[..., *A]``."""
+        dist: Distribution = self.dist(params, obs)
+        return dist.mode()
+
+    def fit_loss(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
+        """Return ``-log pi(a | s)`` for given actions: ``[B]``."""
+        log_prob: Array = self.dist(params, obs).trace(action).log_prob
+        return -log_prob
+
+
+@hyper.dataclass
+class Categorical(_Density):
+    """A distribution over discrete actions, from logits."""
+
+    def bind(self, spec: Spec) -> Categorical:
+        """Return the policy for ``spec``. Raises UsageError for continuous actions."""
+        if not isinstance(spec.action, Discrete):
+            raise UsageError(
+                "Categorical needs discrete actions, and the environment has continuous ones; "
+                "choose another policy, such as Gaussian or TanhGaussian"
+            )
+        encoder = self.encoder.bind(spec.observation, POLICY_KEYS)
+        return dataclasses.replace(self, encoder=encoder, action_dim=spec.action.n)
+
+    def dist(self, params: PyTree, obs: PyTree) -> distributions.Categorical:
+        """Return the distribution at ``obs[..., *O]``."""
+        return distributions.Categorical(self.output(params, obs))
+
+
+@hyper.dataclass
+class Gaussian(_Density):
+    """Independent normals, one for each action element; ``VectorEnv`` clips the samples."""
+
+    std: Std = choice("independent", Std, help=STD_HELP)
+    initial_std: float = number(1.0, above=0, help="initial standard deviation")
+    log_std_range: tuple[float, float] = interval((-20.0, 2.0), help="see std")
+
+    @property
+    def outputs(self) -> int:
+        """Means, and standard deviations unless they are independent of the observation."""
+        return self.action_dim * (1 if self.std == "independent" else 2)
+
+    def init(self, key: Key) -> PyTree:
+        """Return fresh parameters."""
+        params = super().init(key)
+        if self.std == "independent":
+            params["log_std"] = jnp.full(self.action_dim, jnp.log(self.initial_std))
+        return params
+
+    def mean_and_std(self, params: PyTree, obs: PyTree) -> tuple[Array, Array]:
+        """Return mean and standard deviation before squashing, ``[..., A]`` both."""
+        out = self.output(params, obs)
+        if self.std == "independent":
+            return out, jnp.broadcast_to(jnp.exp(params["log_std"]), out.shape)
+        mean, spread = jnp.split(out, 2, axis=-1)
+        if self.std == "exp":
+            return mean, jnp.exp(jnp.clip(spread, *self.log_std_range))
+        return mean, jax.nn.softplus(spread + jnp.log(jnp.expm1(self.initial_std))) + 1e-3
+
+    def dist(self, params: PyTree, obs: PyTree) -> distributions.Normal:
+        """Return the distribution at ``obs[..., *O]``."""
+        return distributions.Normal(*self.mean_and_std(params, obs))
+
+
+@hyper.dataclass
+class TanhGaussian(Gaussian):
+    """``tanh`` of independent normals: actions in (-1, 1). There is no closed-form entropy."""
+
+    std: Std = choice("exp", Std, help=STD_HELP)
+
+    def dist(self, params: PyTree, obs: PyTree) -> Any:
+        """Return the distribution at ``obs[..., *O]``."""
+        return distributions.TanhNormal(*self.mean_and_std(params, obs))
+
+
+@hyper.dataclass
+class Deterministic(_Policy):
+    """One action for each observation, ``tanh`` of the network's output. It has no density."""
+
+    def action(self, params: PyTree, obs: PyTree) -> Array:
+        """Return the action ``[..., A]`` in (-1, 1) at ``obs[..., *O]``."""
+        return jnp.tanh(self.output(params, obs))
+
+    def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Any]:
+        """Return the action, and an empty trace."""
+        return self.action(params, obs), ()
+
+    def mode(self, params: PyTree, obs: PyTree, key: Key | None = None) -> Array:
+        """Return the action."""
+        return self.action(params, obs)
+
+    def fit_loss(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
+        """Return the squared error, summed over action elements: ``[B]``."""
+        return jnp.sum(jnp.square(self.action(params, obs) - action), axis=-1)
+
+
+@hyper.dataclass
+class AutoPolicy(Gaussian):
+    """The usual family for the environment's actions.
+
+    ``bind`` returns a ``Categorical`` for discrete actions, else a ``Gaussian``, or a
+    ``TanhGaussian`` with ``squash``.
+    """
+
+    squash: bool = flag(False, help="pass continuous actions through tanh")
+
+    def bind(self, spec: Spec) -> Any:
+        """Return the policy for ``spec``. Raises UsageError as the families do."""
+        continuous = TanhGaussian if self.squash else Gaussian
+        family = Categorical if isinstance(spec.action, Discrete) else continuous
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(family)}
+        return family(**fields).bind(spec)
+
+
+def vector_size(part: Any, spec: Spec) -> int:
+    """Return the number of action elements.
+
+    Raises:
+        UsageError: for discrete actions, and for continuous ones that are not vectors.
+    """
+    if isinstance(spec.action, Discrete):
+        raise UsageError(
+            f"{type(part).__name__} needs continuous actions, and the environment has "
+            f"{spec.action.n} discrete ones; choose another policy, such as Categorical"
+        )
+    if len(spec.action.shape) != 1:
+        raise UsageError(
+            f"continuous actions have shape {spec.action.shape}; they must be vectors, as (3,)"
+        )
+    return spec.action.shape[0]

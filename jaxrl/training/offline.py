@@ -1,0 +1,90 @@
+"""Offline training: gradient steps on batches of a dataset."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+from flax import struct
+
+from jaxrl import metrics as m
+from jaxrl.agents import protocol
+from jaxrl.counters import counter_add
+from jaxrl.data.samplers import UniformDataset
+from jaxrl.errors import UsageError
+from jaxrl.hyper import size
+from jaxrl.sharding import shard_count
+from jaxrl.training.gradient_steps import gradient_steps
+from jaxrl.training.trainer import Trainer
+from jaxrl.types import Array, Key, PyTree, TrainState
+
+
+@struct.dataclass
+class Offline(Trainer):
+    """Iterations of ``num_updates`` gradient steps on a dataset; the environment only evaluates.
+
+    The dataset is the ``data`` of ``train``, ``iteration`` and ``run``.
+    """
+
+    batch_size: int = size(256, help="transitions of a gradient step, over all shards")
+    num_updates: int = size(64, help="gradient steps of an iteration")
+    sampler: Any = struct.field(pytree_node=False, default=UniformDataset())
+
+    learns_from: ClassVar[str] = "batches"
+    unit: ClassVar[str] = "gradient_steps"
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of an iteration: none."""
+        return 0
+
+    @property
+    def gradient_steps_per_iteration(self) -> int:
+        """``num_updates``."""
+        return self.num_updates
+
+    @property
+    def shares_environments(self) -> bool:
+        """Not by itself: batches of a few hundred rows gain nothing by being shared out."""
+        return False
+
+    @property
+    def sampling(self) -> Any:
+        """The sampler in force."""
+        return self.sampler
+
+    def check(self, shards: int = 1) -> None:
+        """Raise UsageError for sizes that do not fit each other."""
+        Trainer.check(self, shards)
+        self.sampler.check()
+        delay = protocol.policy_delay(self.agent) or 1
+        if self.num_updates % delay:
+            raise UsageError(
+                f"num_updates is {self.num_updates}, and policy_delay {delay}; it must be a "
+                f"multiple, as {-(-self.num_updates // delay) * delay}"
+            )
+        if self.batch_size % shards:
+            raise UsageError(
+                f"batch_size is {self.batch_size}, which does not divide over {shards} devices; "
+                f"{-(-self.batch_size // shards) * shards} would"
+            )
+        protocol.check(self.agent, self.batch_size // shards)
+
+    def start(self, key: Key, agent: PyTree, data: PyTree) -> TrainState:
+        """No environments run."""
+        return self.first_state(key, agent, (), (), ())
+
+    def advance(self, ts: TrainState, data: PyTree, index: Array) -> tuple[TrainState, m.Metrics]:
+        """``num_updates`` gradient steps."""
+        sample_key, update_key, key = jax.random.split(ts.key, 3)
+        shape = (self.num_updates, self.batch_size // shard_count())
+        gamma = protocol.discount_factor(self.agent)
+        batches = self.sampler.sample((), data, sample_key, shape, gamma)
+        agent, metrics = gradient_steps(self.agent, ts.agent, batches, update_key)
+        ts = ts._replace(
+            agent=agent,
+            key=key,
+            gradient_steps=counter_add(ts.gradient_steps, self.num_updates),
+            iterations=ts.iterations + 1,
+        )
+        return ts, metrics
