@@ -137,9 +137,7 @@ def _declared(default: Any, declaration: Declaration, leaf: bool = False) -> Any
     return struct.field(pytree_node=leaf, default=default, metadata={_KEY: declaration})
 
 
-@dataclass_transform(
-    field_specifiers=(number, size, choice, flag, interval, words, part, bound), frozen_default=True
-)
+@dataclass_transform(frozen_default=True)
 def dataclass(cls: type[T]) -> type[T]:
     """Make a frozen dataclass and pytree, with its declared fields listed in the docstring."""
     made: Any = struct.dataclass(cls)

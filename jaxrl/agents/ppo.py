@@ -170,7 +170,7 @@ class PPO:
 
     def too_far(self, metrics: dict[str, Array]) -> Array:
         """Whether a minibatch's KL divergence ends the update; a NaN is the optimiser's to skip."""
-        return metrics["kl"] > self.target_kl
+        return metrics["kl"] > jnp.asarray(self.target_kl)
 
     # Acting
 

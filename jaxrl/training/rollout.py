@@ -57,7 +57,7 @@ def play(
 ) -> tuple[VectorState, PyTree, Transition, m.Metrics]:
     """``rollout`` with any ``act``. The memory ``carry`` restarts where an episode ended."""
     act_key, env_key = jax.random.split(key)
-    keys = (jax.random.split(act_key, steps), jax.random.split(env_key, steps))
+    keys: Any = (jax.random.split(act_key, steps), jax.random.split(env_key, steps))
     remembers = bool(jax.tree.leaves(carry))
 
     def step(keys: Any, running: tuple, _: None) -> tuple[tuple, tuple]:

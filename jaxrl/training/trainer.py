@@ -123,10 +123,11 @@ class Trainer:
 
     def check_data(self, data: PyTree) -> None:
         """Raise UsageError if the sampler needs a dataset and there is none, or the reverse."""
-        needs = getattr(getattr(self, "sampling", None), "needs_data", False)
+        sampler: Any = getattr(self, "sampling", None)
+        needs = getattr(sampler, "needs_data", False)
         if needs and not jax.tree.leaves(data):
             raise UsageError(
-                f"{type(self.sampling).__name__} samples from a dataset, and there is none; "
+                f"{type(sampler).__name__} samples from a dataset, and there is none; "
                 "give one, as data=dataset"
             )
         if needs:
