@@ -122,13 +122,18 @@ class Trainer:
             )
 
     def check_data(self, data: PyTree) -> None:
-        """Raise UsageError if the sampler needs a dataset and there is none, or the reverse."""
+        """Raise UsageError if the sampler needs a dataset, and ``data`` is none."""
         sampler: Any = getattr(self, "sampling", None)
         needs = getattr(sampler, "needs_data", False)
         if needs and not jax.tree.leaves(data):
             raise UsageError(
                 f"{type(sampler).__name__} samples from a dataset, and there is none; "
                 "give one, as data=dataset"
+            )
+        if needs and not hasattr(data, "check"):
+            raise UsageError(
+                f"{type(sampler).__name__} samples from a dataset, and data is a "
+                f"{type(data).__name__}; give a jaxrl.data.Dataset"
             )
         if needs:
             data.check()
@@ -190,7 +195,9 @@ class Trainer:
     def continue_from(self, ts: TrainState, data: PyTree = ()) -> TrainState:
         """Return the first state of a phase that goes on with another trainer's agent.
 
-        Agent state, key and counters pass on; environments, carry and store start anew.
+        Agent state, key and counters pass on; environments, carry and store start anew. The state's
+        count of iterations is that of all phases: ``iteration`` and ``chunk`` have to be told those
+        of this phase, as ``index`` and ``first``, which count from 0.
         """
         with reducing_over(self.axis):
             self.check(shard_count())
