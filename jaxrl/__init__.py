@@ -8,7 +8,8 @@ from jaxrl.agents import DQN, DSAC, DSACT, PPO, PQN, SAC, TD3, NormalizeObs, Sca
 from jaxrl.envs import VectorEnv, make  # noqa: E402
 from jaxrl.envs.randomize import Randomize  # noqa: E402
 from jaxrl.errors import RunError, UsageError  # noqa: E402
-from jaxrl.run import Run, load_policy, run  # noqa: E402
+from jaxrl.record import load_policy  # noqa: E402
+from jaxrl.run import Run, run  # noqa: E402
 from jaxrl.training import OffPolicy, OnPolicy  # noqa: E402
 
 __version__ = "0.1.0"

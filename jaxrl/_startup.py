@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from pathlib import Path
 
 import jax
 
@@ -23,6 +24,17 @@ def cpu_devices(count: int) -> None:
     """Ask for ``count`` XLA devices on the CPU; too late, and ignored, once JAX has computed."""
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
+
+
+def prepare(devices: int | None = None) -> None:
+    """Set up JAX for a script: its CPU devices, and the persistent compilation cache."""
+    if devices is not None and devices > 1:
+        cpu_devices(devices)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "jaxrl" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def large_pool() -> None:
