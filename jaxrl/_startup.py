@@ -1,4 +1,4 @@
-"""Settings of JAX that must be made before its first computation. The user's own always win."""
+"""Settings of JAX that must precede its first computation. The user's own always win."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LARGE_POOL = 8  # threads
 
 
 def configure() -> None:
-    """On a CPU: one XLA device per core."""
+    """Use one XLA device per core on a CPU."""
     flags = os.environ.get("XLA_FLAGS", "")
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in flags
     if not chosen and jax.config.values["jax_num_cpu_devices"] == -1:
@@ -41,10 +41,9 @@ def large_pool() -> None:
     """Give XLA's CPU pool enough threads for batched factorisations, on machines with few cores.
 
     Several of them in one program can block every thread of a small pool for good. The size is read
-    from the environment variable ``NPROC`` at JAX's first computation; once that is over, a warning
-    says what to do. Small programs lose by a
-    pool larger than the machine (a quarter to a half of their speed on two cores), so only physics
-    that factorises asks for it.
+    from the environment variable ``NPROC`` at JAX's first computation; after that, a warning says
+    what to do. A pool larger than the machine slows small programs down (by a quarter to a half on
+    two cores), so only physics that factorises asks for it.
     """
     if cores() >= _LARGE_POOL or "NPROC" in os.environ:
         return
@@ -59,12 +58,12 @@ def large_pool() -> None:
 
 
 def _started() -> bool:
-    from jax._src import xla_bridge  # nothing public tells
+    from jax._src import xla_bridge  # there is no public function
 
     return xla_bridge.backends_are_initialized()
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from flax import struct
 from PIL import Image
 
 import jaxrl.analysis
@@ -378,8 +379,23 @@ def test_training_with_render_ends_with_the_episode(tmp_path, capsys):
     assert (out, err) == ("", "warning: no pictures: there is no picture of probe/action\n")
 
 
+@struct.dataclass
+class Mine(PPO):
+    """An agent that the library does not know."""
+
+
+def test_own_agents_and_environments_are_drawn_at_the_end_of_training(tmp_path, capsys):
+    trainer, options = small(tmp_path / "run")
+    env = make("probe/action")
+    object.__setattr__(env, "name", "elsewhere/action")
+    agent = Mine(hidden=(4,), epochs=1, minibatches=1)
+    cli.train(OnPolicy(agent, VectorEnv(env, 2), unroll=4), options)
+    assert (tmp_path / "run" / "episode.npz").exists()
+    assert "no picture of elsewhere/action" in capsys.readouterr().err
+
+
 def test_no_failure_to_draw_spoils_a_run(tmp_path, capsys, monkeypatch):
-    def fail(folder):
+    def fail(folder, **options):
         raise RuntimeError("the renderer\nfell over")
 
     monkeypatch.setattr(jaxrl.analysis, "render_run", fail)

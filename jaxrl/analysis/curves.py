@@ -201,6 +201,6 @@ def _written(figure: Figure, path: str | Path | None) -> Figure:
         return figure
     formats = figure.canvas.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in formats:
-        raise UsageError(f"out {path} is not a picture; end the name in .png, .pdf or .svg")
+        raise UsageError(f"out {path} is not the name of a picture; end it in .png, .pdf or .svg")
     figure.savefig(path, dpi=160)
     return figure

@@ -9,9 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jaxrl import envs
 from jaxrl.cli.assignments import swept
 from jaxrl.cli.options import Options
 from jaxrl.errors import Interrupted, RunError, UsageError
+from jaxrl.record.policy import classes_of
 from jaxrl.run import Run, run
 from jaxrl.training.trainer import Trainer
 
@@ -66,7 +68,7 @@ def train(trainer: Trainer, options: Options) -> Run:
     if not options.quiet:
         print(describe(result))
     if options.render:
-        _render(folder, options.quiet)
+        _render(folder, trainer, options.quiet)
     return result
 
 
@@ -91,14 +93,18 @@ def describe(result: Run) -> str:
     return "\n".join(lines)
 
 
-def _render(folder: str, quiet: bool) -> None:
+def _render(folder: str, trainer: Trainer, quiet: bool) -> None:
     """Draw an episode of the newest checkpoint; the run is saved, so a failure is a warning."""
     from jaxrl.analysis import render_run
 
     if not quiet:
         print("drawing an episode", flush=True)  # without a GPU, physics takes a minute or more
+    env = trainer.env.env
+    known = env.name in envs.names()
     try:
-        rendering = render_run(folder)
+        rendering = render_run(
+            folder, classes=classes_of(trainer.agent), env=None if known else env
+        )
     except Exception as error:
         reason = " ".join(str(error).split())
         print(f"warning: no episode was drawn: {reason}", file=sys.stderr)

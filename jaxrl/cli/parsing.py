@@ -1,4 +1,4 @@
-"""The command line, parsed into options; what is wrong with it is one line."""
+"""The command line, parsed into options; any error is one line."""
 
 from __future__ import annotations
 

@@ -118,6 +118,13 @@ def make_agent(config: Mapping[str, Any], classes: Sequence[type] = ()) -> Any:
     return hyper.from_config(config, known)
 
 
+def classes_of(agent: Any) -> list[type]:
+    """Return the classes of an agent and of its parts, as ``load_policy`` takes them."""
+    parts = [getattr(agent, field.name) for field in dataclasses.fields(agent)]
+    inner = [each for part in parts if dataclasses.is_dataclass(part) for each in classes_of(part)]
+    return [type(agent), *inner]
+
+
 def make_env(config: Mapping[str, Any], env: Environment | None = None) -> Environment:
     """Return ``env`` if it is given, else the environment that the configuration names.
 

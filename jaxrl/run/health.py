@@ -13,7 +13,7 @@ MAX_NAMES = 3  # members named in one line
 
 
 class DivergenceGuard:
-    """Watches the training rows of a session for numbers that are not finite.
+    """A check of a session's training rows for numbers that are not finite.
 
     Args:
         members: the runs trained together; they are independent.
