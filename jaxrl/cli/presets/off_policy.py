@@ -21,6 +21,7 @@ PAPER: Settings = dict(
     prefill_policy="uniform",
     normalize_obs=False,
     reward_scale=1.0,
+    agent={},
 )
 PENDULUM: Settings = dict(
     total_steps=20_000,

@@ -11,6 +11,7 @@ PRESETS = [
         normalize_obs=False,
         reward_scale=1.0,
         anneal=True,
+        agent={},
     ),
     Preset(
         "gymnax/*",

@@ -12,6 +12,7 @@ PRESETS = [
         reward_scale=1.0,
         anneal=True,
         epsilon_fraction=0.2,
+        agent={},
     ),
     Preset(
         "gymnax/*",
