@@ -277,11 +277,7 @@ class Session:
             self.unsaved = str(error)
 
     def summarise(self) -> dict[str, Any]:
-        """Write ``summary.json`` and ``curves.png``, and return the summary.
-
-        Raises:
-            RunError: as ``summary.write``.
-        """
+        """Write ``summary.json`` and ``curves.png`` (as ``summary.write``); return the summary."""
         from jaxrl.run import summary  # it imports pandas
 
         config = self.folder.config if self.folder else self.config
