@@ -122,7 +122,7 @@ class Trainer:
             )
 
     def check_data(self, data: PyTree) -> None:
-        """Raise UsageError if the sampler needs a dataset and there is none, or the reverse."""
+        """Raise UsageError if the sampler needs a dataset and there is none, or a broken one."""
         sampler: Any = getattr(self, "sampling", None)
         needs = getattr(sampler, "needs_data", False)
         if needs and not jax.tree.leaves(data):
