@@ -258,7 +258,7 @@ def test_a_traced_index_out_of_range_makes_the_reward_nan(name):
 def test_the_vector_environment_ends_and_counts_an_illegal_action():
     venv = envs.VectorEnv(envs.make("gymnax/CartPole-v1"), 2)
     state = venv.reset(KEY)
-    _, step = jax.jit(venv.step)(state, jnp.array([1, 5]), venv.draw(KEY, 1).at(0))
+    _, step = jax.jit(venv.step)(KEY, state, jnp.array([1, 5]))
     np.testing.assert_array_equal(step.info["nonfinite"], [False, True])
     np.testing.assert_array_equal(step.terminated, [False, True])
     np.testing.assert_array_equal(step.reward, [1.0, 0.0])
@@ -325,9 +325,8 @@ def test_the_vector_environment_truncates_one_limit_probe_and_lets_the_other_end
     ends = {}
     for task in ("time_limit", "termination"):
         venv = envs.VectorEnv(envs.make(f"probe/{task}"), 1)
-        draws = venv.draw(KEY, 10)
         state, out = venv.reset(KEY), None
-        for t in range(10):
-            state, out = venv.step(state, jnp.zeros(1, jnp.int32), draws.at(t))
+        for key in jax.random.split(KEY, 10):
+            state, out = venv.step(key, state, jnp.zeros(1, jnp.int32))
         ends[task] = (bool(out.terminated[0]), bool(out.truncated[0]))
     assert ends == {"time_limit": (False, True), "termination": (True, False)}
