@@ -183,7 +183,7 @@ def label_of(what: dict[str, Any] | str) -> str:
 def keep(path: str, row: dict[str, Any]) -> None:
     """Write a row into the file of results, in place of one of the same name.
 
-    Each has the circumstances of its own measurement; those of the whole file, if any, are of rows
+    Each has the provenance of its own measurement; that of the whole file, if any, is of rows
     that have none.
     """
     names = ("env", "engine", "batch")
@@ -217,10 +217,10 @@ def main() -> None:
     import jax
 
     from jaxrl._startup import cores
-    from jaxrl.run.folder import circumstances
+    from jaxrl.record.provenance import provenance
 
     device = jax.devices()[0]
-    about_machine = {"cores": cores()} | circumstances()
+    about_machine = {"cores": cores()} | provenance()
     print(
         f"{'environment':28}{'engine':28}{'batch':>6}{'steps/s':>12}{'min':>12}{'max':>12}  compile"
     )

@@ -40,13 +40,14 @@ from scipy import stats  # type: ignore[import-untyped]
 
 import jaxrl
 from jaxrl.analysis.load import load, load_config, load_summary
+from jaxrl.cli import launch, prepare
 from jaxrl.envs import make_recorded
 from jaxrl.envs.mjx import TASKS
 from jaxrl.envs.mjx.task import old_xml_unsaid
 from jaxrl.errors import UsageError
-from jaxrl.run import checkpoint
-from jaxrl.run.cli import launch, prepare
-from jaxrl.run.folder import circumstances, write_json
+from jaxrl.record import checkpoint
+from jaxrl.record.folder import write_json
+from jaxrl.record.provenance import provenance
 from jaxrl.training.evaluate import evaluate
 
 Array = np.ndarray
@@ -195,7 +196,7 @@ class Results:
 
     def add(self, row: dict[str, Any], began: float) -> None:
         """Write a row, in place of one of the same task, policy and run, and print it."""
-        row = row | {"seconds": round(time.monotonic() - began, 1)} | circumstances()
+        row = row | {"seconds": round(time.monotonic() - began, 1)} | provenance()
         row["versions"]["gymnasium"] = metadata.version("gymnasium")
         names = ("task", "policy", "run")
         others = [old for old in self.rows if any(old[name] != row[name] for name in names)]

@@ -32,9 +32,9 @@ import tyro
 
 import jaxrl
 from jaxrl._startup import cores
-from jaxrl.run.cli import launch
+from jaxrl.cli import launch
+from jaxrl.record.provenance import provenance
 from jaxrl.run.devices import Programs, choose
-from jaxrl.run.folder import circumstances
 from jaxrl.types import Array, Box, Key, Spec, Step, Transition
 
 OBS, ACTION, BATCH, STEPS, HIDDEN = 17, 6, 256, 64, (256, 256)
@@ -240,7 +240,7 @@ def measure(
                 )
             del timed
     if out:
-        record = {"cores": cores(), **circumstances(), "results": rows}
+        record = {"cores": cores(), **provenance(), "results": rows}
         Path(out).write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -166,9 +166,9 @@ def main() -> None:
         return
     results = compare(options)
     if options.out:
-        from jaxrl.run.folder import circumstances  # JAX takes the device: not while we measure
+        from jaxrl.record.provenance import provenance  # JAX takes the device: not while we measure
 
-        record = {"cores": cores(), **circumstances(), "results": results}
+        record = {"cores": cores(), **provenance(), "results": results}
         with open(options.out, "w") as file:
             json.dump(record, file, indent=2)
             file.write("\n")

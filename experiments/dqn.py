@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxrl import DQN, OffPolicy, presets
+from jaxrl import DQN, OffPolicy, cli
 from jaxrl.agents.epsilon import number_of_actions, over_fraction
-from jaxrl.run import cli
-from jaxrl.run.options import OffPolicyOptions
+from jaxrl.cli.presets import dqn
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OffPolicyOptions):
+class Config(cli.OffPolicyOptions):
     """Deep Q-learning. Defaults are those tuned for the environment's family."""
 
     env: str = "gymnax/CartPole-v1"
@@ -33,7 +32,7 @@ class Config(OffPolicyOptions):
 
 
 def build(config: Config) -> OffPolicy:
-    """The trainer that the options describe."""
+    """Return the trainer that the options describe."""
     env = config.environments()
     number_of_actions(env.spec, "DQN", config.env)
     agent = over_fraction(config.agent, config.epsilon_fraction, config.gradient_steps)
@@ -44,7 +43,7 @@ def build(config: Config) -> OffPolicy:
 
 def main() -> None:
     """Train, and keep a record in the run's folder."""
-    config = cli.parse(Config, presets.DQN, DQN)
+    config = cli.parse(Config, dqn.PRESETS, DQN)
     cli.prepare(config.devices)
     cli.train(build(config), config)
 

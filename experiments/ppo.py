@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxrl import PPO, OnPolicy, presets
-from jaxrl.run import cli
-from jaxrl.run.options import OnPolicyOptions
+from jaxrl import PPO, OnPolicy, cli
+from jaxrl.cli.presets import ppo
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OnPolicyOptions):
+class Config(cli.OnPolicyOptions):
     """Proximal policy optimisation. Defaults are those tuned for the environment's family."""
 
     agent: PPO = dataclasses.field(default_factory=PPO)
 
 
 def build(config: Config) -> OnPolicy:
-    """The trainer that the options describe."""
+    """Return the trainer that the options describe."""
     return config.trainer(config.agent, config.environments())
 
 
 def main() -> None:
     """Train, and keep a record in the run's folder."""
-    config = cli.parse(Config, presets.PPO, PPO)
+    config = cli.parse(Config, ppo.PRESETS, PPO)
     cli.prepare(config.devices)
     cli.train(build(config), config)
 

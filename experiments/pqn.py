@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxrl import PQN, OnPolicy, presets
+from jaxrl import PQN, OnPolicy, cli
 from jaxrl.agents.epsilon import number_of_actions, over_fraction
-from jaxrl.run import cli
-from jaxrl.run.options import OnPolicyOptions
+from jaxrl.cli.presets import pqn
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OnPolicyOptions):
+class Config(cli.OnPolicyOptions):
     """Parallelised Q(lambda). Defaults are those tuned for the environment's family."""
 
     env: str = "gymnax/CartPole-v1"
@@ -29,7 +28,7 @@ class Config(OnPolicyOptions):
 
 
 def build(config: Config) -> OnPolicy:
-    """The trainer that the options describe."""
+    """Return the trainer that the options describe."""
     env = config.environments()
     number_of_actions(env.spec, "PQN", config.env)
     agent = over_fraction(config.agent, config.epsilon_fraction, config.iterations)
@@ -38,7 +37,7 @@ def build(config: Config) -> OnPolicy:
 
 def main() -> None:
     """Train, and keep a record in the run's folder."""
-    config = cli.parse(Config, presets.PQN, PQN)
+    config = cli.parse(Config, pqn.PRESETS, PQN)
     cli.prepare(config.devices)
     cli.train(build(config), config)
 

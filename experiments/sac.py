@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxrl import SAC, OffPolicy, presets
-from jaxrl.run import cli
-from jaxrl.run.options import OffPolicyOptions
+from jaxrl import SAC, OffPolicy, cli
+from jaxrl.cli.presets import sac
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OffPolicyOptions):
+class Config(cli.OffPolicyOptions):
     """Soft actor-critic. Defaults are those of the environment's family."""
 
     env: str = "mjx/HalfCheetah-v5"
@@ -24,13 +23,13 @@ class Config(OffPolicyOptions):
 
 
 def build(config: Config) -> OffPolicy:
-    """The trainer that the options describe."""
+    """Return the trainer that the options describe."""
     return config.trainer(config.agent, config.environments())
 
 
 def main() -> None:
     """Train, and keep a record in the run's folder."""
-    config = cli.parse(Config, presets.SAC, SAC)
+    config = cli.parse(Config, sac.PRESETS, SAC)
     cli.prepare(config.devices)
     cli.train(build(config), config)
 

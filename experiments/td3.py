@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxrl import TD3, OffPolicy, presets
-from jaxrl.run import cli
-from jaxrl.run.options import OffPolicyOptions
+from jaxrl import TD3, OffPolicy, cli
+from jaxrl.cli.presets import td3
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OffPolicyOptions):
+class Config(cli.OffPolicyOptions):
     """Twin delayed DDPG. Defaults are those of the environment's family."""
 
     env: str = "mjx/HalfCheetah-v5"
@@ -24,13 +23,13 @@ class Config(OffPolicyOptions):
 
 
 def build(config: Config) -> OffPolicy:
-    """The trainer that the options describe."""
+    """Return the trainer that the options describe."""
     return config.trainer(config.agent, config.environments())
 
 
 def main() -> None:
     """Train, and keep a record in the run's folder."""
-    config = cli.parse(Config, presets.TD3, TD3)
+    config = cli.parse(Config, td3.PRESETS, TD3)
     cli.prepare(config.devices)
     cli.train(build(config), config)
 

@@ -25,13 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import DSAC, DSACT, SAC, OffPolicy, ScaleReward, VectorEnv, hyper, make, run
+from jaxrl import DSAC, DSACT, SAC, OffPolicy, ScaleReward, VectorEnv, cli, hyper, make, run
 from jaxrl.analysis.statistics import final_return
 from jaxrl.envs.vector import rescale
 from jaxrl.errors import UsageError
 from jaxrl.losses import discounted_sums
 from jaxrl.nn.networks import Activation
-from jaxrl.run import cli
 from jaxrl.types import Array, Environment, Key, PyTree
 
 AGENTS: dict[str, Any] = {"SAC": SAC, "DSAC": DSAC, "DSAC-T": DSACT}

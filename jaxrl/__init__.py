@@ -4,7 +4,19 @@ from jaxrl._startup import configure
 
 configure()
 
-from jaxrl.agents import BC, DQN, DSAC, DSACT, PPO, PQN, SAC, TD3, NormalizeObs, ScaleReward  # noqa: E402
+from jaxrl.agents import (  # noqa: E402
+    BC,
+    DQN,
+    DSAC,
+    DSACT,
+    PPO,
+    PQN,
+    SAC,
+    TD3,
+    NormalizeObs,
+    ScaleReward,
+)
+from jaxrl.data import Dataset  # noqa: E402
 from jaxrl.envs import VectorEnv, make  # noqa: E402
 from jaxrl.envs.randomize import Randomize  # noqa: E402
 from jaxrl.errors import RunError, UsageError  # noqa: E402
@@ -21,6 +33,7 @@ __all__ = [
     "PQN",
     "SAC",
     "TD3",
+    "Dataset",
     "NormalizeObs",
     "OffPolicy",
     "Offline",

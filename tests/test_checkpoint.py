@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl.run import checkpoint, manifest
+from jaxrl.record import checkpoint, manifest
 
 
 class Policy(NamedTuple):
@@ -300,7 +300,7 @@ def test_what_json_cannot_hold_is_refused(tmp_path):
 
 SAVE_FOREVER = """
 import sys, numpy as np
-from jaxrl.run import checkpoint
+from jaxrl.record import checkpoint
 for step in range(int(sys.argv[2]), 10**9):
     checkpoint.save(sys.argv[1], step, {"a": np.full((50_000,), step)}, {"step": step})
     print(step, flush=True)

@@ -13,8 +13,9 @@ import jax
 import pytest
 from shared import EXPERIMENTS, script_module
 
-from jaxrl import PPO, make, presets
-from jaxrl.run import cli, session
+from jaxrl import PPO, cli, make
+from jaxrl.cli.presets import lookup, ppo
+from jaxrl.run import session
 
 SCRIPT = EXPERIMENTS / "ppo.py"
 CART_POLE = "--env gymnax/CartPole-v1"
@@ -52,7 +53,7 @@ def finished(script, tmp_path_factory):
     """The folder of a small run of the script, and the options that made it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     options = f"{SMALL} --run-dir {folder}"
-    config = cli.parse(script.Config, presets.PPO, PPO, options.split())
+    config = cli.parse(script.Config, ppo.PRESETS, PPO, options.split())
     cli.train(script.build(config), config)
     return folder, options
 
@@ -89,7 +90,7 @@ def refused(call, finished, monkeypatch, tmp_path):
     return refused
 
 
-DEFAULT = presets.lookup(presets.PPO, cli.Options.env)
+DEFAULT = lookup(ppo.PRESETS, cli.Options.env)
 WRONG = {  # options: what the line must say
     "--env brax/antt": ["'brax/antt'", "did you mean brax/ant"],
     "--env brx/ant": ["'brx/ant'", "did you mean brax/ant?"],
@@ -233,9 +234,9 @@ FAMILIES = ("brax/reacher", "gymnax/CartPole-v1", "gymnax/Breakout-MinAtar")
 @pytest.mark.parametrize("env", FAMILIES)
 def test_defaults_are_those_of_the_family_and_the_command_line_wins(script, env):
     def parsed(*words):
-        return dataclasses.asdict(cli.parse(script.Config, presets.PPO, PPO, words))
+        return dataclasses.asdict(cli.parse(script.Config, ppo.PRESETS, PPO, words))
 
-    settings = presets.lookup(presets.PPO, env)
+    settings = lookup(ppo.PRESETS, env)
     bare = dataclasses.asdict(script.Config(env=env))
     wanted = bare | settings | {"agent": bare["agent"] | settings["agent"]}
     assert parsed("--env", env) == parsed("--env", "brax/ant", f"--env={env}") == wanted
@@ -248,14 +249,14 @@ def test_defaults_are_those_of_the_family_and_the_command_line_wins(script, env)
 
 def test_families_differ():
     """Else the comparison with the table shows nothing."""
-    settings = [presets.lookup(presets.PPO, env) for env in FAMILIES]
+    settings = [lookup(ppo.PRESETS, env) for env in FAMILIES]
     assert len({(s["num_envs"], s["unroll"], s["total_steps"]) for s in settings}) == 3
 
 
 def test_annealing_lasts_the_run_unless_told_otherwise(script):
     words = f"{SMALL} --total-steps 100 --anneal".split()
     for more, updates in [([], 7.0), (["--agent.anneal-over", "5"], 5.0), (["--no-anneal"], 0.0)]:
-        config = cli.parse(script.Config, presets.PPO, PPO, words + more)
+        config = cli.parse(script.Config, ppo.PRESETS, PPO, words + more)
         assert script.build(config).agent.anneal_over == updates
 
 
@@ -303,6 +304,6 @@ def test_help_lists_every_option_with_the_defaults_of_the_environment(script):
     names = {field.name for field in dataclasses.fields(script.Config)} - {"agent"}
     names |= {f"agent.{field.name}" for field in dataclasses.fields(PPO)}
     assert {f"--{name.replace('_', '-')}" for name in names} <= shown
-    settings = presets.lookup(presets.PPO, "gymnax/Breakout-MinAtar")
+    settings = lookup(ppo.PRESETS, "gymnax/Breakout-MinAtar")
     assert settings["num_envs"] != DEFAULT["num_envs"]
     assert re.search(rf"--num-envs INT .*\(default: {settings['num_envs']}\)", result.stdout)

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxrl.run import checkpoint
+from jaxrl.record import checkpoint
 from jaxrl.run.devices import Placement
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "ppo.py"

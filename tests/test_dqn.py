@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from shared import script_module
 
-from jaxrl import DQN, NormalizeObs, OffPolicy, ScaleReward, UsageError, VectorEnv, make, presets
+from jaxrl import DQN, NormalizeObs, OffPolicy, ScaleReward, UsageError, VectorEnv, cli, make
 from jaxrl import metrics as m
-from jaxrl.run import cli
+from jaxrl.cli.presets import dqn
 from jaxrl.types import Box, Discrete, Spec, Transition
 
 KEY = jax.random.key(0)
@@ -389,7 +389,7 @@ def script():
 
 
 def build(script, words):
-    return script.build(cli.parse(script.Config, presets.DQN, DQN, words.split()))
+    return script.build(cli.parse(script.Config, dqn.PRESETS, DQN, words.split()))
 
 
 def test_the_script_refuses_in_one_line_before_anything_is_compiled(script, monkeypatch):

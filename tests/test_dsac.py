@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxrl import DSAC, DSACT, SAC, UsageError, make, presets
+from jaxrl import DSAC, DSACT, SAC, UsageError, make
 from jaxrl import metrics as m
+from jaxrl.cli.presets import dsac_t, lookup
 from jaxrl.envs import names
 from jaxrl.types import Transition
 
@@ -289,7 +290,7 @@ def test_the_temperature_starts_at_e():
 def test_presets_hold_the_authors_entropy_in_the_units_of_the_environment(env):
     """-1 per element, of actions in ``[low, high]``; it is another of actions in [-1, 1]."""
     space = make(env).spec.action
-    agent = DSACT(**presets.lookup(presets.DSACT, env)["agent"])
+    agent = DSACT(**lookup(dsac_t.PRESETS, env)["agent"])
     in_units = agent.target_entropy + np.log((space.high - space.low) / 2)
     np.testing.assert_allclose(in_units, -1.0, atol=1e-6)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl.run import checkpoint
+from jaxrl.record import checkpoint
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 COMMON = "--quiet --normalize-obs --eval-episodes 2 --agent.hidden 8 --devices 1"
@@ -44,7 +44,8 @@ OPTIONS = {
 SABOTAGE = """
 import os, runpy, signal, sys, threading
 from pathlib import Path
-from jaxrl.run import checkpoint, session
+from jaxrl.record import checkpoint
+from jaxrl.run import session
 
 phase, count, witness, script = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
 sys.argv = sys.argv[4:]
@@ -181,7 +182,7 @@ def test_killed_at_random_moments(start, uninterrupted, tmp_path):
         child = start(folder, "ppo --num-seeds 1", *(("--resume",) if kills else ()))
         metrics = folder / "metrics.jsonl"
         began = metrics.stat().st_size if metrics.exists() else 0
-        while child.poll() is None:  # until this sitting has written, so that some work is lost
+        while child.poll() is None:  # until this session has written, so that some work is lost
             if metrics.exists() and metrics.stat().st_size != began:
                 break
             time.sleep(0.002)

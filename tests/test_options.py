@@ -7,16 +7,17 @@ import fnmatch
 import pytest
 from shared import script_module
 
-from jaxrl import UsageError, hyper, presets
+from jaxrl import UsageError, cli, hyper
+from jaxrl.cli.presets import dqn, dsac_t, lookup, pqn, sac, td3
+from jaxrl.cli.presets.off_policy import SLOW
 from jaxrl.envs import names
-from jaxrl.run import cli
 
-SCRIPTS = {"sac": "SAC", "td3": "TD3", "dsac_t": "DSACT", "dqn": "DQN", "pqn": "PQN"}
+PRESETS = {each.__name__.rpartition(".")[2]: each.PRESETS for each in (sac, td3, dsac_t, dqn, pqn)}
 PATTERNS = [
-    (script, pattern)
-    for script, name in SCRIPTS.items()
-    for pattern in getattr(presets, name)
-    if pattern not in presets.SLOW  # which differ in their length alone
+    (script, preset.pattern)
+    for script, presets in PRESETS.items()
+    for preset in presets
+    if preset not in SLOW  # they differ in their length only
 ]
 CART_POLE = ("--env", "gymnax/CartPole-v1")
 TINY = """--env probe/both --env-options continuous=True --num-envs 2 --capacity 200 --prefill 20
@@ -25,9 +26,8 @@ TINY = """--env probe/both --env-options continuous=True --num-envs 2 --capacity
 
 
 def parsed(script, module, *args):
-    """The options of a script, whose agent is the one that its table is named after."""
-    agent = type(module.Config().agent)
-    return cli.parse(module.Config, getattr(presets, SCRIPTS[script]), agent, args)
+    """The options of a script, with the presets of the same name."""
+    return cli.parse(module.Config, PRESETS[script], type(module.Config().agent), args)
 
 
 def built(script, *args):
@@ -57,14 +57,14 @@ def test_redqs_command_line_is_twenty_gradient_steps_and_one_of_the_actor_per_st
 
 
 def test_some_tasks_of_playground_take_twice_as_long():
-    for pattern in presets.SLOW:
-        known = [name for name in names() if fnmatch.fnmatchcase(name, pattern)]
-        assert known, pattern
-        for table in (presets.SAC, presets.TD3, presets.DSACT):
-            family = presets.lookup(table, "playground/CartpoleBalance")
+    for slow in SLOW:
+        known = [name for name in names() if fnmatch.fnmatchcase(name, slow.pattern)]
+        assert known, slow.pattern
+        for presets in (sac.PRESETS, td3.PRESETS, dsac_t.PRESETS):
+            family = lookup(presets, "playground/CartpoleBalance")
             for name in known:
                 longer = {"total_steps": 2 * family["total_steps"]}
-                assert presets.lookup(table, name) == family | longer
+                assert lookup(presets, name) == family | longer
 
 
 @pytest.mark.parametrize("script", ["sac", "td3", "dsac_t"])

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from jaxrl import PPO, NormalizeObs, OnPolicy, UsageError, VectorEnv, load_policy, make, run
+from jaxrl.analysis import render_run
 from jaxrl.nn import statistics
-from jaxrl.run import Policy, checkpoint
-from jaxrl.run.policy import AGENTS
+from jaxrl.record import Policy, checkpoint
+from jaxrl.record.policy import AGENTS
 
 SEEDS = [3, 5]
 RATES = [1e-3, 1e-1]
@@ -179,7 +183,7 @@ def test_a_run_without_checkpoints_or_of_a_foreign_agent_is_told(finished, tmp_p
     with pytest.raises(checkpoint.CheckpointError, match=f"no checkpoint in {tmp_path}"):
         load_policy(tmp_path)
     monkeypatch.delitem(AGENTS, "PPO")
-    with pytest.raises(UsageError, match="unknown agent class 'PPO'; choose one of"):
+    with pytest.raises(UsageError, match=r"unknown agent class 'PPO'; .* as classes=\[PPO\]"):
         load_policy(finished.run_dir)
     for text in ('{"seeds": [', "[]", "3", "null"):
         (tmp_path / "config.json").write_text(text)
@@ -203,3 +207,78 @@ def test_a_damaged_checkpoint_is_told_and_the_older_one_taken(finished, tmp_path
     shutil.rmtree(folder / "checkpoints/32")
     with pytest.raises(checkpoint.CheckpointError, match="64 is damaged .*no intact one is left"):
         load_policy(folder)
+
+
+# --- one's own classes and environments
+
+
+@struct.dataclass
+class Mine(PPO):
+    """An agent that the library does not know."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Elsewhere:
+    """A pendulum that belongs to no suite."""
+
+    env: Any
+    name: str = "elsewhere/pendulum"
+
+    def __getattr__(self, name):
+        return getattr(object.__getattribute__(self, "env"), name)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A run of an own agent in an own environment."""
+    agent = NormalizeObs(Mine(hidden=(8,), epochs=1, minibatches=1))
+    env = VectorEnv(Elsewhere(make("gymnax/Pendulum-v1")), 2, max_steps=20)
+    folder = tmp_path_factory.mktemp("own") / "run"
+    options = {"eval_every": 16, "eval_episodes": 1, "devices": 1, "quiet": True}
+    return run(OnPolicy(agent, env, unroll=8), 16, run_dir=folder, **options)
+
+
+def test_own_classes_and_environments_are_loaded_bit_for_bit(own):
+    env = Elsewhere(make("gymnax/Pendulum-v1"))
+    loaded, live = load_policy(own.run_dir, classes=[Mine], env=env), own.policy()
+    assert type(loaded.agent.agent) is Mine and loaded.agent == live.agent
+    assert_same(loaded.state, live.state)
+    np.testing.assert_array_equal(loaded(OBS), live(OBS))
+    assert loaded.spec.max_steps == live.spec.max_steps == 20
+
+
+def test_an_own_class_goes_before_one_of_the_library_of_the_same_name(finished):
+    mine = struct.dataclass(type("PPO", (PPO,), {"__module__": __name__}))
+    loaded = load_policy(finished.run_dir, classes=[mine])
+    assert type(loaded.agent.agent) is mine
+
+
+def test_an_episode_of_an_own_agent_in_an_own_environment_is_drawn(own, tmp_path):
+    env = Elsewhere(make("gymnax/Pendulum-v1"))
+    options = {"classes": [Mine], "env": env, "max_steps": 3, "out": tmp_path}
+    rendering = render_run(own.run_dir, **options)
+    assert rendering.episode.length == 3 and (tmp_path / "episode.npz").exists()
+    assert "there is no picture of elsewhere/pendulum" in rendering.notes[0]
+
+
+@pytest.mark.parametrize("call", [load_policy, render_run])
+def test_unknown_classes_and_environments_say_what_to_pass(own, call):
+    env = Elsewhere(make("gymnax/Pendulum-v1"))
+    with pytest.raises(
+        UsageError, match=r"unknown agent class 'Mine'; .* as classes=\[Mine\]"
+    ) as error:
+        call(own.run_dir, env=env)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match="unknown environment 'elsewhere/pendulum'; .* as env="):
+        call(own.run_dir, classes=[Mine])
+
+
+def test_no_class_is_imported_because_a_file_names_it(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.run_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("jaxrl.agents.ppo.PPO", "test_policy:Mine", "Mine"):
+        config["agent"]["agent"]["class"] = name
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UsageError, match="unknown agent class"):
+            load_policy(folder)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from shared import numerical_gradient, script_module
 
-from jaxrl import PQN, NormalizeObs, OnPolicy, ScaleReward, UsageError, VectorEnv, make, presets
+from jaxrl import PQN, NormalizeObs, OnPolicy, ScaleReward, UsageError, VectorEnv, cli, make
 from jaxrl import metrics as m
+from jaxrl.cli.presets import pqn
 from jaxrl.nn import statistics
-from jaxrl.run import cli
 from jaxrl.sharding import reducing_over
 from jaxrl.training import rollout
 
@@ -326,7 +326,7 @@ def script():
 
 
 def build(script, words):
-    return script.build(cli.parse(script.Config, presets.PQN, PQN, words.split()))
+    return script.build(cli.parse(script.Config, pqn.PRESETS, PQN, words.split()))
 
 
 def test_the_script_refuses_in_one_line_before_anything_is_compiled(script, monkeypatch):

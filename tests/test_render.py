@@ -17,16 +17,16 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from flax import struct
 from PIL import Image
 
 import jaxrl.analysis
-from jaxrl import PPO, OnPolicy, VectorEnv, make, run
+from jaxrl import PPO, OnPolicy, VectorEnv, _startup, cli, make, run
 from jaxrl.analysis import Episode, render_episode, rollout
 from jaxrl.analysis.__main__ import main
-from jaxrl.analysis.frames import film
-from jaxrl.run import Policy, cli
-from jaxrl.run.session import EVALUATION_SEED
-from jaxrl.training.evaluate import evaluate
+from jaxrl.analysis.frames import render_frames
+from jaxrl.record import Policy
+from jaxrl.training.evaluate import EVALUATION_SEED, evaluate
 from jaxrl.types import Box, Spec, Step
 
 ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
@@ -132,8 +132,8 @@ def test_an_episode_ends_where_it_stops_being_finite_or_is_cut():
 def test_frames_are_gymnasiums_pixel_by_pixel(gl, monkeypatch):
     env = make("mjx/HalfCheetah-v5", engine="c")
     played = rollout(env, constant(env, jnp.full(6, 0.7)), jax.random.key(1), 30)
-    frames = list(film(env, played).frames)
-    assert len(frames) == 31 and film(env, played).seconds == pytest.approx(0.05)
+    frames = list(render_frames(env, played).frames)
+    assert len(frames) == 31 and render_frames(env, played).seconds == pytest.approx(0.05)
 
     monkeypatch.setenv("MUJOCO_GL", "egl")
     theirs = gymnasium.make("HalfCheetah-v5", render_mode="rgb_array")
@@ -161,7 +161,7 @@ def test_a_playground_task_is_filmed_with_its_mocap_target_by_a_camera_that_foll
         states.append({"data": {"qpos": qpos, **mocap}})
     still = np.zeros(2, np.float32)
     episode = Episode(states, {}, np.zeros((2, model.nu)), still, "cut")
-    drawn = film(env, episode, (160, 160))
+    drawn = render_frames(env, episode, (160, 160))
     assert drawn.seconds == pytest.approx(env.dt)
     places = []
     for frame in drawn.frames:
@@ -259,10 +259,10 @@ def test_gymnax_tasks_are_drawn(task):
 
     env, (action, seconds) = make(f"gymnax/{task}"), DRAWN[task]
     policy = Policy(Constant(), jnp.asarray(action), env.spec, "greedy")
-    shown = film(env, rollout(env, policy, jax.random.key(0), 4))
-    frames = np.stack(list(shown.frames))
+    video = render_frames(env, rollout(env, policy, jax.random.key(0), 4))
+    frames = np.stack(list(video.frames))
     assert frames.dtype == np.uint8 and frames.shape[0] == 5 and frames.shape[-1] == 3
-    assert shown.seconds == pytest.approx(seconds)
+    assert video.seconds == pytest.approx(seconds)
     assert (frames[0] != frames[-1]).any() and not plt.get_fignums()
 
 
@@ -271,7 +271,7 @@ def test_cart_pole_stands_where_its_state_says():
     state, _ = jax.device_get(jax.jit(env.reset)(jax.random.key(0)))
     states = [state.replace(x=np.float32(x), theta=np.float32(0)) for x in (-1.2, 1.2)]
     played = Episode(states, np.zeros((2, 4)), np.zeros(1), np.ones(1), "cut")
-    left, right = film(env, played).frames
+    left, right = render_frames(env, played).frames
     for frame, x in ((left, 150), (right, 450)):  # the track is 4.8 wide, the frame 600
         cart = np.flatnonzero(frame[305:312].sum(-1).max(0) == 0)  # black columns below the track
         assert cart.size and abs(cart.mean() - x) < 10
@@ -303,7 +303,7 @@ def test_a_missing_pygame_is_named(monkeypatch, tmp_path, cart_pole):
 def render(monkeypatch, tmp_path, capsys):
     """``python -m jaxrl.analysis render`` in this process: its code, and what it printed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "prepare", lambda devices: None)
+    monkeypatch.setattr(_startup, "prepare", lambda: None)
 
     def call(*words):
         code = main(["render", *map(str, words)])
@@ -379,8 +379,23 @@ def test_training_with_render_ends_with_the_episode(tmp_path, capsys):
     assert (out, err) == ("", "warning: no pictures: there is no picture of probe/action\n")
 
 
+@struct.dataclass
+class Mine(PPO):
+    """An agent that the library does not know."""
+
+
+def test_own_agents_and_environments_are_drawn_at_the_end_of_training(tmp_path, capsys):
+    trainer, options = small(tmp_path / "run")
+    env = make("probe/action")
+    object.__setattr__(env, "name", "elsewhere/action")
+    agent = Mine(hidden=(4,), epochs=1, minibatches=1)
+    cli.train(OnPolicy(agent, VectorEnv(env, 2), unroll=4), options)
+    assert (tmp_path / "run" / "episode.npz").exists()
+    assert "no picture of elsewhere/action" in capsys.readouterr().err
+
+
 def test_no_failure_to_draw_spoils_a_run(tmp_path, capsys, monkeypatch):
-    def fail(folder):
+    def fail(folder, **options):
         raise RuntimeError("the renderer\nfell over")
 
     monkeypatch.setattr(jaxrl.analysis, "render_run", fail)

@@ -25,8 +25,8 @@ from jaxrl import (
     make,
     run,
 )
-from jaxrl.run import checkpoint
-from jaxrl.run.folder import RunFolder
+from jaxrl.record import checkpoint
+from jaxrl.record.folder import RunFolder
 from jaxrl.run.session import Session
 
 STEPS = 10 * 32  # ten iterations

@@ -1,4 +1,4 @@
-"""What a sitting tells its user, and in which order it opens things."""
+"""Sessions: their messages to the user, and the order in which they open things."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import pytest
 from shared import assert_same_bits
 
-from jaxrl import DQN, PPO, OffPolicy, OnPolicy, RunError, UsageError, VectorEnv, make, run
+from jaxrl import DQN, PPO, OffPolicy, OnPolicy, RunError, UsageError, VectorEnv, cli, make, run
 from jaxrl.errors import Interrupted
-from jaxrl.run import checkpoint, cli, logs, session, summary
-from jaxrl.run.folder import RunFolder
+from jaxrl.record import checkpoint
+from jaxrl.record.folder import RunFolder
+from jaxrl.record.metrics_file import MetricsFile
+from jaxrl.run import logs, session, summary
 from jaxrl.types import Environment
 
 SMALL = {"eval_every": 64, "eval_episodes": 1, "log_every": 16, "devices": 1, "quiet": True}
@@ -128,7 +130,7 @@ def test_rows_that_a_full_disk_refused_are_written_once_there_is_room(
     tmp_path, monkeypatch, capsys
 ):
     whole, folder = run(tiny(), 64, run_dir=tmp_path / "whole", **SMALL), tmp_path / "run"
-    flush, full = logs.MetricsFile._flush, []
+    flush, full = MetricsFile._flush, []
 
     def flush_or_fail(self):
         full.append(self.path.name)
@@ -136,7 +138,7 @@ def test_rows_that_a_full_disk_refused_are_written_once_there_is_room(
             no_space()
         flush(self)
 
-    monkeypatch.setattr(logs.MetricsFile, "_flush", flush_or_fail)
+    monkeypatch.setattr(MetricsFile, "_flush", flush_or_fail)
     result = run(tiny(), 64, run_dir=folder, **SMALL)
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 4 == len([line for line in warnings if "No space left" in line])
@@ -148,7 +150,7 @@ def test_rows_that_a_full_disk_refused_are_written_once_there_is_room(
 
 
 def test_rows_that_never_find_room_fail_the_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(logs.MetricsFile, "_flush", no_space)
+    monkeypatch.setattr(MetricsFile, "_flush", no_space)
     with pytest.raises(RunError, match="its last state is not saved: .*No space left"):
         run(tiny(), 32, run_dir=tmp_path / "run", **SMALL)
 

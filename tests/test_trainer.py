@@ -11,12 +11,22 @@ import numpy as np
 import pytest
 from shared import assert_same_bits, bits
 
-from jaxrl import PPO, NormalizeObs, OnPolicy, ScaleReward, UsageError, VectorEnv, hyper, make
+from jaxrl import (
+    PPO,
+    NormalizeObs,
+    OnPolicy,
+    ScaleReward,
+    UsageError,
+    VectorEnv,
+    hyper,
+    make,
+    memory,
+)
 from jaxrl import metrics as m
 from jaxrl.analysis import rollout as play_on_the_host
 from jaxrl.counters import counter_value
 from jaxrl.envs.probe import Both
-from jaxrl.run import Policy
+from jaxrl.record import Policy
 from jaxrl.sharding import reducing_over, shard_key
 from jaxrl.training.evaluate import evaluate
 from jaxrl.types import Step
@@ -237,7 +247,7 @@ def test_hyper_parameters_are_replaced_wherever_they_live():
 def test_agents_go_to_json_and_back():
     import json
 
-    from jaxrl.run.policy import AGENTS
+    from jaxrl.record.policy import AGENTS
 
     agent = NormalizeObs(ScaleReward(PPO(hidden=(8, 4), target_kl=0.02), 0.1))
     config = json.loads(json.dumps(hyper.to_config(agent)))

@@ -1,6 +1,6 @@
 """Learning curves: every seed thin, the interquartile mean bold, its bootstrap interval shaded.
 
-Figures are made without pyplot: no backend, no global state, nothing to close.
+Figures are drawn without pyplot: no backend, no global state, nothing to close.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito: told apart by the colour-blind, and in this order dark enough for thin lines.
+# Okabe and Ito: safe for colour-blind readers, and in this order dark enough for thin lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 Y_LABELS = {"eval": "evaluation return", "train": "return in training"}
-LONG_LEGEND = 6  # entries; a longer legend stands beside the axes
+LONG_LEGEND = 6  # entries; a longer legend is placed beside the axes
 
 
 class Entry(NamedTuple):
@@ -36,21 +36,22 @@ class Entry(NamedTuple):
 
 
 def env_label(config: dict[str, Any]) -> str:
-    """The environment of a run, with those of its options that make it another task.
+    """Return the environment of a run, with the options that make it another task.
 
-    Scores under the contact margins of old, or on another of Brax's back-ends, do not compare.
+    Scores with legacy contact margins, or on another back-end of Brax, are not comparable.
     """
     options = config.get("env_options") or {}
-    told = {"margin": "current", "backend": "spring"}  # with their defaults
-    apart = [f"{x}={options[x]}" for x in told if options.get(x, told[x]) != told[x]]
-    return " ".join([str(config["env"]), *apart])
+    decisive = {"margin": "current", "backend": "spring"}  # with their defaults
+    shown = [f"{x}={options[x]}" for x, v in decisive.items() if options.get(x, v) != v]
+    return " ".join([str(config["env"]), *shown])
 
 
 def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
-    """The evaluation return of one run against environment steps, also written to ``path``.
+    """Plot the evaluation return of one run against environment steps, and write it to ``path``.
 
-    Every seed thin, the IQM bold, its pointwise 95% bootstrap interval shaded, a colour for each
-    configuration of a sweep. Of a run that was never evaluated, returns in training.
+    Every seed is a thin line, the IQM a bold one, with its pointwise 95% bootstrap interval shaded.
+    Each configuration of a sweep has a colour. A run that was never evaluated shows its returns in
+    training.
 
     Raises:
         UsageError: if ``run_dir`` is not a run folder, is damaged or has no returns yet, or
@@ -70,14 +71,14 @@ def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
 
 
 def plot_comparison(run_dirs: Sequence[str | Path], path: str | Path | None = None) -> Figure:
-    """The IQM and 95% interval of several runs, a panel for each environment.
+    """Plot the IQM and 95% interval of several runs, with one panel per environment.
 
-    Runs with other contact margins (``margin``) or another back-end of Brax have a panel apart.
-    A label is the algorithm, with the folder where several runs of it share a panel; it has the
-    same colour in all panels. A run without returns yet stands in the legend alone.
+    Runs with other contact margins (``margin``) or another back-end of Brax have their own panel.
+    A label is the algorithm, with the folder if several runs of it share a panel; it has the same
+    colour in all panels. A run without returns so far appears only in the legend.
 
     Raises:
-        UsageError: if there is no run, or as ``plot_run`` does.
+        UsageError: if there is no run, or as ``plot_run``.
         OSError: if ``path`` cannot be written.
     """
     if not run_dirs:
@@ -130,22 +131,22 @@ def _seeds(ax: Axes, curve: Curve, colour: str) -> None:
 
 
 def _middle(ax: Axes, curve: Curve, colour: str, label: str) -> None:
-    """The IQM and its interval where every seed has a return."""
+    """Draw the IQM and its interval where every seed has a return."""
     _, steps, returns = curve.complete()
     seeds = returns.shape[1]
     text = label or (f"{seeds} seeds" if seeds > 1 else "1 seed")
     middle = [float(iqm(row)) for row in returns]
-    # One point of a run that has just begun would be no line.
+    # A run that has just begun has one point, which would not show as a line.
     marker = "o" if len(steps) == 1 else ""
     ax.plot(steps, middle, marker=marker, color=colour, linewidth=2.0, label=text, zorder=4)
     if seeds > 1 and len(steps):
-        # Every point has the same draws of seeds, so the edges are as smooth as the curves.
+        # All points share the same bootstrap samples, so the edges are as smooth as the curves.
         low, high = np.transpose([bootstrap_ci(row) for row in returns])
         ax.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, zorder=3)
 
 
 def _colours(count: int) -> list[str]:
-    """So many colours: distinct ones, or beyond their number steps of a dark to light scale."""
+    """Return ``count`` colours: distinct ones, or a scale from dark to light if too many."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     from matplotlib import colormaps
@@ -158,7 +159,7 @@ def _figure(panels: int, entries: int) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     class Drawing(Figure):
-        """A figure that notebooks show, though pyplot does not know of it."""
+        """A figure that notebooks show although pyplot does not know it."""
 
         def _repr_png_(self) -> bytes:
             file = io.BytesIO()
@@ -176,7 +177,7 @@ def _figure(panels: int, entries: int) -> tuple[Figure, list[Axes]]:
 
 
 def _finish(ax: Axes, title: str, y_label: str, curves: Sequence[Curve]) -> None:
-    """Labels, grid and legend."""
+    """Add labels, grid and legend."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     members = any(curve.returns.shape[1] > 1 for curve in curves)
@@ -200,6 +201,6 @@ def _written(figure: Figure, path: str | Path | None) -> Figure:
         return figure
     formats = figure.canvas.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in formats:
-        raise UsageError(f"out {path} is not a picture's name; end it in .png, .pdf or .svg")
+        raise UsageError(f"out {path} is not the name of a picture; end it in .png, .pdf or .svg")
     figure.savefig(path, dpi=160)
     return figure

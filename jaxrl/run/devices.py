@@ -1,8 +1,8 @@
-"""Placement: which device computes what. No algorithm knows of it.
+"""Placement: the devices that compute each part of a run. No algorithm knows about it.
 
-The members of a run (seeds, times the configurations of a sweep) are spread over devices first,
-which needs no communication; what devices are left share the environments of each member, which
-needs gradient and statistics sums alone. Within a device the members are one ``vmap``.
+The members of a run (configurations x seeds) are spread over devices first, which needs no
+communication. The remaining devices share the environments of each member, which only needs sums
+of gradients and statistics. Within a device the members are one ``vmap``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MEMBER, SHARD = "member", "shard"
 
 _MEMBER: Any = P(MEMBER)
 
-# How the leading axes of a stacked TrainState lie on the mesh.
+# The mesh axes of the leading axes of a stacked TrainState.
 STATE = TrainState(
     agent=P(MEMBER),
     env=P(MEMBER, SHARD),
@@ -43,7 +43,7 @@ STATE = TrainState(
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """``members`` groups of members times ``shards`` of every member's environments."""
+    """A mesh of ``members`` groups of members x ``shards`` of every member's environments."""
 
     members: int = 1
     shards: int = 1
@@ -55,15 +55,15 @@ class Placement:
         return Mesh(np.array(devices).reshape(self.members, self.shards), (MEMBER, SHARD))
 
     def describe(self) -> dict[str, Any]:
-        """For ``config.json``."""
+        """Return the placement as JSON, for ``config.json``."""
         return {"members": self.members, "shards": self.shards, "platform": jax.default_backend()}
 
 
 def choose(trainer: Trainer, members: int, devices: int | None = None) -> Placement:
-    """The placement of ``members`` runs of ``trainer`` on ``devices`` (default: all local ones).
+    """Choose the placement of ``members`` runs of ``trainer`` on ``devices``.
 
-    A user's number of devices is kept to, or refused; left to itself, the choice drops devices that
-    the sizes do not divide over, and does not shard what gains nothing by it
+    A given number of devices is used or refused. By default all local devices are used, except
+    those that the sizes do not divide over; environments are not sharded if nothing is gained by it
     (``Trainer.shares_environments``).
 
     Raises:
@@ -98,7 +98,7 @@ class Compiled(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The functions of a run over all members, as they are to be jitted.
+    """The functions of a run over all members, ready to be jitted.
 
     ``sweep`` is ``{hyper-parameter: [M]}``, the swept values of every member; ``keys`` are ``[M]``.
     """
@@ -117,7 +117,7 @@ class Programs:
         return dataclasses.replace(trainer, axis=SHARD if self.placement.shards > 1 else None)
 
     def init(self, sweep: dict[str, Array], keys: Key) -> TrainState:
-        """The first states ``[M, ...]``."""
+        """Return the initial states ``[M, ...]``."""
 
         def start(sweep: dict[str, Array], key: Key) -> TrainState:
             return self._member(sweep).init(key)
@@ -126,7 +126,7 @@ class Programs:
         return place(sweep, keys)
 
     def chunk(self, sweep: dict[str, Array], ts: TrainState, iterations: Array) -> tuple:
-        """``iterations`` iterations of every member; returns states and metrics ``[M, ...]``."""
+        """Train every member for ``iterations``; return states and metrics ``[M, ...]``."""
 
         def advance(
             sweep: dict[str, Array], ts: TrainState, iterations: Array, first: Array
@@ -135,12 +135,12 @@ class Programs:
 
         specs = (P(MEMBER), STATE, P(), P())
         place = self._place(over_members(advance, shared=2), specs, (STATE, P(MEMBER)))
-        return place(sweep, ts, iterations, ts.updates[0])  # which all members have in common
+        return place(sweep, ts, iterations, ts.updates[0])  # the same for all members
 
     def evaluate(self, sweep: dict[str, Array], ts: TrainState, keys: Key) -> Evaluation:
-        """Greedy episodes from the same ``keys[E]`` for every member: ``[M, E]``.
+        """Run greedy episodes from the same ``keys[E]`` for every member: ``[M, E]``.
 
-        The episodes are shared out over the shards where they divide.
+        The episodes are spread over the shards if their number divides.
         """
 
         def greedy(sweep: dict[str, Array], ts: TrainState, keys: Key) -> Evaluation:
@@ -152,7 +152,7 @@ class Programs:
         return place(sweep, ts, keys)
 
     def compiled(self, sweep: dict[str, Array], ts: TrainState, keys: Key) -> Compiled:
-        """``chunk`` and ``evaluate`` for such arguments, compiled side by side."""
+        """Compile ``chunk`` and ``evaluate`` in parallel, for arguments like these."""
         lowered = (
             jax.jit(self.chunk, donate_argnums=1).lower(sweep, ts, jnp.int32(0)),
             jax.jit(self.evaluate).lower(sweep, ts, keys),
@@ -161,7 +161,7 @@ class Programs:
             return Compiled(*pool.map(lambda program: program.compile(), lowered))
 
     def put(self, ts: TrainState) -> TrainState:
-        """A state from the host, laid out as the programs expect it."""
+        """Put a state from the host onto the devices, as the programs expect it."""
         if self.placement.members * self.placement.shards == 1:
             return jax.device_put(ts)
         mesh = self.placement.mesh
@@ -173,9 +173,9 @@ class Programs:
 
 
 def over_members(f: Callable, shared: int = 0) -> Callable:
-    """``vmap`` of ``f``, whose last ``shared`` arguments are the same for all members.
+    """Return the ``vmap`` of ``f`` whose last ``shared`` arguments are the same for all members.
 
-    A single member is run as itself: a batch of one is another, slower program.
+    A single member runs without ``vmap``: a batch of one is a different, slower program.
     """
 
     def run(*args: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""One sitting of a run: compile, restore, then chunk after chunk with the records between them."""
+"""One session of a run: compile, restore, then train chunk by chunk and record in between."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import Interrupted, RunError, UsageError
-from jaxrl.run import checkpoint
+from jaxrl.record import checkpoint
+from jaxrl.record.folder import RunFolder
+from jaxrl.record.metrics_file import MetricsFile, Row
+from jaxrl.record.rows import Member, evaluation_rows, latest_return, train_rows
 from jaxrl.run.devices import Compiled, Placement, Programs
-from jaxrl.run.folder import RunFolder
-from jaxrl.run.health import Health
-from jaxrl.run.logs import MetricsFile, ProgressBar, Writer, make_writers
-from jaxrl.run.rows import Member, Row, evaluation_rows, latest_return, train_rows
+from jaxrl.run.health import DivergenceGuard
+from jaxrl.run.logs import Writer, make_writers
+from jaxrl.run.progress import ProgressBar
 from jaxrl.run.schedule import Schedule
+from jaxrl.training.evaluate import EVALUATION_SEED
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Key, TrainState
 
-EVALUATION_SEED = 2**31 - 1  # evaluation starts are the same for all seeds, runs and checkpoints
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 
 
 class Session:
-    """Everything of a run that is not arrays. Use inside ``opened``."""
+    """The part of a run that is not arrays: files, clocks, messages. Use inside ``opened``."""
 
     def __init__(
         self,
@@ -48,17 +50,18 @@ class Session:
         self.writers: list[Writer] = []
         self.folder: RunFolder | None = None
         self.resume = False
-        self.health = Health(members, config, self.report, self.saved)
-        self.unsaved: str | None = None  # why the newest checkpoint could not be saved
+        self.guard = DivergenceGuard(members, config, self.report, self.saved)
+        self.unsaved: str | None = None  # the reason why the newest checkpoint could not be saved
         self.clock = {"train_seconds": 0.0, "compile_seconds": 0.0, "wall_seconds": 0.0}
         self.bar: ProgressBar | None = None
-        self.sitting = (0, 0.0)  # what was done, and its seconds of training, when this one began
+        # Iterations done, and their seconds of training, when this session began.
+        self.begun = (0, 0.0)
 
-    # The programs' arguments are arrays, and so are not made until the folder is open.
+    # The programs' arguments are arrays, so they are created only once the folder is open.
 
     @cached_property
     def sweep(self) -> dict[str, Array]:
-        """The swept values of every member: ``{name: [M]}``."""
+        """The swept values of all members: ``{name: [M]}``."""
         return {
             name: jnp.array([member.sweep[name] for member in self.members], jnp.float32)
             for name in self.members[0].sweep
@@ -66,7 +69,7 @@ class Session:
 
     @cached_property
     def keys(self) -> Key:
-        """The key of every member ``[M]``."""
+        """The keys of all members ``[M]``."""
         return jax.vmap(jax.random.key)(jnp.array([member.seed for member in self.members]))
 
     @cached_property
@@ -78,7 +81,7 @@ class Session:
     def opened(
         self, run_dir: str | Path | None, resume: bool, log: Sequence[str]
     ) -> Iterator[None]:
-        """Hold the run's folder, files and writers."""
+        """Keep the run's folder, files and writers open while inside."""
         self.resume = resume
         with ExitStack() as stack:
             if run_dir is not None:
@@ -104,7 +107,7 @@ class Session:
         self.writers = [closing(writer) for writer in writers]
 
     def report(self, text: str) -> None:
-        """One line for the user; a quiet run shows warnings alone."""
+        """Show the user one line; a quiet run shows only warnings."""
         if self.bar is not None and not self.quiet:
             self.bar.message(text)
         elif not self.quiet or text.startswith("warning"):
@@ -115,19 +118,19 @@ class Session:
             self.bar.close()
             self.bar = None
 
-    # One sitting
+    # Training
 
     def train(self, interrupted: Callable[[], int | None]) -> tuple[TrainState, dict[str, Any]]:
-        """Go on to the end. Returns the final state and the summary."""
+        """Train to the end; return the final state and the summary."""
         began = time.monotonic()
         ts, done = self.start()
-        began -= self.clock["wall_seconds"]  # of earlier sittings
+        began -= self.clock["wall_seconds"]  # of earlier sessions
         if done >= self.schedule.total and self.rows:
             self.report(f"already finished at step {self.step(done)}")
             return ts, self.summarise()
         compiled = self.compile(ts)
-        self.bar, self.sitting = self.progress(done), (done, self.clock["train_seconds"])
-        if done == 0 and not self.rows:  # a checkpoint of this step comes with its rows
+        self.bar, self.begun = self.progress(done), (done, self.clock["train_seconds"])
+        if done == 0 and not self.rows:  # a checkpoint of step 0 has its rows
             self.record(self.evaluate(compiled, ts, 0))
         while done < self.schedule.total:
             if signum := interrupted():
@@ -150,17 +153,17 @@ class Session:
         return ts, summary
 
     def step(self, done: int) -> int:
-        """Environment steps of each member after ``done`` iterations."""
+        """Return the environment steps of each member after ``done`` iterations."""
         return self.schedule.step(done)
 
     def start(self) -> tuple[TrainState, int]:
-        """The first state, or the restored one, and the iterations that are done."""
+        """Return the initial or restored state, and the number of iterations done."""
         if self.folder is None or not self.resume:
             return self._first_state(), 0
         checkpoint.clean(self.folder.checkpoints)
         if not checkpoint.available(self.folder.checkpoints):
             self.report("note: no checkpoint yet; starting from the beginning")
-            self._forget(-1, 0, 0)
+            self._rewind(-1, 0, 0)
             return self._first_state(), 0
         template = jax.eval_shape(self.programs.init, self.sweep, self.keys)
         warn = lambda text: self.report(f"warning: {text}")  # noqa: E731
@@ -171,21 +174,21 @@ class Session:
                 f"total-steps is {self.config['total_steps']}, but the run in {self.folder.path} "
                 f"is at step {restored.step} already; give at least that"
             )
-        self._forget(restored.step, restored.meta["metrics_bytes"], restored.meta["timing_bytes"])
+        self._rewind(restored.step, restored.meta["metrics_bytes"], restored.meta["timing_bytes"])
         lines = (self.folder.path / METRICS).read_text().splitlines()
         self.rows = [json.loads(line) for line in lines]
         self.clock |= restored.meta["clock"]
         self.report(f"resumed at step {restored.step}")
         return self.programs.put(restored.state), done
 
-    def _forget(self, step: int, metrics_bytes: int, timing_bytes: int) -> None:
-        """Begin this sitting's records behind ``step``: what is sure by now to go on."""
+    def _rewind(self, step: int, metrics_bytes: int, timing_bytes: int) -> None:
+        """Truncate the records to ``step``, once resuming is certain."""
         assert self.folder is not None
         self._despite_full_disk(self.folder.write_config)
         self.metrics.truncate(metrics_bytes)
         self.timing.truncate(timing_bytes)
         for writer in self.writers:
-            writer.forget(step)
+            writer.rewind(step)
 
     def _first_state(self) -> TrainState:
         began = time.monotonic()
@@ -194,14 +197,14 @@ class Session:
         return ts
 
     def compile(self, ts: TrainState) -> Compiled:
-        """The programs of all chunks and evaluations."""
+        """Return the compiled programs of all chunks and evaluations."""
         began = time.monotonic()
         compiled = self.programs.compiled(self.sweep, ts, self.eval_keys)
         self.clock["compile_seconds"] += time.monotonic() - began
         return compiled
 
     def advance(self, compiled: Compiled, ts: TrainState, done: int) -> tuple[TrainState, int]:
-        """One chunk, and what is recorded after it."""
+        """Train one chunk and record it; return the state and the iterations done."""
         target = self.schedule.next(done)
         began = time.monotonic()
         ts, metrics = compiled.chunk(self.sweep, ts, jnp.int32(target - done))
@@ -216,30 +219,30 @@ class Session:
         steps = self._all_steps(done, target)
         self.time_step(target, steps / seconds)
         if self.bar is not None:
-            first, earlier = self.sitting
+            first, earlier = self.begun
             speed = self._all_steps(first, target) / (self.clock["train_seconds"] - earlier)
             self.bar.update(self.step(target), speed, latest_return(self.rows, len(self.members)))
-        before = self.step(done) if done else 0  # the first rows know of the prefill too
-        self.health.check(rows, (self.step(target) - before) * len(self.members))
+        before = self.step(done) if done else 0  # the first rows count the prefill too
+        self.guard.check(rows, (self.step(target) - before) * len(self.members))
         return ts, target
 
     def _all_steps(self, done: int, target: int) -> int:
-        """Environment steps of all members between two iterations."""
+        """Return the environment steps of all members together between two iterations."""
         return (self.step(target) - self.step(done)) * len(self.members)
 
     def evaluate(self, compiled: Compiled, ts: TrainState, done: int) -> list[Row]:
-        """Rows of whole greedy episodes."""
+        """Return one row per member from whole greedy episodes."""
         result = jax.device_get(compiled.evaluate(self.sweep, ts, self.eval_keys))
         return evaluation_rows(self.members, result, self.step(done))
 
     def saved(self) -> list[int]:
-        """The steps of the checkpoints, ascending."""
+        """Return the steps of the checkpoints in ascending order."""
         return checkpoint.available(self.folder.checkpoints) if self.folder else []
 
     # Records
 
     def record(self, rows: list[Row]) -> None:
-        """Add rows to the record and show them to the other writers."""
+        """Add rows to the record and pass them to the event writers."""
         self.rows += rows
         if self.folder is not None:
             self._despite_full_disk(lambda: self.metrics.append(rows))
@@ -247,7 +250,7 @@ class Session:
             self._despite_full_disk(partial(writer.write, rows))
 
     def time_step(self, done: int, steps_per_second: float) -> None:
-        """Wall-clock has a file of its own, so that resumed metrics are the same bytes."""
+        """Record speed in a file of its own, so that resumed metrics have identical bytes."""
         if self.folder is not None:
             row = {
                 "step": self.step(done),
@@ -257,7 +260,7 @@ class Session:
             self._despite_full_disk(lambda: self.timing.append([row]))
 
     def save(self, ts: TrainState, done: int) -> None:
-        """A checkpoint, or the reason why there is none in ``unsaved``; older ones stay."""
+        """Save a checkpoint, or set ``unsaved`` to the reason why not; older ones stay."""
         if self.folder is None:
             return
         try:
@@ -274,8 +277,8 @@ class Session:
             self.unsaved = str(error)
 
     def summarise(self) -> dict[str, Any]:
-        """Write ``summary.json`` and ``curves.png``. Raises as ``summary.write`` does."""
-        from jaxrl.run import summary  # which imports pandas
+        """Write ``summary.json`` and ``curves.png`` (as ``summary.write``); return the summary."""
+        from jaxrl.run import summary  # it imports pandas
 
         config = self.folder.config if self.folder else self.config
         found = summary.summarise(config, self.members, self.rows, self.schedule, self.clock)
@@ -284,7 +287,7 @@ class Session:
         return found
 
     def progress(self, done: int) -> ProgressBar:
-        """The bar of this sitting."""
+        """Return the progress bar of this session."""
         label = f"{self.config['algorithm']} {self.config['env']} x{len(self.members)}"
         total = self.step(self.schedule.total)
         return ProgressBar(total, self.step(done), label, self.quiet)

@@ -1,4 +1,4 @@
-"""The summary of a run: final returns with intervals, and how fast it was."""
+"""The summary of a run: final returns with intervals, and speed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from jaxrl.analysis import plot_run
 from jaxrl.analysis.statistics import final_return
 from jaxrl.errors import RunError, UsageError
-from jaxrl.run.folder import write_json
+from jaxrl.record.folder import write_json
 from jaxrl.run.schedule import Schedule
 
 SUMMARY, CURVES = "summary.json", "curves.png"
@@ -22,7 +22,10 @@ def summarise(
     schedule: Schedule,
     clock: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What ``summary.json`` holds. ``rows`` end with the last evaluation of every member."""
+    """Return the content of ``summary.json``.
+
+    ``rows`` must end with the last evaluation of every member.
+    """
     last = [row for row in rows if row["kind"] == "eval"][-len(members) :]
     returns = [row["episode_return"] for row in last]
     trained = schedule.total * schedule.steps * len(members)
@@ -52,14 +55,14 @@ def summarise(
 
 
 def write(folder: Path, summary: Mapping[str, Any], report: Callable[[str], Any]) -> None:
-    """Write ``summary.json``, and ``curves.png``, which anyone can draw again, if that is possible.
+    """Write ``summary.json`` and ``curves.png`` (a failure to plot is only a warning).
 
     Raises:
-        RunError: if the summary cannot be written; a resumed run tries that again.
+        RunError: if the summary cannot be written; a resumed run tries again.
     """
     try:
         plot_run(folder, folder / CURVES)
-    except (OSError, UsageError) as error:  # or what it reads could not be written
+    except (OSError, UsageError) as error:  # UsageError: a full disk left the metrics incomplete
         report(f"warning: {CURVES} was not drawn: {error}")
     try:
         write_json(folder / SUMMARY, summary)

@@ -1,21 +1,26 @@
-"""The rows of a run's record: one for each member, of training or of evaluation."""
+"""The rows of a run's record: one per member, for training or for evaluation.
+
+A run trains a *population*: the runs trained together (configurations x seeds). A *member* is one
+of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxrl import metrics as m
+from jaxrl.record.metrics_file import Row
 from jaxrl.training.evaluate import Evaluation
 
-Row = dict[str, Any]
-FIRST = ("episode_return", "episode_length", "episodes")  # of a row, after where it belongs
+# The metrics that come first in a row, after kind, seed and step.
+FIRST = ("episode_return", "episode_length", "episodes")
 
 
 class Member(NamedTuple):
-    """One of the runs that are trained together: a configuration of the sweep, and a seed."""
+    """One run of the population: a configuration of the sweep, and a seed."""
 
     config: int
     sweep: Mapping[str, float]
@@ -23,19 +28,19 @@ class Member(NamedTuple):
 
     @property
     def label(self) -> Row:
-        """What marks its rows."""
+        """The entries that identify the member in its rows."""
         swept = {"config": self.config, "sweep": dict(self.sweep)} if self.sweep else {}
         return {"seed": self.seed, **swept}
 
     @property
     def name(self) -> str:
-        """In words: ``seed 0``, or ``seed 0 with gamma=0.9``."""
+        """The member in words: ``seed 0``, or ``seed 0 with gamma=0.9``."""
         values = " ".join(f"{name}={value:g}" for name, value in self.sweep.items())
         return f"seed {self.seed}" + (f" with {values}" if values else "")
 
 
 def train_rows(members: Sequence[Member], metrics: m.Metrics, step: int) -> list[Row]:
-    """Of metrics ``[M]``, up to environment step ``step``."""
+    """Return one row per member from metrics ``[M]`` that end at environment step ``step``."""
     with np.errstate(invalid="ignore"):
         values = m.values(metrics)
     names = [*FIRST, *sorted(values.keys() - set(FIRST))]
@@ -47,7 +52,7 @@ def train_rows(members: Sequence[Member], metrics: m.Metrics, step: int) -> list
 
 
 def evaluation_rows(members: Sequence[Member], result: Evaluation, step: int) -> list[Row]:
-    """Of whole episodes ``[M, E]``."""
+    """Return one row per member from evaluation episodes ``[M, episodes]``."""
     return [
         {
             "kind": "eval",
@@ -63,7 +68,7 @@ def evaluation_rows(members: Sequence[Member], result: Evaluation, step: int) ->
 
 
 def latest_return(rows: Sequence[Row], members: int) -> float | None:
-    """The members' mean return of the newest rows that have one, training before evaluation."""
+    """Return the newest mean return over members, from training if known, else from evaluation."""
     for kind in ("train", "eval"):
         newest = [row for row in rows[-2 * members :] if row["kind"] == kind]
         returns = [row["episode_return"] for row in newest]

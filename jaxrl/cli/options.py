@@ -1,4 +1,4 @@
-"""What the scripts of many agents share: more options, and the trainers that they describe."""
+"""The options that scripts share, and the trainers that they describe."""
 
 from __future__ import annotations
 
@@ -6,16 +6,60 @@ import dataclasses
 from typing import Any
 
 from jaxrl.agents import NormalizeObs, ScaleReward
+from jaxrl.cli.assignments import assignments
 from jaxrl.data.replay import Precision
 from jaxrl.envs import VectorEnv, make
 from jaxrl.envs.vector import Resets
-from jaxrl.run import cli
 from jaxrl.training import OffPolicy, OnPolicy
 from jaxrl.training.rounds import Prefill
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingOptions(cli.Options):
+class Options:
+    """Options of every script."""
+
+    env: str = "brax/ant"
+    """The environment, "<suite>/<task>"; a wrong name is answered with the nearest right ones."""
+    env_options: tuple[str, ...] = ()
+    """Options of the environment, as in: backend=mjx"""
+    total_steps: int = 500_000
+    """Environment steps of each seed, rounded up to whole iterations."""
+    seed: int = 0
+    """The first seed."""
+    num_seeds: int = 1
+    """Number of seeds (seed, seed + 1, ...), trained together in one program."""
+    num_envs: int = 8
+    """Environments of each seed."""
+    run_dir: str | None = None
+    """The run's folder; default runs/ALGORITHM_ENV_TIME."""
+    resume: bool = False
+    """Continue the run in --run-dir from its newest intact checkpoint."""
+    eval_every: int | None = None
+    """Steps between evaluations; default a tenth of the run."""
+    eval_episodes: int = 32
+    """Greedy episodes per evaluation and seed."""
+    log_every: int | None = None
+    """Steps between rows of metrics.jsonl; default a fifth of --eval-every."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; default --eval-every."""
+    devices: int | None = None
+    """Local devices to use; default all that the sizes divide over (on a CPU: one per core)."""
+    sweep: tuple[str, ...] = ()
+    """Hyper-parameters to sweep in one program, as in: learning_rate=1e-4,3e-4 gamma=0.97,0.99"""
+    max_skipped: int = 100
+    """Stop after this many gradient steps in a row were not finite, for every member."""
+    max_nonfinite: float = 0.5
+    """Stop if more than this fraction of a chunk's environment steps was not finite."""
+    log: tuple[str, ...] = ()
+    """Further places to log to: tensorboard, wandb."""
+    render: bool = False
+    """At the end draw an episode of the first seed, as python -m jaxrl.analysis render does."""
+    quiet: bool = False
+    """No progress bar, no notes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions(Options):
     """Options of every script that trains in an environment."""
 
     resets: Resets | None = None
@@ -28,12 +72,12 @@ class TrainingOptions(cli.Options):
     """Learn from rewards times this."""
 
     def environments(self) -> VectorEnv:
-        """The vector environment."""
-        env = make(self.env, **cli.assignments(self.env_options, "env-options"))
+        """Return the vector environment."""
+        env = make(self.env, **assignments(self.env_options, "env-options"))
         return VectorEnv(env, self.num_envs, self.resets, max_steps=self.max_steps)
 
     def wrapped(self, agent: Any) -> Any:
-        """``agent`` in the wrappers that are asked for."""
+        """Return ``agent`` in the wrappers that the options ask for."""
         if self.reward_scale != 1.0:
             agent = ScaleReward(agent, self.reward_scale)
         if self.normalize_obs:
@@ -43,7 +87,7 @@ class TrainingOptions(cli.Options):
 
 @dataclasses.dataclass(frozen=True)
 class OnPolicyOptions(TrainingOptions):
-    """Options of every script that trains by rollouts."""
+    """Options of every script that trains on rollouts."""
 
     unroll: int = 128
     """Steps of every environment between two updates."""
@@ -54,11 +98,11 @@ class OnPolicyOptions(TrainingOptions):
 
     @property
     def iterations(self) -> int:
-        """Rollouts, and so updates, of the whole run."""
+        """The rollouts, and so updates, of the whole run."""
         return -(-self.total_steps // max(self.unroll * self.num_envs, 1))
 
     def trainer(self, agent: Any, env: VectorEnv) -> OnPolicy:
-        """The trainer of ``agent``, with its learning rate annealed and its wrappers around it."""
+        """Return the trainer of ``agent``, annealed and in its wrappers."""
         if self.anneal and not agent.anneal_over:
             agent = agent.replace(anneal_over=float(self.iterations))
         return OnPolicy(self.wrapped(agent), env, unroll=self.unroll)
@@ -66,7 +110,7 @@ class OnPolicyOptions(TrainingOptions):
 
 @dataclasses.dataclass(frozen=True)
 class OffPolicyOptions(TrainingOptions):
-    """Options of every script that trains from a replay ring."""
+    """Options of every script that trains from a replay buffer."""
 
     num_envs: int = 1
     """Environments of each seed."""
@@ -77,26 +121,26 @@ class OffPolicyOptions(TrainingOptions):
     batch_size: int = 256
     """Transitions of a gradient step."""
     capacity: int = 1_000_000
-    """Transitions in the ring, whose memory is taken at once, however short the run."""
+    """Transitions in the buffer, whose memory is taken at once, however short the run."""
     prefill: int = 5_000
     """Transitions before the first gradient step; rounded up to whole rounds."""
     prefill_policy: Prefill = "uniform"
-    """Who makes them: uniform actions, or the untrained agent."""
+    """The policy of the prefill: uniform actions, or the untrained agent."""
     n_step: int = 1
-    """Sum the rewards of so many steps."""
+    """Sum the rewards of this many steps."""
     precision: Precision = "full"
-    """Half keeps the observations in the ring in 16 bits."""
+    """Half keeps the observations in the buffer in 16 bits."""
     rounds: int | None = None
     """Rounds of an iteration; default chosen by the sizes."""
 
     @property
     def gradient_steps(self) -> int:
-        """Those of the whole run."""
+        """The gradient steps of the whole run."""
         steps = max(self.total_steps - self.prefill, 0)
         return self.updates * -(-steps // max(self.unroll * self.num_envs, 1))
 
     def trainer(self, agent: Any, env: VectorEnv) -> OffPolicy:
-        """The trainer of ``agent`` with its wrappers around it."""
+        """Return the trainer of ``agent`` in its wrappers."""
         return OffPolicy(
             self.wrapped(agent),
             env,
