@@ -90,6 +90,7 @@ def test_a_wrong_name_answers_with_the_nearest(name, answer):
         ("brax/ant", {"use_contact_forces": True}, ["use_contact_forces"]),
         ("probe/constant", {"length": 3}, ["length", "continuous"]),
         ("probe/termination", {"length": 0}, ["length is 0"]),
+        ("probe/memory", {"delay": 0}, ["delay is 0"]),
         ("probe/action", {"continuous": 1}, ["continuous is 1"]),
     ],
 )
@@ -268,12 +269,13 @@ def test_the_vector_environment_ends_and_counts_an_illegal_action():
 
 
 def discounted_returns(env, gamma, steps):
-    """Observations ``[T, 1]`` and the returns ``[T]`` of the best actions, by playing them."""
+    """Observations ``[T, O]`` and the returns ``[T]`` of the best actions, by playing them."""
     state, obs = env.reset(KEY)
     seen, rewards = [], []
     for key in jax.random.split(KEY, steps):
         seen.append(obs)
-        state, step = env.step(key, state, env.best_action(obs))
+        remembered = seen[0] if env.name == "probe/memory" else obs
+        state, step = env.step(key, state, env.best_action(remembered))
         rewards.append(float(step.reward))
         obs = step.obs
         if step.terminated:
@@ -319,6 +321,32 @@ def test_probes_show_both_observations_and_their_lengths():
     np.testing.assert_allclose(seen[:, 0], [1.0, 0.75, 0.5, 0.25])
     assert envs.make("probe/time_limit", max_steps=3).spec.max_steps == 3
     assert envs.make("probe/termination").spec.max_steps is None
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_a_cue_to_remember_is_seen_once_and_decides_the_last_reward_alone(continuous):
+    env = envs.make("probe/memory", continuous=continuous, delay=3)
+    actions = jnp.linspace(-1, 1, 41)[:, None] if continuous else jnp.arange(2)
+    keys = jax.random.split(KEY, 16)
+    state, obs = jax.vmap(env.reset)(keys)
+    cue = np.asarray(obs[:, 0])
+    assert set(cue) == {-1.0, 1.0}
+    best = env.best_action(obs)
+    for left in (3, 2, 1, 0):
+        np.testing.assert_allclose(obs[:, 1], left / 3)
+        assert left == 3 or (obs == obs[0]).all()  # both cues look the same
+        each = jax.vmap(lambda s: jax.vmap(lambda a, s=s: env.step(KEY, s, a)[1].reward)(actions))
+        rewards = np.asarray(each(state))  # [16, actions]
+        if left:
+            assert (rewards == 0).all()
+        else:
+            np.testing.assert_allclose(actions[rewards.argmax(axis=1)], best, atol=1e-6)
+            np.testing.assert_allclose(rewards.max(axis=1), 1.0)
+            blind = (rewards[cue < 0].mean(axis=0) + rewards[cue > 0].mean(axis=0)) / 2
+            np.testing.assert_allclose(blind.max(), 0.75 if continuous else 0.0)
+        state, step = jax.vmap(env.step)(keys, state, best)
+        assert (step.terminated == (left == 0)).all()
+        obs = step.obs
 
 
 def test_the_vector_environment_truncates_one_limit_probe_and_lets_the_other_end():
