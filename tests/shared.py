@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -56,3 +57,12 @@ def script_module(name):
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
+
+
+def trainer_of(name, agent, words):
+    """The trainer that ``experiments/NAME.py`` builds from the words of a command line."""
+    from jaxrl import cli  # only tests of scripts need the shell
+
+    presets = importlib.import_module(f"jaxrl.cli.presets.{name}").PRESETS
+    with script_module(name) as script:
+        return script.build(cli.parse(script.Config, presets, agent, words.split()))
