@@ -161,7 +161,7 @@ def test_checkpoints_are_numbered_by_total_iterations_and_keep_their_phase(finis
     assert metas[5]["iteration"] == 5
     early, late = (load_policy(tmp_path / "run", iteration=number) for number in (4, 5))
     assert early.agent.learning_rate == agent().learning_rate != late.agent.learning_rate
-    assert early([1.0]).shape == ()
+    assert early(np.ones(1, np.float32)).shape == ()
 
 
 # --- interruptions
