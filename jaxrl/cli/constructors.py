@@ -32,9 +32,8 @@ def declared_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     Fields that ``bind`` finds out are no options. A part has the options of its default's class.
     """
     cls: Any = info.type
-    if not dataclasses.is_dataclass(cls) or issubclass(cls, Options):
-        return None
-    if not any(hyper.declaration(field) for field in dataclasses.fields(cls)):
+    known = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    if not any(hyper.declaration(field) for field in known) or issubclass(cls, Options):
         return None
     node: Any = info.default if isinstance(info.default, cls) else cls()
     hints = typing.get_type_hints(type(node))

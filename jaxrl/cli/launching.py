@@ -42,8 +42,8 @@ def report(result: Run, options: Options) -> None:
     """Print the result of a run, unless ``quiet``; draw an episode of it with ``render``."""
     if not options.quiet:
         print(describe(result))
-    if options.render:
-        _render(result, options.quiet)
+    if options.render and result.run_dir is not None:
+        _render(result, result.run_dir, options.quiet)
 
 
 def describe(result: Run) -> str:
@@ -67,7 +67,7 @@ def describe(result: Run) -> str:
     return "\n".join(lines)
 
 
-def _render(result: Run, quiet: bool) -> None:
+def _render(result: Run, folder: Path, quiet: bool) -> None:
     """Draw an episode of the newest checkpoint; the run is saved, so a failure is a warning."""
     from jaxrl.analysis import render_run
 
@@ -78,7 +78,7 @@ def _render(result: Run, quiet: bool) -> None:
     known = env.name in envs.names()
     try:
         rendering = render_run(
-            result.run_dir, classes=classes_of(trainer.agent), env=None if known else env
+            folder, classes=classes_of(trainer.agent), env=None if known else env
         )
     except Exception as error:
         reason = " ".join(str(error).split())

@@ -138,9 +138,7 @@ def as_phases(trainer: Trainer | Sequence[Phase], total_steps: int | None) -> li
     names = [phase.name for phase in phases]
     for phase in phases:
         if not phase.name:
-            raise UsageError(
-                "a phase has no name; give one, as Phase(trainer, 1000, 'online')"
-            )
+            raise UsageError("a phase has no name; give one, as Phase(trainer, 1000, 'online')")
         require_integer(f"steps of phase {phase.name!r}", phase.steps)
     if len(set(names)) < len(names):
         raise UsageError(f"phases {names} repeat a name; give every phase its own")
