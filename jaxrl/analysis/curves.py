@@ -122,9 +122,10 @@ def _entries(run_dirs: Sequence[str | Path]) -> list[Entry]:
         if taken.count((env, algorithm)) > 1:
             name += f" ({folder if folders.count(folder) == 1 else run_dir})"
         kind, curves = load_curves(run_dir)
-        for curve in curves or [None]:
-            label = name if curve is None else f"{name} {curve.label}".strip()
-            entries.append(Entry(config, env, label, kind, curve))
+        for curve in curves:
+            entries.append(Entry(config, env, f"{name} {curve.label}".strip(), kind, curve))
+        if not curves:
+            entries.append(Entry(config, env, name, kind, None))
     return entries
 
 

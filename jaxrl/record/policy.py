@@ -73,7 +73,7 @@ class Policy:
                 f"{name} has a memory; play it with carry = policy.start(n) and "
                 "action, carry = policy.step(carry, obs, key)"
             )
-        return self._act(self.state, (), obs, self._key(key, "policy(obs, key)"))[0]
+        return self._play((), obs, self._key(key, "policy(obs, key)"))[0]
 
     def start(self, n: int = 1, key: Key | None = None) -> PyTree:
         """Return the memory ``[n, ...]`` with which ``n`` episodes begin; ``()`` without memory."""
@@ -87,8 +87,19 @@ class Policy:
         Raises:
             UsageError: if a sampling policy gets no key.
         """
-        key = self._key(key, "policy.step(carry, obs, key)")
-        action, carry = self._act(self.state, carry, obs, key)
+        return self._play(carry, obs, self._key(key, "policy.step(carry, obs, key)"))
+
+    def _play(self, carry: PyTree, obs: Any, key: Key) -> tuple[Array, PyTree]:
+        try:
+            action, carry = self._act(self.state, carry, obs, key)
+        except KeyError as error:
+            (name,), seen = error.args[:1], self.spec.observation
+            if isinstance(obs, Mapping) and isinstance(seen, dict) and name in seen.keys() - obs:
+                raise UsageError(
+                    f"the policy sees the entry {name!r}, which obs lacks; "
+                    f"it has {', '.join(map(str, obs))}"
+                ) from None
+            raise
         return action, carry
 
     def _key(self, key: Key | None, call: str) -> Key:
@@ -126,8 +137,10 @@ def load_policy(
             class or the environment is unknown.
         CheckpointError: if no checkpoint is intact.
     """
-    options = {"classes": classes, "env": env}
-    return load_policy_and_env(run_dir, seed, mode, iteration, config, **options)[0]
+    policy, _ = load_policy_and_env(
+        run_dir, seed, mode, iteration, config, classes=classes, env=env
+    )
+    return policy
 
 
 def load_policy_and_env(

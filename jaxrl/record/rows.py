@@ -7,7 +7,7 @@ of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def train_rows(
 ) -> list[Row]:
     """Return one row per member from metrics ``[M]`` of a chunk that ends at ``position``."""
     with np.errstate(invalid="ignore"):
-        values = m.values(metrics)
+        values: dict[str, Any] = m.values(metrics)
     if "episode_return" not in values:  # no environment ran
         values["episode_return"] = np.full(len(members), np.nan)
     first = [name for name in FIRST if name in values]
