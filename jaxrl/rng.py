@@ -81,7 +81,7 @@ class _Split:
 
     def __init__(self, step: Callable, defer: bool, key: Key, carry: PyTree, x: PyTree) -> None:
         closed, shape = jax.make_jaxpr(step, return_shape=True)(key, carry, x)
-        self.trees = [jax.tree.structure(each) for each in shape]
+        self.trees: list[Any] = [jax.tree.structure(each) for each in shape]
         self.equations: list[_Equation] = []
         self.kinds: list[Kind] = []
         self.values: dict[int, Any] = {}  # what the step closes over
