@@ -86,7 +86,8 @@ class _Split:
         self.kinds: list[Kind] = []
         self.values: dict[int, Any] = {}  # what the step closes over
         sizes = [len(jax.tree.leaves(each)) for each in (key, carry, x)]
-        groups = [self._new_all(k, n) for k, n in zip(("key", "loop", "loop"), sizes, strict=True)]
+        kinds: list[Kind] = ["key", "loop", "loop"]
+        groups = [self._new_all(kind, n) for kind, n in zip(kinds, sizes, strict=True)]
         self.key, self.carry, self.x = groups
         results = self._number(closed, [i for group in groups for i in group])
         self.end, self.y = results[: self.trees[0].num_leaves], results[self.trees[0].num_leaves :]
