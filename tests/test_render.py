@@ -386,8 +386,15 @@ def small(folder):
     return trainer, cli.Options(run_dir=str(folder), render=True, quiet=True, **sizes)
 
 
+def trained(trainer, options):
+    """Train and report, as a script does."""
+    result = jaxrl.run(trainer, options.total_steps, **options.run_options(trainer))
+    cli.report(result, options)
+    return result
+
+
 def test_training_with_render_ends_with_the_episode(tmp_path, capsys):
-    cli.train(*small(tmp_path / "run"))
+    trained(*small(tmp_path / "run"))
     out, err = capsys.readouterr()
     assert (tmp_path / "run" / "episode.npz").exists()
     assert (out, err) == ("", "warning: no pictures: there is no picture of probe/action\n")
@@ -402,7 +409,7 @@ def test_own_agents_and_environments_are_drawn_at_the_end_of_training(tmp_path, 
     trainer, options = small(tmp_path / "run")
     env = make("probe/action")
     object.__setattr__(env, "name", "elsewhere/action")
-    cli.train(OnPolicy(ppo(4, Mine), VectorEnv(env, 2), num_steps=4), options)
+    trained(OnPolicy(ppo(4, Mine), VectorEnv(env, 2), num_steps=4), options)
     assert (tmp_path / "run" / "episode.npz").exists()
     assert "no picture of elsewhere/action" in capsys.readouterr().err
 
@@ -412,6 +419,6 @@ def test_no_failure_to_draw_spoils_a_run(tmp_path, capsys, monkeypatch):
         raise RuntimeError("the renderer\nfell over")
 
     monkeypatch.setattr(jaxrl.analysis, "render_run", fail)
-    result = cli.train(*small(tmp_path / "run"))
+    result = trained(*small(tmp_path / "run"))
     assert result.summary["final_return"] and (tmp_path / "run" / "summary.json").exists()
     assert capsys.readouterr().err == "warning: no episode was drawn: the renderer fell over\n"
