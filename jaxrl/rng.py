@@ -10,6 +10,7 @@ evaluated for all steps at once too, after the loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -53,7 +54,9 @@ def scan(
     length = jax.tree.leaves(keys)[0].shape[0]
     if length == 0 or not ENABLED:
         return jax.lax.scan(lambda c, kx: step(kx[0], c, kx[1]), carry, (keys, xs), unroll=unroll)
-    key, x = jax.tree.map(lambda leaf: leaf[0], (keys, xs))
+    # Only the first step's shapes are used; this read is not a use of its key.
+    first = partial(jax.lax.dynamic_index_in_dim, index=0, keepdims=False)
+    key, x = jax.tree.map(first, (keys, xs))
     split = _Split(step, defer, key, carry, x)
     drawn = jax.vmap(split.draw)(keys)
     carry, kept = jax.lax.scan(

@@ -197,6 +197,15 @@ def test_raw_keys():
     assert_same_bits(found, jax.jit(lambda: rng.scan(normals, START, keys_of(KEY)))())
 
 
+def test_reading_shapes_is_no_use_of_a_key():
+    """JAX's check of key reuse is content, also in scans within scans."""
+    with jax.debug_key_reuse(True):
+        jax.jit(lambda key: rng.scan(nested, START, keys_of(key)))(jax.random.key(0))
+        again = lambda key, carry, x: (carry + jax.random.uniform(key), jax.random.bits(key))  # noqa: E731
+        with pytest.raises(jax.errors.KeyReuseError):
+            jax.jit(lambda key: rng.scan(again, START, keys_of(key)))(jax.random.key(0))
+
+
 @pytest.mark.parametrize("steps", [0, 1])
 def test_short_scans(steps):
     found = jax.jit(lambda: rng.scan(normals, START, keys_of(KEY, steps)))()

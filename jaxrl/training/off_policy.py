@@ -111,10 +111,17 @@ class OffPolicy(Trainer):
         Trainer.check(self, shards)
         self.sampling.check()
         self.schedule.check()
-        least = self.n_step * self.env.num_envs
+        if self.sampler is not None and self.n_step > 1:
+            name = type(self.sampler).__name__
+            raise UsageError(
+                f"n_step is {self.n_step}, and {name} says itself how many rewards it sums; "
+                "leave n_step out, and give the sampler its own"
+            )
+        n_step = getattr(self.sampling, "n_step", 1)
+        least = n_step * self.env.num_envs
         if self.first_step < least:
             raise UsageError(
-                f"learning_starts is {self.learning_starts}; n_step {self.n_step} needs {least}"
+                f"learning_starts is {self.learning_starts}; n_step {n_step} needs {least}"
             )
         if self.buffer_size < self.first_step:
             raise UsageError(
