@@ -121,16 +121,25 @@ class Trainer:
                 f"{-(-self.env.num_envs // shards) * shards} would"
             )
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether batches are sampled from a dataset."""
+        return bool(getattr(getattr(self, "sampling", None), "needs_data", False))
+
     def check_data(self, data: PyTree) -> None:
         """Raise UsageError if the sampler needs a dataset and there is none, or the reverse."""
-        sampler: Any = getattr(self, "sampling", None)
-        needs = getattr(sampler, "needs_data", False)
-        if needs and not jax.tree.leaves(data):
+        given, sampler = bool(jax.tree.leaves(data)), getattr(self, "sampling", self)
+        if self.needs_data and not given:
             raise UsageError(
                 f"{type(sampler).__name__} samples from a dataset, and there is none; "
                 "give one, as data=dataset"
             )
-        if needs:
+        if given and not self.needs_data:
+            raise UsageError(
+                f"{type(sampler).__name__} samples from no dataset, and one is given; leave it "
+                "out, or give a sampler that reads it, such as OffPolicy(..., sampler=Mixed())"
+            )
+        if given:
             data.check()
 
     def check_memory(self, members: int, devices: int) -> str | None:
