@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from jaxrl import VectorEnv, make
+from jaxrl import PPO, OnPolicy, VectorEnv, make, rng
 from jaxrl.envs import mjx as suite
 from jaxrl.envs.mjx.engine_c import CEngine
 from jaxrl.envs.mjx.engine_mjx import MjxEngine
@@ -543,3 +543,60 @@ def test_an_engine_that_cannot_run_here_is_one_line(monkeypatch):
     with pytest.raises(UsageError, match="engine 'c' runs on the CPU.*choose engine mjx"):
         make("mjx/Hopper-v5", engine="c")
     assert suite.choose_engine("mjx/Hopper-v5", None) == "mjx"
+
+
+# In rollouts
+
+
+@pytest.mark.parametrize(
+    ("mode", "resets"),
+    [("pool", [2 * 5]), ("fresh", [2 * 6 * 8]), ("first", [])],
+)
+def test_a_rollout_of_two_members_calls_the_engine_once_per_step(mode, resets, monkeypatch):
+    """And once for all starts of a rollout. Draws inside the loop give the same steps."""
+    env, num_steps, num_envs = make("mjx/HalfCheetah-v5", engine="c"), 6, 8
+    venv = VectorEnv(env, num_envs, reset_mode=mode, pool_size=5, max_steps=4)
+    trainer = OnPolicy(PPO(update_epochs=1, num_minibatches=1), venv, num_steps=num_steps)
+    calls = []
+
+    def counted(name):
+        own = getattr(CEngine, name)
+
+        def host(self, out, *args):
+            calls.append((name, len(out[1])))  # the rows of this batch
+            own(self, out, *args)
+
+        monkeypatch.setattr(CEngine, name, host)
+
+    counted("_host_reset")
+    counted("_host_step")
+
+    def two_iterations():
+        init, iteration = (
+            jax.jit(jax.vmap(f), compiler_options=COMPILER)
+            for f in (trainer.init, trainer.iteration)
+        )
+        trained = init(jax.random.split(jax.random.key(0), 2))
+        iteration = iteration.lower(trained).compile()
+        jax.block_until_ready(trained)
+        calls.clear()
+        history = []
+        for _ in range(2):
+            trained, metrics = jax.block_until_ready(iteration(trained))
+            history.append((trained.env.obs, metrics["episode_return"]))
+        return calls.copy(), trained, history
+
+    found, trained, history = two_iterations()
+    each = [("_host_reset", rows) for rows in resets]
+    each += [("_host_step", 2 * num_envs)] * num_steps
+    assert sorted(found) == sorted(2 * each)
+    assert (trained.env.steps < 4).all() and (history[1][1].weight == 2 * num_envs).all()
+    monkeypatch.setattr(rng, "ENABLED", False)
+    _, again, inside = two_iterations()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3),
+        history,
+        inside,
+    )
+    networks = (x.agent.networks.params for x in (trained, again))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *networks)
