@@ -6,6 +6,7 @@ One agent has a part of its own; the other has a memory.
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -153,7 +154,7 @@ CLASSES = [Reinforce, Linear, Pulse]
 
 def train(agent, folder=None, **options):
     trainer = OnPolicy(agent, VectorEnv(Rope(), 2), num_steps=8)
-    return run(trainer, 64, seeds=2, run_dir=folder, **SMALL | options)
+    return run(trainer, 64, run_dir=folder, **{"seeds": 2} | SMALL | options)
 
 
 @pytest.fixture(scope="module", params=[Reinforce(), Pulse()], ids=["own part", "memory"])
@@ -204,10 +205,15 @@ def test_it_is_loaded_and_drawn_with_the_classes_and_the_environment(finished, t
             load_policy(finished.run_dir, **lacking)
 
 
-def test_an_own_part_is_asked_for_by_its_name():
-    result = train(Reinforce())
-    config = hyper.to_config(result.trainer.agent)
-    assert config["policy"] == {"class": "Linear", "std": 0.5}
+@pytest.mark.parametrize("name", ["std", "policy.std"])
+def test_a_number_of_an_own_part_is_swept_by_either_name(tmp_path, name):
+    result = train(Reinforce(), tmp_path / "run", sweep={name: [0.25, 0.5]}, seeds=1)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["agent"]["policy"] == {"class": "Linear", "std": 0.5}
+    assert [row["sweep"] for row in result.rows[-2:]] == [{name: 0.25}, {name: 0.5}]
+    for i, std in enumerate((0.25, 0.5)):
+        loaded = load_policy(tmp_path / "run", config=i, classes=CLASSES, env=Rope())
+        assert loaded.agent.policy.std == std == result.policy(i).agent.policy.std
 
 
 # --- memory

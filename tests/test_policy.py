@@ -12,13 +12,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl import PPO, NormalizeObs, OnPolicy, UsageError, VectorEnv, hyper, load_policy, make, run
+import jaxrl.agents
+from jaxrl import (
+    PPO,
+    NormalizeObs,
+    OnPolicy,
+    ScaleReward,
+    UsageError,
+    VectorEnv,
+    hyper,
+    load_policy,
+    make,
+    run,
+)
 from jaxrl.analysis import render_run
 from jaxrl.nn import running_statistics
 from jaxrl.nn.critics import ValueFunction
+from jaxrl.nn.encoders import CNN
 from jaxrl.nn.policies import AutoPolicy
+from jaxrl.optim import AdamW
 from jaxrl.record import Policy, checkpoint
-from jaxrl.record.policy import CLASSES
+from jaxrl.record.policy import CLASSES, make_agent
 
 SEEDS = [3, 5]
 RATES = [1e-3, 1e-1]
@@ -284,6 +298,25 @@ def test_unknown_classes_and_environments_say_what_to_pass(own, call):
     assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match="unknown environment 'elsewhere/pendulum'; .* as env="):
         call(own.run_dir, classes=[Mine])
+
+
+@pytest.mark.parametrize("name", sorted({*jaxrl.agents.__all__} - {"NormalizeObs", "ScaleReward"}))
+def test_agents_of_the_library_are_read_from_their_record(name):
+    """Once they are bound, and once they are not."""
+    agent = NormalizeObs(ScaleReward(getattr(jaxrl.agents, name)(optimizer=AdamW()), 0.5))
+    spec = make("gymnax/Pendulum-v1").spec
+    try:
+        agent.bind(spec)
+    except UsageError:  # it needs discrete actions
+        spec = make("gymnax/CartPole-v1").spec
+    for made in (agent, agent.bind(spec)):
+        found = make_agent(json.loads(json.dumps(hyper.to_config(made))))
+        assert found.bind(spec) == agent.bind(spec)
+
+
+def test_parts_are_read_from_their_record():
+    pixels = make_agent({"class": "CNN", "filters": [4], "kernels": [3], "strides": [1]})
+    assert pixels == CNN(filters=(4,), kernels=(3,), strides=(1,))
 
 
 def test_no_class_is_imported_because_a_file_names_it(finished, tmp_path):

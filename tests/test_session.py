@@ -40,6 +40,18 @@ def test_wrong_input_of_the_function_is_refused_too():
         ({"seeds": [1, 2, 1]}, r"seeds \[1, 2, 1\] repeat; give every seed once"),
         ({"seeds": []}, "num_seeds is 0; it must be at least 1"),
         ({"sweep": {"gamma": []}}, "gamma has no values"),
+        (
+            {"sweep": {"hidden_dims": [4]}},
+            "'hidden_dims' is ambiguous; choose one of critic.hidden",
+        ),
+        (
+            {"sweep": {"optimizer.eps": [1e-8], "eps": [1e-8]}},
+            "optimizer.eps and eps are one hyper-parameter; sweep it once",
+        ),
+        (
+            {"sweep": {"obs_clip": [5.0]}},
+            "obs_clip is not in use, .*wrap the agent in NormalizeObs",
+        ),
         ({"resume": True}, "resume needs the run-dir"),
         ({"log": ["tensorboard"]}, "log tensorboard needs a run-dir"),
         ({"max_nonfinite": 1.5}, "max_nonfinite is 1.5; it must be at least 0 and at most 1"),

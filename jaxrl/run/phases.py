@@ -194,7 +194,7 @@ def _schedule(
 def check_one_agent(phases: Sequence[Phase]) -> None:
     """Raise UsageError unless all phases train one class of agents with states of one structure."""
     first, *others = phases
-    wanted = _agent_state(first.trainer)
+    wanted = _agent_state(first.trainer) if others else {}
     for phase in others:
         classes = [type(protocol.innermost(each.trainer.agent)) for each in (first, phase)]
         if classes[0] is not classes[1]:

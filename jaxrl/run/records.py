@@ -159,17 +159,17 @@ class Records:
         )
         meta = restored.meta
         stage, done = self.plan.stages[meta["phase"]], meta["iteration"]
-        position = stage.position(done)
         if done > stage.last:
             raise UsageError(
                 f"total-steps is {self.config['total_steps']}, but the run in {self.folder.path} "
-                f"is at step {position.step} already; give at least that"
+                f"is at step {stage.position(done).step} already; give at least that"
             )
-        self._rewind(position.step, meta["metrics_bytes"], meta["timing_bytes"])
+        step = self.plan.position(done).step
+        self._rewind(step, meta["metrics_bytes"], meta["timing_bytes"])
         lines = (self.folder.path / METRICS).read_text().splitlines()
         self.rows = [json.loads(line) for line in lines]
         self.clock |= meta["clock"]
-        self.report(f"resumed at step {position.step}")
+        self.report(f"resumed at step {step}")
         return restored.state, done, stage
 
     def _rewind(self, step: int, metrics_bytes: int, timing_bytes: int) -> None:
