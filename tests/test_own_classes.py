@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from shared import assert_same_bits
 
-from jaxrl import Offline, OnPolicy, UsageError, VectorEnv, hyper, load_policy, run
+from jaxrl import TD3, Offline, OnPolicy, UsageError, VectorEnv, hyper, load_policy, run
 from jaxrl.analysis import render_run, rollout
 from jaxrl.hyper import bound, number, part, size
 from jaxrl.metrics import mean_of
@@ -243,6 +243,15 @@ def test_an_agent_without_memory_is_played_by_the_same_loop():
     action, carry = policy.step(carry, obs)
     np.testing.assert_array_equal(action, policy(obs))
     assert carry == ()
+
+
+def test_memory_that_only_explores_is_none_of_a_greedy_policys():
+    made, spec = TD3(exploration_noise=0.1, exploration_noise_max=0.4), Rope().spec
+    state = jax.eval_shape(made.bind(spec).init, jax.random.key(0))
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+    assert Policy(made, state, spec, "greedy")(jnp.ones((5, 2))).shape == (5, 1)
+    with pytest.raises(UsageError, match="TD3 has a memory"):
+        Policy(made, state, spec, "sample")(jnp.ones((5, 2)), jax.random.key(0))
 
 
 @pytest.mark.parametrize("mode", ["greedy", "sample"])

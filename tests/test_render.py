@@ -378,23 +378,17 @@ def test_a_size_that_no_video_has_is_refused():
 # --- at the end of training
 
 
-def small(folder):
-    """A trainer of nothing, and options that draw its episode."""
-    venv = VectorEnv(make("probe/action"), 2)
-    trainer = OnPolicy(ppo(4), venv, num_steps=4)
-    sizes = {"total_steps": 8, "eval_every": 8, "eval_episodes": 1, "devices": 1}
-    return trainer, cli.Options(run_dir=str(folder), render=True, quiet=True, **sizes)
-
-
-def trained(trainer, options):
-    """Train and report, as a script does."""
-    result = jaxrl.run(trainer, options.total_steps, **options.run_options(trainer))
-    cli.report(result, options)
-    return result
+def small(folder, agent=None, env=None):
+    """A run of nothing, and the options of a script that draws its episode."""
+    env = VectorEnv(env or make("probe/action"), 2)
+    trainer = OnPolicy(agent or ppo(4), env, num_steps=4)
+    options = {"eval_every": 8, "eval_episodes": 1, "devices": 1, "quiet": True}
+    result = run(trainer, 8, run_dir=folder, **options)
+    return result, cli.Options(run_dir=str(folder), render=True, quiet=True)
 
 
 def test_training_with_render_ends_with_the_episode(tmp_path, capsys):
-    trained(*small(tmp_path / "run"))
+    cli.report(*small(tmp_path / "run"))
     out, err = capsys.readouterr()
     assert (tmp_path / "run" / "episode.npz").exists()
     assert (out, err) == ("", "warning: no pictures: there is no picture of probe/action\n")
@@ -406,10 +400,9 @@ class Mine(PPO):
 
 
 def test_own_agents_and_environments_are_drawn_at_the_end_of_training(tmp_path, capsys):
-    trainer, options = small(tmp_path / "run")
     env = make("probe/action")
     object.__setattr__(env, "name", "elsewhere/action")
-    trained(OnPolicy(ppo(4, Mine), VectorEnv(env, 2), num_steps=4), options)
+    cli.report(*small(tmp_path / "run", ppo(4, Mine), env))
     assert (tmp_path / "run" / "episode.npz").exists()
     assert "no picture of elsewhere/action" in capsys.readouterr().err
 
@@ -419,6 +412,7 @@ def test_no_failure_to_draw_spoils_a_run(tmp_path, capsys, monkeypatch):
         raise RuntimeError("the renderer\nfell over")
 
     monkeypatch.setattr(jaxrl.analysis, "render_run", fail)
-    result = trained(*small(tmp_path / "run"))
+    result, options = small(tmp_path / "run")
+    cli.report(result, options)
     assert result.summary["final_return"] and (tmp_path / "run" / "summary.json").exists()
     assert capsys.readouterr().err == "warning: no episode was drawn: the renderer fell over\n"

@@ -53,7 +53,7 @@ class Policy:
         hyper.require_choice("mode", mode, Mode)
         self.agent: Agent = agent.bind(spec)
         self.state, self.spec, self.mode = state, spec, mode
-        self._remembers = bool(jax.tree.leaves(jax.eval_shape(self.start, 1)))
+        self._remembers = self._reads_memory()
 
         def act(state: PyTree, carry: PyTree, obs: PyTree, key: Key) -> tuple[Array, PyTree]:
             action, carry, _ = self.agent.act(state, carry, obs, key, mode)
@@ -73,7 +73,24 @@ class Policy:
                 f"{name} has a memory; play it with carry = policy.start(n) and "
                 "action, carry = policy.step(carry, obs, key)"
             )
-        return self._play((), obs, self._key(key, "policy(obs, key)"))[0]
+        return self._play(self.start(1), obs, self._key(key, "policy(obs, key)"))[0]
+
+    def _reads_memory(self) -> bool:
+        """Whether actions depend on a memory; that of exploration alone is not read here."""
+        carry = jax.eval_shape(lambda: self.start(1))
+        if not jax.tree.leaves(carry):
+            return False
+        obs = jax.tree.map(
+            lambda box: jax.ShapeDtypeStruct((1, *box.shape), box.dtype), self.spec.observation
+        )
+
+        def act(carry: PyTree, obs: PyTree) -> Array:
+            return self.agent.act(self.state, carry, obs, jax.random.key(0), self.mode)[0]
+
+        program = jax.make_jaxpr(act)(carry, obs).jaxpr
+        read = [var for equation in program.eqns for var in equation.invars] + program.outvars
+        memory = program.invars[: len(jax.tree.leaves(carry))]
+        return any(var is each for var in read for each in memory)
 
     def start(self, n: int = 1, key: Key | None = None) -> PyTree:
         """Return the memory ``[n, ...]`` with which ``n`` episodes begin; ``()`` without memory."""
