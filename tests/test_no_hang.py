@@ -14,20 +14,22 @@ import pytest
 from jaxrl import PPO, NormalizeObs, OnPolicy, VectorEnv, make
 from jaxrl.nn.critics import ValueFunction
 from jaxrl.nn.policies import AutoPolicy
+from jaxrl.run.devices import Placement, Programs
 
 AGAIN = """
 import sys
 import jax, jax.numpy as jnp
 from jaxrl import PPO, OnPolicy, VectorEnv, make
+from jaxrl.run.devices import Programs, choose
 
 seeds = int(sys.argv[1])
 agent = PPO(update_epochs=1, num_minibatches=1)
 trainer = OnPolicy(agent, VectorEnv(make("gymnax/CartPole-v1"), 4), num_steps=16)
-init = jax.jit(jax.vmap(trainer.init))
-chunk = jax.jit(jax.vmap(lambda ts, n: trainer.chunk(ts, (), n, 0), (0, None)))
+programs = Programs(trainer, choose([trainer], seeds))
+init, chunk = jax.jit(programs.init), jax.jit(programs.chunk)
 for i in range(20):
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds) + 1000 * i)
-    ts, _ = jax.block_until_ready(chunk(init(keys), jnp.int32(2)))
+    ts, _ = jax.block_until_ready(chunk({}, init({}, keys), (), jnp.int32(2), jnp.int32(0)))
 print("ended", ts.iterations.sum())
 """
 
@@ -63,11 +65,14 @@ def test_programs_factorise_nothing(env):
     policy, critic = (part(hidden_dims=(8,)) for part in (AutoPolicy, ValueFunction))
     agent = NormalizeObs(PPO(policy=policy, critic=critic, update_epochs=1))
     trainer = OnPolicy(agent, VectorEnv(make(env), 4), num_steps=2)
-    init = jax.vmap(trainer.init)
-    chunk = jax.vmap(lambda ts, n: trainer.chunk(ts, (), n, 0), (0, None))
+    programs = Programs(trainer, Placement())
     keys = jax.vmap(jax.random.key)(jnp.arange(4))
-    state = jax.eval_shape(init, keys)
-    lowered = (jax.jit(init).lower(keys), jax.jit(chunk).lower(state, jnp.int32(1)))
+    state = jax.eval_shape(programs.init, {}, keys)
+    counts = jnp.int32(1), jnp.int32(0)
+    lowered = (
+        jax.jit(programs.init).lower({}, keys),
+        jax.jit(programs.chunk).lower({}, state, (), *counts),
+    )
     for program in lowered:
         assert not factorisations(program)
 
