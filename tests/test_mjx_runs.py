@@ -21,9 +21,9 @@ def trainer_of(task, engine="c"):
 def test_environments_that_use_all_cores_are_not_sharded(monkeypatch):
     monkeypatch.setattr(jax, "local_device_count", lambda: 2)
     native, mjx = trainer_of("Hopper-v5"), trainer_of("Hopper-v5", engine="mjx")
-    assert choose(native, 1) == Placement(1, 1)
-    assert choose(native, 2) == Placement(2, 1)
-    assert choose(mjx, 1) == Placement(1, 2)
+    assert choose([native], 1) == Placement(1, 1)
+    assert choose([native], 2) == Placement(2, 1)
+    assert choose([mjx], 1) == Placement(1, 2)
 
 
 def test_a_resumed_run_on_the_native_engine_is_the_uninterrupted_one(tmp_path):
