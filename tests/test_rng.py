@@ -93,6 +93,12 @@ def nested(key, carry, x):
     return carry * jax.random.uniform(own), drawn
 
 
+def twice(key, carry, x):
+    own, inner_key = jax.random.split(key)
+    carry, ys = rng.scan(normals, carry, keys_of(inner_key, 3))
+    return carry * jax.random.uniform(own), ys
+
+
 def over_one_axis(key, carry, x):
     """A plain scan, of keys alone, is moved whole."""
     _, drawn = jax.lax.scan(lambda c, k: (c, jax.random.normal(k)), 0, keys_of(key, 3))
@@ -133,6 +139,7 @@ CASES = {
     "calls": (of_one_call, START, None),
     "rejection": (rejecting, jnp.float32(1), None),
     "nested": (nested, START, None),
+    "nested twice": (twice, START, None),
     "a scan of keys": (over_one_axis, START, None),
     "an environment": (environment, PENDULUM.reset(KEY), None),
     "a carry without arrays": (lambda key, carry, x: ((), jax.random.normal(key) * x), (), START),
@@ -200,7 +207,7 @@ def test_raw_keys():
 def test_reading_shapes_is_no_use_of_a_key():
     """JAX's check of key reuse is content, also in scans within scans."""
     with jax.debug_key_reuse(True):
-        jax.jit(lambda key: rng.scan(nested, START, keys_of(key)))(jax.random.key(0))
+        jax.jit(lambda key: rng.scan(twice, START, keys_of(key)))(jax.random.key(0))
         again = lambda key, carry, x: (carry + jax.random.uniform(key), jax.random.bits(key))  # noqa: E731
         with pytest.raises(jax.errors.KeyReuseError):
             jax.jit(lambda key: rng.scan(again, START, keys_of(key)))(jax.random.key(0))
