@@ -10,12 +10,17 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from shared import EXPERIMENTS, run_script, script_module, trainer_of
 
-from jaxrl import PPO, NormalizeObs, OnPolicy, ScaleReward, cli, hyper, make
+from jaxrl import PPO, NormalizeObs, OnPolicy, ScaleReward, UsageError, cli, hyper, make
 from jaxrl.cli.presets import lookup, ppo
 from jaxrl.cli.presets.preset import merge
+from jaxrl.nn.encoders import CNN
+from jaxrl.nn.policies import TanhGaussian
+from jaxrl.optim import AdamW
 from jaxrl.run import session
 
 SCRIPT = EXPERIMENTS / "ppo.py"
@@ -274,6 +279,35 @@ def test_families_differ():
     """Else the comparison with the table shows nothing."""
     settings = [lookup(ppo.PRESETS, env) for env in FAMILIES]
     assert len({(s["num_envs"], s["num_steps"], s["total_steps"]) for s in settings}) == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolutional(cli.OnPolicyOptions):
+    """A script whose agent has other parts, and numbers that are arrays."""
+
+    agent: PPO = PPO(
+        gamma=np.float64(0.5),
+        learning_rate=jnp.float32(0.25),
+        policy=TanhGaussian(encoder=CNN(filters=(4, 8), kernels=(3, 3), strides=(1, 1))),
+        optimizer=AdamW(weight_decay=0.5, rectified=np.bool_(True)),
+    )
+
+
+def test_options_are_those_of_the_parts_that_there_are():
+    parsed = cli.parse(Convolutional, [], ["--filters", "2", "2", "--weight-decay=0.125"])
+    agent = parsed.agent
+    assert type(agent.policy) is TanhGaussian and type(agent.optimizer) is AdamW
+    assert (agent.policy.encoder.filters, agent.policy.encoder.kernels) == ((2, 2), (3, 3))
+    assert agent.optimizer == AdamW(weight_decay=0.125, rectified=True)
+    assert (agent.gamma, agent.learning_rate) == (0.5, 0.25)
+    with pytest.raises(UsageError, match="unknown option --squash; see --help"):
+        cli.parse(Convolutional, [], ["--squash"])  # of the policy that is no longer there
+
+
+def test_numbers_that_may_be_none_can_be_set_to_it():
+    trainer = trainer_of("dqn", "--huber None --max-grad-norm 3")
+    agent = trainer.agent.agent  # in a ScaleReward
+    assert agent.huber is None and agent.optimizer.max_grad_norm == 3.0
 
 
 def test_annealing_lasts_the_run_unless_told_otherwise():
