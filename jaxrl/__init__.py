@@ -20,6 +20,8 @@ from jaxrl.data import Dataset  # noqa: E402
 from jaxrl.envs import VectorEnv, make  # noqa: E402
 from jaxrl.envs.randomize import Randomize  # noqa: E402
 from jaxrl.errors import RunError, UsageError  # noqa: E402
+from jaxrl.record import load_policy  # noqa: E402
+from jaxrl.run import Phase, Run, run  # noqa: E402
 from jaxrl.training import Offline, OffPolicy, OnPolicy  # noqa: E402
 
 __version__ = "0.1.0"
@@ -38,10 +40,14 @@ __all__ = [
     "OffPolicy",
     "Offline",
     "OnPolicy",
+    "Phase",
     "Randomize",
+    "Run",
     "RunError",
     "ScaleReward",
     "UsageError",
     "VectorEnv",
+    "load_policy",
     "make",
+    "run",
 ]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, dataclass_transform, get_args
+from typing import Any, NamedTuple, TypeVar, cast, dataclass_transform, get_args
 
 import jax
 import numpy as np
@@ -133,8 +133,16 @@ def bound(default: Any = None) -> Any:
     return struct.field(pytree_node=False, default=default, metadata={_KEY: None}, repr=False)
 
 
+def same_as(cls: type, name: str) -> Any:
+    """Declare a field of a dataclass of options as ``cls`` declares the one of that name."""
+    field = next(field for field in dataclasses.fields(cls) if field.name == name)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
 def _declared(default: Any, declaration: Declaration, leaf: bool = False) -> Any:
-    return struct.field(pytree_node=leaf, default=default, metadata={_KEY: declaration})
+    text = declaration.help
+    metadata = {_KEY: declaration, "help": text and f"{text[0].upper()}{text[1:]}."}  # tyro's
+    return struct.field(pytree_node=leaf, default=default, metadata=metadata)
 
 
 @dataclass_transform(frozen_default=True)
@@ -249,6 +257,25 @@ def _set(node: Any, path: tuple[str, ...], value: Any) -> Any:
     first, *rest = path
     inner = _set(getattr(node, first), tuple(rest), value) if rest else value
     return dataclasses.replace(node, **{first: inner})
+
+
+def override(node: T, settings: Mapping[str, Any]) -> T:
+    """Return a copy of ``node`` with nested settings, as ``{"critic": {"hidden_dims": (64, 64)}}``.
+
+    Raises:
+        UsageError: for a name that is no hyper-parameter, and for settings inside of a number.
+    """
+    known = [field.name for field in filter(is_option, dataclasses.fields(cast(Any, node)))]
+    changed: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name not in known:
+            kind = type(node).__name__
+            raise UsageError(f"{kind} has no hyper-parameter {name!r}; {nearest(name, known)}")
+        inner = getattr(node, name)
+        if isinstance(value, Mapping) and not dataclasses.is_dataclass(inner):
+            raise UsageError(f"{name} is {inner!r}, which has no hyper-parameters of its own")
+        changed[name] = override(inner, value) if isinstance(value, Mapping) else value
+    return dataclasses.replace(cast(Any, node), **changed)
 
 
 # --- checks -------------------------------------------------------------------------------------

@@ -378,6 +378,6 @@ def test_schedules_follow_the_run_s_length_unless_told_otherwise():
         (" --no-anneal --agent.epsilon-decay-steps 7", 7.0, 0.0),
         (" --anneal --agent.lr-decay-steps 9", 75.0, 9.0),
     ]:
-        agent = trainer_of("dqn", DQN, words + more).agent
+        agent = trainer_of("dqn", words + more).agent
         assert agent.epsilon_decay_steps == epsilon_decay_steps
         assert agent.lr_decay_steps == lr_decay_steps

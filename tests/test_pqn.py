@@ -333,5 +333,5 @@ def test_epsilon_falls_over_a_fraction_of_the_run_unless_told_otherwise():
     words = "--total-steps 1000 --num-envs 2 --num-steps 5 --epsilon-fraction 0.25"
     words += " --reward-scale 1"
     for more, updates in [("", 25.0), (" --agent.epsilon-decay-steps 7", 7.0)]:
-        agent = trainer_of("pqn", PQN, words + more).agent
+        agent = trainer_of("pqn", words + more).agent
         assert (agent.epsilon_decay_steps, agent.lr_decay_steps) == (updates, 100.0)

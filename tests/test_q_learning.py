@@ -99,5 +99,5 @@ def test_the_script_refuses_in_one_line_before_anything_is_compiled(name, monkey
         "--num-envs 0": "num_envs is 0; it must be at least 1",
     }.items():
         with pytest.raises(UsageError) as error:
-            trainer_of(name, kind, words)
+            trainer_of(name, words)
         assert str(error.value) == message

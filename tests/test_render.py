@@ -17,14 +17,15 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from flax import struct
 from PIL import Image
 
 import jaxrl.analysis
-from jaxrl import PPO, OnPolicy, VectorEnv, _startup, cli, make, run
+from jaxrl import PPO, OnPolicy, VectorEnv, _startup, cli, hyper, make, run
 from jaxrl.analysis import Episode, render_episode, rollout
 from jaxrl.analysis.__main__ import main
 from jaxrl.analysis.frames import render_frames
+from jaxrl.nn.critics import ValueFunction
+from jaxrl.nn.policies import AutoPolicy
 from jaxrl.record import Policy
 from jaxrl.training.evaluate import EVALUATION_SEED, evaluate
 from jaxrl.types import Box, Spec, Step
@@ -47,11 +48,24 @@ def gl(monkeypatch):
         pytest.skip(f"no EGL on this machine: {error}")
 
 
+def ppo(width, kind=PPO):
+    """PPO, or an agent of its kind, with networks of one small layer."""
+    networks = {
+        "policy": AutoPolicy(hidden_dims=(width,)),
+        "critic": ValueFunction(hidden_dims=(width,)),
+    }
+    return kind(**networks, update_epochs=1, num_minibatches=1)
+
+
 class Constant:
     """An agent that acts the same everywhere."""
 
-    def act(self, state, obs, key, mode):
-        return state, {}
+    def bind(self, spec):
+        return self
+
+    def act(self, state, carry, obs, key, mode):
+        rows = jax.tree.leaves(obs)[0].shape[0]
+        return jnp.broadcast_to(state, (rows, *state.shape)), carry, {}
 
 
 @dataclasses.dataclass
@@ -97,11 +111,11 @@ def names(folder):
 @pytest.fixture(scope="module")
 def cart_pole(tmp_path_factory):
     """A short run on CartPole, with a time limit of its own."""
-    agent = PPO(hidden=(8,), epochs=1, minibatches=1)
+    agent = ppo(8)
     env = VectorEnv(make("gymnax/CartPole-v1"), 2, max_steps=30)
     folder = tmp_path_factory.mktemp("render") / "run"
     options = {"seeds": [3, 5], "eval_every": 32, "eval_episodes": 4, "devices": 1, "quiet": True}
-    return run(OnPolicy(agent, env, unroll=16), 32, run_dir=folder, **options)
+    return run(OnPolicy(agent, env, num_steps=16), 32, run_dir=folder, **options)
 
 
 @pytest.mark.parametrize("mode", ["greedy", "sample"])
@@ -339,7 +353,7 @@ def test_elsewhere_nothing_is_replaced(render, cart_pole, tmp_path):
         ("", 2, "required: RUN"),
         ("nowhere", 2, "nowhere is not a run folder"),
         ("RUN --seed 4", 2, "seed 4 is not in"),
-        ("RUN --step 33", 1, "no checkpoint 33"),
+        ("RUN --iteration 33", 1, "no checkpoint 33"),
         ("RUN --mode best", 2, "invalid choice: 'best'"),
         ("RUN --episode -1", 2, "episode is -1; it must be at least 0"),
         ("RUN --steps 0", 2, "steps is 0; it must be at least 1"),
@@ -364,32 +378,31 @@ def test_a_size_that_no_video_has_is_refused():
 # --- at the end of training
 
 
-def small(folder):
-    """A trainer of nothing, and options that draw its episode."""
-    venv = VectorEnv(make("probe/action"), 2)
-    trainer = OnPolicy(PPO(hidden=(4,), epochs=1, minibatches=1), venv, unroll=4)
-    sizes = {"total_steps": 8, "eval_every": 8, "eval_episodes": 1, "devices": 1}
-    return trainer, cli.Options(run_dir=str(folder), render=True, quiet=True, **sizes)
+def small(folder, agent=None, env=None):
+    """A run of nothing, and the options of a script that draws its episode."""
+    env = VectorEnv(env or make("probe/action"), 2)
+    trainer = OnPolicy(agent or ppo(4), env, num_steps=4)
+    options = {"eval_every": 8, "eval_episodes": 1, "devices": 1, "quiet": True}
+    result = run(trainer, 8, run_dir=folder, **options)
+    return result, cli.Options(run_dir=str(folder), render=True, quiet=True)
 
 
 def test_training_with_render_ends_with_the_episode(tmp_path, capsys):
-    cli.train(*small(tmp_path / "run"))
+    cli.report(*small(tmp_path / "run"))
     out, err = capsys.readouterr()
     assert (tmp_path / "run" / "episode.npz").exists()
     assert (out, err) == ("", "warning: no pictures: there is no picture of probe/action\n")
 
 
-@struct.dataclass
+@hyper.dataclass
 class Mine(PPO):
     """An agent that the library does not know."""
 
 
 def test_own_agents_and_environments_are_drawn_at_the_end_of_training(tmp_path, capsys):
-    trainer, options = small(tmp_path / "run")
     env = make("probe/action")
     object.__setattr__(env, "name", "elsewhere/action")
-    agent = Mine(hidden=(4,), epochs=1, minibatches=1)
-    cli.train(OnPolicy(agent, VectorEnv(env, 2), unroll=4), options)
+    cli.report(*small(tmp_path / "run", ppo(4, Mine), env))
     assert (tmp_path / "run" / "episode.npz").exists()
     assert "no picture of elsewhere/action" in capsys.readouterr().err
 
@@ -399,6 +412,7 @@ def test_no_failure_to_draw_spoils_a_run(tmp_path, capsys, monkeypatch):
         raise RuntimeError("the renderer\nfell over")
 
     monkeypatch.setattr(jaxrl.analysis, "render_run", fail)
-    result = cli.train(*small(tmp_path / "run"))
+    result, options = small(tmp_path / "run")
+    cli.report(result, options)
     assert result.summary["final_return"] and (tmp_path / "run" / "summary.json").exists()
     assert capsys.readouterr().err == "warning: no episode was drawn: the renderer fell over\n"

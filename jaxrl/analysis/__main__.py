@@ -30,8 +30,8 @@ TEXTS = ("run", "algorithm", "env", "sweep")
 NUMBERS = ("seeds", "steps", "final IQM", "95% interval", "mean", "steps/s")
 ABOUT = """\
 Print a table of runs: the interquartile mean (IQM) of the seeds' final evaluation returns with its
-95% bootstrap interval, the mean, and environment steps/s of all seeds together. For several runs,
-also draw the comparison. A run that is not finished is shown up to its last evaluation.
+95% bootstrap interval, the mean, and steps/s of all seeds together. For several runs, also draw
+the comparison. A run that is not finished is shown up to its last evaluation.
 To draw an episode of a run's policy instead: python -m jaxrl.analysis render RUN (--help)."""
 ABOUT_RENDER = """\
 Play one episode of a run's policy and draw it: episode.mp4 and episode.gif for MuJoCo's tasks and
@@ -190,7 +190,7 @@ def _render_parser() -> argparse.ArgumentParser:
     add("run", metavar="RUN", help="the folder of a run")
     add("--seed", type=int, metavar="S", help="one of its seeds; default the first")
     add("--config", type=int, default=0, metavar="I", help="the configuration of a sweep")
-    add("--step", type=int, help="the step of a checkpoint; default the newest")
+    add("--iteration", type=int, metavar="I", help="the number of a checkpoint; default the newest")
     add("--mode", choices=("greedy", "sample"), default="greedy", help="how to act")
     add("--episode", type=int, default=0, metavar="I", help="index of an evaluation's episode")
     add("--steps", type=int, metavar="MAX", dest="max_steps", help="cut off after MAX steps")

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 # Okabe and Ito: safe for colour-blind readers, and in this order dark enough for thin lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 Y_LABELS = {"eval": "evaluation return", "train": "return in training"}
+UNITS = {"env_steps": "environment steps", "gradient_steps": "gradient steps", "steps": "steps"}
 LONG_LEGEND = 6  # entries; a longer legend is placed beside the axes
 
 
 class Entry(NamedTuple):
     """A curve with its place in a comparison."""
 
+    config: dict[str, Any]
     env: str
     label: str
     kind: str
@@ -46,8 +48,14 @@ def env_label(config: dict[str, Any]) -> str:
     return " ".join([str(config["env"]), *shown])
 
 
+def step_label(configs: Sequence[dict[str, Any]]) -> str:
+    """Return what the steps of these runs count: "environment steps", "gradient steps", "steps"."""
+    units = {config.get("unit", "env_steps") for config in configs}
+    return UNITS[units.pop()] if len(units) == 1 else UNITS["steps"]
+
+
 def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
-    """Plot the evaluation return of one run against environment steps, and write it to ``path``.
+    """Plot the evaluation return of one run against its steps, and write it to ``path``.
 
     Every seed is a thin line, the IQM a bold one, with its pointwise 95% bootstrap interval shaded.
     Each configuration of a sweep has a colour. A run that was never evaluated shows its returns in
@@ -66,7 +74,8 @@ def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
     for curve, colour in zip(curves, _colours(len(curves)), strict=True):
         _seeds(ax, curve, colour)
         _middle(ax, curve, colour, curve.label)
-    _finish(ax, f"{config['algorithm']} on {env_label(config)}", Y_LABELS[kind], curves)
+    title = f"{config['algorithm']} on {env_label(config)}"
+    _finish(ax, title, step_label([config]), Y_LABELS[kind], curves)
     return _written(figure, path)
 
 
@@ -97,7 +106,8 @@ def plot_comparison(run_dirs: Sequence[str | Path], path: str | Path | None = No
                 label += " (in training)"
             _compared(ax, entry.curve, colours[entry.label], label)
         name = Y_LABELS[kinds.pop()] if len(kinds) == 1 else "episode return"
-        _finish(ax, env, name, [entry.curve for entry in panel if entry.curve is not None])
+        steps = step_label([entry.config for entry in panel])
+        _finish(ax, env, steps, name, [entry.curve for entry in panel if entry.curve is not None])
     return _written(figure, path)
 
 
@@ -106,14 +116,16 @@ def _entries(run_dirs: Sequence[str | Path]) -> list[Entry]:
     taken = [(env_label(config), config["algorithm"]) for config in configs]
     folders = [Path(run_dir).resolve().name for run_dir in run_dirs]
     entries = []
-    for run_dir, folder, (env, algorithm) in zip(run_dirs, folders, taken, strict=True):
+    places = zip(run_dirs, folders, configs, taken, strict=True)
+    for run_dir, folder, config, (env, algorithm) in places:
         name = algorithm
         if taken.count((env, algorithm)) > 1:
             name += f" ({folder if folders.count(folder) == 1 else run_dir})"
         kind, curves = load_curves(run_dir)
-        entries += [Entry(env, f"{name} {curve.label}".strip(), kind, curve) for curve in curves]
+        for curve in curves:
+            entries.append(Entry(config, env, f"{name} {curve.label}".strip(), kind, curve))
         if not curves:
-            entries.append(Entry(env, name, kind, None))
+            entries.append(Entry(config, env, name, kind, None))
     return entries
 
 
@@ -176,13 +188,13 @@ def _figure(panels: int, entries: int) -> tuple[Figure, list[Axes]]:
     return figure, axes[:panels]
 
 
-def _finish(ax: Axes, title: str, y_label: str, curves: Sequence[Curve]) -> None:
+def _finish(ax: Axes, title: str, steps: str, y_label: str, curves: Sequence[Curve]) -> None:
     """Add labels, grid and legend."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     members = any(curve.returns.shape[1] > 1 for curve in curves)
     ax.set_title(title, fontsize=11)
-    ax.set_xlabel("environment steps per seed" if members else "environment steps")
+    ax.set_xlabel(f"{steps} per seed" if members else steps)
     ax.set_ylabel(f"{y_label} (IQM, 95% interval)" if members else y_label)
     ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -52,23 +52,26 @@ def rollout(env: Environment, policy: Policy, key: Key, max_steps: int | None = 
     those of a whole episode may not fit on the device.
     """
     limit = policy.spec.max_steps
-    most = min(max_steps or limit or DEFAULT_LIMIT, limit or DEFAULT_LIMIT)
+    whole = limit or DEFAULT_LIMIT
+    most = min(max_steps or whole, whole)
 
     @jax.jit
-    def advance(t: Array, state: PyTree, obs: PyTree) -> tuple:
+    def advance(t: Array, state: PyTree, carry: PyTree, obs: PyTree) -> tuple:
         act_key, env_key = jax.random.split(step_key(key, t))
-        action = policy(obs, act_key)
+        rows, carry = policy.step(carry, jax.tree.map(lambda x: x[None], obs), act_key)
+        action = rows[0]
         state, step = env.step(env_key, state, action)
         finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((step.obs, step.reward))]
-        return action, state, step, jnp.stack(finite).all()
+        return action, state, carry, step, jnp.stack(finite).all()
 
     state, obs = jax.jit(env.reset)(key)
+    carry = policy.start(1, step_key(key, jnp.int32(whole)))  # as evaluate draws it
     states, seen = [jax.device_get(state)], [jax.device_get(obs)]
     actions: list[np.ndarray] = []
     rewards: list[np.ndarray] = []
     end = "truncated" if most == limit else "cut"
     for t in range(most):
-        action, state, step, finite = advance(jnp.int32(t), state, obs)
+        action, state, carry, step, finite = advance(jnp.int32(t), state, carry, obs)
         if not finite:
             end = "not finite"
             break

@@ -22,10 +22,9 @@ import numpy as np
 from jaxrl import hyper
 from jaxrl.analysis.episode import Episode, rollout
 from jaxrl.analysis.frames import CannotDraw, Size, Video, is_mujoco, render_frames
-from jaxrl.analysis.load import load_config
 from jaxrl.envs.brax import BraxEnv, quiet
 from jaxrl.errors import UsageError
-from jaxrl.record.policy import load_policy, make_env
+from jaxrl.record.policy import load_policy_and_env
 from jaxrl.training.evaluate import EVALUATION_SEED
 from jaxrl.types import Environment, Mode
 
@@ -58,7 +57,7 @@ def render_run(
     *,
     seed: int | None = None,
     config: int = 0,
-    step: int | None = None,
+    iteration: int | None = None,
     mode: Mode = "greedy",
     episode: int = 0,
     max_steps: int | None = None,
@@ -74,7 +73,7 @@ def render_run(
 
     Args:
         run_dir: the folder of the run.
-        seed, config, step, mode, classes, env: the policy, as for ``load_policy``.
+        seed, config, iteration, mode, classes, env: the policy, as for ``load_policy``.
         episode: the index of the evaluation episode that has the same start; the first is 0.
         max_steps: cut the episode off after this number of steps; default the run's time limit.
         size: width and height of MuJoCo's pictures in pixels; default the environment's own.
@@ -86,12 +85,12 @@ def render_run(
         CheckpointError: if no checkpoint is intact.
         OSError: if the files cannot be written.
     """
-    stored = load_config(run_dir)
     hyper.require("episode", episode, 0)
     hyper.require("steps", max_steps, 1)
     folder = _folder(Path(run_dir), out)
-    env = make_env(stored, env)
-    policy = load_policy(run_dir, seed, mode, step, config, classes=classes, env=env)
+    policy, env = load_policy_and_env(
+        run_dir, seed, mode, iteration, config, classes=classes, env=env
+    )
     check_size(env, size)
     key = jax.random.split(jax.random.key(EVALUATION_SEED), episode + 1)[episode]
     return render_episode(env, rollout(env, policy, key, max_steps), folder, size)

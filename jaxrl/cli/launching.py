@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxrl import envs
-from jaxrl.cli.assignments import swept
 from jaxrl.cli.options import Options
 from jaxrl.errors import Interrupted, RunError, UsageError
 from jaxrl.record.policy import classes_of
-from jaxrl.run import Run, run
-from jaxrl.training.trainer import Trainer
-
-# Options that ``run`` does not take, or takes in another form.
-NOT_OF_RUN = {"env", "env_options", "seed", "num_seeds", "num_envs", "run_dir", "sweep", "render"}
+from jaxrl.run import Run
 
 
 def launch(script: Callable[[], Any]) -> NoReturn:
@@ -45,31 +38,12 @@ def _complain(error: Exception | str, code: int) -> int:
     return code
 
 
-def train(trainer: Trainer, options: Options) -> Run:
-    """Call ``run`` with a script's options; print the result, and draw it with ``render``."""
-    folder = options.run_dir
-    if folder is None:
-        if options.resume:
-            raise UsageError("resume needs the folder of the run to continue: --run-dir DIR")
-        config = trainer.config()
-        task = config["env"].replace("/", "-")
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # runs may begin in the same second
-        folder = str(Path("runs") / f"{config['algorithm'].lower()}_{task}_{stamp}")
-    shared = {field.name for field in dataclasses.fields(Options)} - NOT_OF_RUN
-    if options.num_seeds < 1:
-        raise UsageError(f"num-seeds is {options.num_seeds}; it must be at least 1")
-    result = run(
-        trainer,
-        run_dir=folder,
-        seeds=range(options.seed, options.seed + options.num_seeds),
-        sweep=swept(options.sweep),
-        **{name: getattr(options, name) for name in shared},
-    )
+def report(result: Run, options: Options) -> None:
+    """Print the result of a run, unless ``quiet``; draw an episode of it with ``render``."""
     if not options.quiet:
         print(describe(result))
-    if options.render:
-        _render(folder, trainer, options.quiet)
-    return result
+    if options.render and result.run_dir is not None:
+        _render(result, result.run_dir, options.quiet)
 
 
 def describe(result: Run) -> str:
@@ -93,12 +67,13 @@ def describe(result: Run) -> str:
     return "\n".join(lines)
 
 
-def _render(folder: str, trainer: Trainer, quiet: bool) -> None:
+def _render(result: Run, folder: Path, quiet: bool) -> None:
     """Draw an episode of the newest checkpoint; the run is saved, so a failure is a warning."""
     from jaxrl.analysis import render_run
 
     if not quiet:
         print("drawing an episode", flush=True)  # without a GPU, physics takes a minute or more
+    trainer: Any = result.trainer
     env = trainer.env.env
     known = env.name in envs.names()
     try:

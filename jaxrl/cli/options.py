@@ -1,17 +1,23 @@
-"""The options that scripts share, and the trainers that they describe."""
+"""The options that scripts share.
+
+Options that are sizes of a trainer take their defaults and their help from its declarations.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from jaxrl.agents import NormalizeObs, ScaleReward
-from jaxrl.cli.assignments import assignments
+from jaxrl.agents import ScaleReward
+from jaxrl.cli.assignments import assignments, swept
 from jaxrl.data.replay import Precision
-from jaxrl.envs import VectorEnv, make
-from jaxrl.envs.vector import Resets
-from jaxrl.training import OffPolicy, OnPolicy
-from jaxrl.training.rounds import Prefill
+from jaxrl.envs.vector import ResetMode
+from jaxrl.errors import UsageError
+from jaxrl.hyper import number, same_as
+from jaxrl.training import OffPolicy, OnPolicy, Trainer
+from jaxrl.training.off_policy import Warmup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Options:
     devices: int | None = None
     """Local devices to use; default all that the sizes divide over (on a CPU: one per core)."""
     sweep: tuple[str, ...] = ()
-    """Hyper-parameters to sweep in one program, as in: learning_rate=1e-4,3e-4 gamma=0.97,0.99"""
+    """Hyper-parameters to sweep in one program, as in: gamma=0.97,0.99"""
     max_skipped: int = 100
     """Stop after this many gradient steps in a row were not finite, for every member."""
     max_nonfinite: float = 0.5
@@ -57,55 +63,85 @@ class Options:
     quiet: bool = False
     """No progress bar, no notes."""
 
+    @property
+    def env_settings(self) -> dict[str, Any]:
+        """The environment's options, by name. Raises UsageError for words without "="."""
+        return assignments(self.env_options, "env-options")
+
+    def run_options(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the options of ``run``; without ``run_dir``, the folder is named after the time.
+
+        Raises:
+            UsageError: for options that do not fit each other.
+        """
+        if self.num_seeds < 1:
+            raise UsageError(f"num-seeds is {self.num_seeds}; it must be at least 1")
+        same = "resume eval_every eval_episodes log_every checkpoint_every devices max_skipped"
+        same += " max_nonfinite log quiet"
+        return {
+            "seeds": range(self.seed, self.seed + self.num_seeds),
+            "sweep": swept(self.sweep),
+            "run_dir": self._folder(trainer),
+            **{name: getattr(self, name) for name in same.split()},
+        }
+
+    def _folder(self, trainer: Trainer) -> str:
+        if self.run_dir is not None:
+            return self.run_dir
+        if self.resume:
+            raise UsageError("resume needs the folder of the run to continue: --run-dir DIR")
+        config = trainer.config()
+        task = config["env"].replace("/", "-")
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # runs may begin in the same second
+        return str(Path("runs") / f"{config['algorithm'].lower()}_{task}_{stamp}")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions(Options):
     """Options of every script that trains in an environment."""
 
-    resets: Resets | None = None
-    """How ended episodes start again; default "fresh" for toy dynamics, "bank" for physics."""
+    reset_mode: ResetMode | None = None
+    """How ended episodes start again; default "fresh" for toy dynamics, "pool" for physics."""
     max_steps: int | None = None
     """Time limit of an episode; default the environment's own."""
     normalize_obs: bool = False
     """Learn from observations of zero mean and unit variance."""
-    reward_scale: float = 1.0
-    """Learn from rewards times this."""
-
-    def environments(self) -> VectorEnv:
-        """Return the vector environment."""
-        env = make(self.env, **assignments(self.env_options, "env-options"))
-        return VectorEnv(env, self.num_envs, self.resets, max_steps=self.max_steps)
-
-    def wrapped(self, agent: Any) -> Any:
-        """Return ``agent`` in the wrappers that the options ask for."""
-        if self.reward_scale != 1.0:
-            agent = ScaleReward(agent, self.reward_scale)
-        if self.normalize_obs:
-            agent = NormalizeObs(agent)
-        return agent
+    reward_scale: float = same_as(ScaleReward, "reward_scale")
 
 
 @dataclasses.dataclass(frozen=True)
-class OnPolicyOptions(TrainingOptions):
+class AnnealOptions(TrainingOptions):
+    """Options of every script whose learning rate may fall."""
+
+    anneal: bool = True
+    """Let the learning rate fall linearly to zero over the run, or over --agent.lr-decay-steps.
+
+    A resumed run may be longer only with the --agent.lr-decay-steps that it had."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EpsilonOptions(TrainingOptions):
+    """Options of every script whose agent acts epsilon-greedily."""
+
+    epsilon_fraction: float = number(
+        0.2,
+        0,
+        1,
+        help="part of the run over which epsilon falls, unless --agent.epsilon-decay-steps is "
+        "given; a resumed run may be longer only with the --agent.epsilon-decay-steps that it had",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicyOptions(AnnealOptions):
     """Options of every script that trains on rollouts."""
 
-    unroll: int = 128
-    """Steps of every environment between two updates."""
-    anneal: bool = True
-    """Let the learning rate fall linearly to zero over the run, or over --agent.anneal-over.
-
-    A resumed run may be longer only with the --agent.anneal-over that it had."""
+    num_steps: int = same_as(OnPolicy, "num_steps")
 
     @property
     def iterations(self) -> int:
         """The rollouts, and so updates, of the whole run."""
-        return -(-self.total_steps // max(self.unroll * self.num_envs, 1))
-
-    def trainer(self, agent: Any, env: VectorEnv) -> OnPolicy:
-        """Return the trainer of ``agent``, annealed and in its wrappers."""
-        if self.anneal and not agent.anneal_over:
-            agent = agent.replace(anneal_over=float(self.iterations))
-        return OnPolicy(self.wrapped(agent), env, unroll=self.unroll)
+        return -(-self.total_steps // max(self.num_steps * self.num_envs, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,44 +149,18 @@ class OffPolicyOptions(TrainingOptions):
     """Options of every script that trains from a replay buffer."""
 
     num_envs: int = 1
-    """Environments of each seed."""
-    unroll: int = 1
-    """Steps of every environment in a round."""
-    updates: int = 1
-    """Gradient steps in a round."""
-    batch_size: int = 256
-    """Transitions of a gradient step."""
-    capacity: int = 1_000_000
-    """Transitions in the buffer, whose memory is taken at once, however short the run."""
-    prefill: int = 5_000
-    """Transitions before the first gradient step; rounded up to whole rounds."""
-    prefill_policy: Prefill = "uniform"
-    """The policy of the prefill: uniform actions, or the untrained agent."""
-    n_step: int = 1
-    """Sum the rewards of this many steps."""
-    precision: Precision = "full"
-    """Half keeps the observations in the buffer in 16 bits."""
-    rounds: int | None = None
-    """Rounds of an iteration; default chosen by the sizes."""
+    num_steps: int = same_as(OffPolicy, "num_steps")
+    num_updates: int = same_as(OffPolicy, "num_updates")
+    batch_size: int = same_as(OffPolicy, "batch_size")
+    buffer_size: int = same_as(OffPolicy, "buffer_size")
+    learning_starts: int = same_as(OffPolicy, "learning_starts")
+    warmup_policy: Warmup = same_as(OffPolicy, "warmup_policy")
+    n_step: int = same_as(OffPolicy, "n_step")
+    precision: Precision = same_as(OffPolicy, "precision")
+    cycles: int | None = same_as(OffPolicy, "cycles")
 
     @property
     def gradient_steps(self) -> int:
         """The gradient steps of the whole run."""
-        steps = max(self.total_steps - self.prefill, 0)
-        return self.updates * -(-steps // max(self.unroll * self.num_envs, 1))
-
-    def trainer(self, agent: Any, env: VectorEnv) -> OffPolicy:
-        """Return the trainer of ``agent`` in its wrappers."""
-        return OffPolicy(
-            self.wrapped(agent),
-            env,
-            capacity=self.capacity,
-            batch_size=self.batch_size,
-            prefill=self.prefill,
-            prefill_policy=self.prefill_policy,
-            unroll=self.unroll,
-            updates=self.updates,
-            rounds=self.rounds,
-            n_step=self.n_step,
-            precision=self.precision,
-        )
+        steps = max(self.total_steps - self.learning_starts, 0)
+        return self.num_updates * -(-steps // max(self.num_steps * self.num_envs, 1))

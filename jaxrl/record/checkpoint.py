@@ -1,7 +1,7 @@
 """Checkpoints of a whole run: orbax stores the arrays, ``manifest.json`` verifies them.
 
-``DIRECTORY/STEP/`` holds ``state/`` (orbax: a flat dictionary from a leaf's path to its array) and
-the manifest with the caller's ``meta``. A checkpoint is written whole or not at all.
+``DIRECTORY/ITERATION/`` holds ``state/`` (orbax: a flat dictionary from a leaf's path to its array)
+and the manifest with the caller's ``meta``. A checkpoint is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class CheckpointError(RunError):
 
 
 class Restored(NamedTuple):
-    """A restored checkpoint: ``state`` as the template's tree, its ``meta``, and its step."""
+    """A restored checkpoint: ``state`` as the template's tree, its ``meta``, and its number."""
 
     state: PyTree
     meta: dict[str, Any]
-    step: int
+    iteration: int
 
 
-def save(directory: Path | str, step: int, state: PyTree, meta: dict, keep: int = 2) -> Path:
-    """Write ``directory/STEP``, then delete all but the newest ``keep``; return its path.
+def save(directory: Path | str, iteration: int, state: PyTree, meta: dict, keep: int = 2) -> Path:
+    """Write ``directory/ITERATION``, then delete all but the newest ``keep``; return its path.
 
     ``state`` is any tree of arrays and typed keys, on any number of devices; ``meta`` must be
     serialisable as JSON.
@@ -47,8 +47,8 @@ def save(directory: Path | str, step: int, state: PyTree, meta: dict, keep: int 
             unchanged.
     """
     directory = Path(directory).absolute()
-    final = directory / str(step)
-    temporary = directory / f".tmp-{step}-{os.getpid()}"
+    final = directory / str(iteration)
+    temporary = directory / f".tmp-{iteration}-{os.getpid()}"
     try:
         arrays, leaves = _to_host(state)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -57,7 +57,7 @@ def save(directory: Path | str, step: int, state: PyTree, meta: dict, keep: int 
         limit = manifests.LARGE_BYTES
         small = {path: leaf for path, leaf in leaves.items() if arrays[path].nbytes <= limit}
         _read_arrays(temporary / "state", small)
-        manifests.write(temporary, step, meta, leaves)
+        manifests.write(temporary, iteration, meta, leaves)
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         _publish(temporary, final)
@@ -66,26 +66,26 @@ def save(directory: Path | str, step: int, state: PyTree, meta: dict, keep: int 
         raise CheckpointError(f"checkpoint {final} could not be saved: {reason}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _prune(directory, step, keep)
+    _prune(directory, iteration, keep)
     return final
 
 
 def restore(
     directory: Path | str,
-    template: PyTree | None,
-    step: int | None = None,
+    template: PyTree | Callable[[dict[str, Any]], PyTree] | None,
+    iteration: int | None = None,
     *,
     prefix: str = "",
     report: Callable[[str], Any] = warnings.warn,
 ) -> Restored:
-    """Read the newest intact checkpoint (or that of ``step``) as numpy arrays and typed keys.
+    """Read the newest intact checkpoint (or ``iteration``) as numpy arrays and typed keys.
 
     Args:
         directory: the folder of the checkpoints.
         template: a tree of ``ShapeDtypeStruct`` as ``jax.eval_shape`` returns it. The result has
-            its structure, and exactly its shapes and dtypes: nothing is ever cast. None returns a
-            dictionary ``{"agent/params/...": array}``.
-        step: the checkpoint to read; default the newest intact one.
+            its structure, and exactly its shapes and dtypes: nothing is ever cast. A function
+            returns the template for a ``meta``. None returns ``{"agent/params/...": array}``.
+        iteration: the checkpoint to read; default the newest intact one.
         prefix: read only this subtree (``"agent"``); the template describes it alone.
         report: called with one line for each damaged checkpoint, before the next older one is
             tried.
@@ -94,12 +94,12 @@ def restore(
         CheckpointError: if no checkpoint is intact, or it does not fit the template.
     """
     directory = Path(directory).absolute()
-    steps = available(directory)[::-1]
-    if not steps or step not in (None, *steps):
-        known = f"; there are {', '.join(map(str, steps[::-1]))}" if steps else ""
-        which = "" if step is None else f" {step}"
+    saved = available(directory)[::-1]
+    if not saved or iteration not in (None, *saved):
+        known = f"; there are {', '.join(map(str, saved[::-1]))}" if saved else ""
+        which = "" if iteration is None else f" {iteration}"
         raise CheckpointError(f"no checkpoint{which} in {directory}{known}")
-    tried = steps if step is None else [step]
+    tried = saved if iteration is None else [iteration]
     for this, older in zip(tried, [*tried[1:], None], strict=True):
         folder = directory / str(this)
         try:
@@ -108,11 +108,11 @@ def restore(
             damage = f"checkpoint {folder} is damaged ({error})"
         if older is not None:
             report(f"{damage}; trying {older}")
-    raise CheckpointError(f"{damage}; no intact one is left" if step is None else damage)
+    raise CheckpointError(f"{damage}; no intact one is left" if iteration is None else damage)
 
 
 def available(directory: Path | str) -> list[int]:
-    """Return the steps of all checkpoints, intact or not, in ascending order."""
+    """Return the numbers of all checkpoints, intact or not, in ascending order."""
     folders = Path(directory).glob("[0-9]*")
     return sorted(int(each.name) for each in folders if each.name.isdecimal() and each.is_dir())
 
@@ -226,9 +226,11 @@ def _read_arrays(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]
     return arrays
 
 
-def _load(folder: Path, template: PyTree | None, prefix: str) -> tuple[PyTree, dict]:
+def _load(folder: Path, template: Any, prefix: str) -> tuple[PyTree, dict]:
     """Read and verify one checkpoint; return state and meta, or raise ``Damaged``."""
     manifest = manifests.read(folder)
+    if callable(template):
+        template = template(manifest["meta"])
     leaves = {
         path: leaf
         for path, leaf in manifest["leaves"].items()
@@ -271,9 +273,9 @@ def _publish(temporary: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _prune(directory: Path, step: int, keep: int) -> None:
-    """Keep the newest ``keep`` up to ``step``; later ones belong to another history and stay."""
-    earlier = [each for each in available(directory) if each < step]
+def _prune(directory: Path, iteration: int, keep: int) -> None:
+    """Keep the newest ``keep`` up to ``iteration``; later ones are of another history and stay."""
+    earlier = [each for each in available(directory) if each < iteration]
     for each in earlier[: max(len(earlier) - keep + 1, 0)]:
         doomed = directory / f".tmp-{each}-{os.getpid()}"  # renamed first: never half a checkpoint
         with contextlib.suppress(OSError):

@@ -47,7 +47,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten ``{"agent": {"clip": 0.2}}`` to ``{"agent.clip": 0.2}``."""
+    """Flatten ``{"agent": {"gamma": 0.9}}`` to ``{"agent.gamma": 0.9}``."""
     items: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -58,7 +58,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], names: set[str] | None
 ) -> list[str]:
-    """List the entries that differ, each as ``"agent.clip (0.2, now 0.3)"``.
+    """List the entries that differ, each as ``"agent.gamma (0.9, now 0.8)"``.
 
     Only ``names`` are compared; None compares all but ``FREE`` and ``RECORDED``.
     """
@@ -66,7 +66,7 @@ def differences(
     def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
         outside = FREE | RECORDED
         keep = {k: v for k, v in config.items() if (k in names if names else k not in outside)}
-        return flat(keep)
+        return flat(_without_repetition(keep))
 
     a, b = relevant(old), relevant(new)
     missing = "absent"
@@ -75,6 +75,16 @@ def differences(
         for name in sorted(a.keys() | b.keys())
         if a.get(name, missing) != b.get(name, missing)
     ]
+
+
+def _without_repetition(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what repeats the last phase, whose length is free."""
+    if "phases" not in config:
+        return dict(config)
+    *earlier, last = config["phases"]
+    last = {name: value for name, value in last.items() if name != "steps"}
+    own = {name: value for name, value in config.items() if name not in last}
+    return own | {"phases": {str(i): phase for i, phase in enumerate([*earlier, last])}}
 
 
 class RunFolder:

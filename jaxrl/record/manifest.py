@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrl.errors import RunError
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
 # Leaves above this size (replay) are not read back after saving, and files above it are checked
 # only by size before restoring: the checksums of the leaves inside cover their content.
@@ -28,11 +28,12 @@ class Damaged(Exception):
     """A checkpoint differs from what was written; an older one may be intact."""
 
 
-def write(folder: Path, step: int, meta: dict, leaves: dict[str, dict]) -> None:
+def write(folder: Path, iteration: int, meta: dict, leaves: dict[str, dict]) -> None:
     """Describe all files of ``folder`` in its ``manifest.json``, which has a checksum too."""
     paths = sorted(each for each in folder.rglob("*") if each.is_file())
     files = {str(path.relative_to(folder)): _fingerprint(path) for path in paths}
-    body = {"format": FORMAT, "step": step, "meta": meta, "leaves": leaves, "files": files}
+    body = {"format": FORMAT, "iteration": iteration, "meta": meta}
+    body |= {"leaves": leaves, "files": files}
     manifest = {"checksum": _text_checksum(body), **body}
     (folder / NAME).write_text(json.dumps(manifest, indent=1))
 

@@ -7,25 +7,41 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 
 import jaxrl.agents
-from jaxrl import envs, hyper
+from jaxrl import envs, hyper, optim
+from jaxrl.agents import protocol
 from jaxrl.envs.vector import rescale
 from jaxrl.errors import UsageError
+from jaxrl.nn import critics, encoders, policies
 from jaxrl.record import checkpoint
 from jaxrl.types import Agent, Array, Environment, Key, Mode, PyTree, Spec
 
-AGENTS: dict[str, type] = {name: getattr(jaxrl.agents, name) for name in jaxrl.agents.__all__}
+
+def _classes(module: ModuleType) -> dict[str, type]:
+    """Return the public classes of parts that a module defines, by name."""
+    found = [each for each in vars(module).values() if dataclasses.is_dataclass(each)]
+    own = [each for each in found if isinstance(each, type) and each.__module__ == module.__name__]
+    return {each.__name__: each for each in own if not each.__name__.startswith("_")}
+
+
+# The library's classes that a record may name: agents, wrappers, and all kinds of parts.
+CLASSES: dict[str, type] = {name: getattr(jaxrl.agents, name) for name in jaxrl.agents.__all__}
+for _module in (policies, critics, encoders, optim):
+    CLASSES |= _classes(_module)
 
 
 class Policy:
-    """A trained policy: ``policy(obs, key) -> action`` in the environment's own units.
+    """A trained policy, in the environment's own units of actions.
 
-    Statistics of observations are part of it.
+    ``policy(obs, key) -> action`` serves agents without memory. ``carry = policy.start(n)`` and
+    ``action, carry = policy.step(carry, obs, key)`` play ``n`` episodes and serve all agents.
+    Statistics of observations are part of the policy.
 
     Attributes:
         agent, state: the agent and its state, for ``agent.act`` and for losses of your own.
@@ -35,39 +51,99 @@ class Policy:
 
     def __init__(self, agent: Agent, state: PyTree, spec: Spec, mode: Mode) -> None:
         hyper.require_choice("mode", mode, Mode)
-        self.agent, self.state, self.spec, self.mode = agent, state, spec, mode
-        self._act = jax.jit(lambda state, obs, key: agent.act(state, obs, key, mode)[0])
+        self.agent: Agent = agent.bind(spec)
+        self.state, self.spec, self.mode = state, spec, mode
+        self._remembers = self._reads_memory()
+
+        def act(state: PyTree, carry: PyTree, obs: PyTree, key: Key) -> tuple[Array, PyTree]:
+            action, carry, _ = self.agent.act(state, carry, obs, key, mode)
+            return rescale(spec.action, action), carry
+
+        self._act = jax.jit(act)
 
     def __call__(self, obs: Any, key: Key | None = None) -> Array:
         """Return the action for ``obs[..., *O]``: ``[..., *A]``. A greedy policy needs no key.
 
         Raises:
+            UsageError: if the agent has a memory, or a sampling policy gets no key.
+        """
+        if self._remembers:
+            name = type(protocol.innermost(self.agent)).__name__
+            raise UsageError(
+                f"{name} has a memory; play it with carry = policy.start(n) and "
+                "action, carry = policy.step(carry, obs, key)"
+            )
+        return self._play(self.start(1), obs, self._key(key, "policy(obs, key)"))[0]
+
+    def _reads_memory(self) -> bool:
+        """Whether actions depend on a memory; that of exploration alone is not read here."""
+        carry = jax.eval_shape(lambda: self.start(1))
+        if not jax.tree.leaves(carry):
+            return False
+        obs = jax.tree.map(
+            lambda box: jax.ShapeDtypeStruct((1, *box.shape), box.dtype), self.spec.observation
+        )
+
+        def act(carry: PyTree, obs: PyTree) -> Array:
+            return self.agent.act(self.state, carry, obs, jax.random.key(0), self.mode)[0]
+
+        program = jax.make_jaxpr(act)(carry, obs).jaxpr
+        read = [var for equation in program.eqns for var in equation.invars] + program.outvars
+        memory = program.invars[: len(jax.tree.leaves(carry))]
+        return any(var is each for var in read for each in memory)
+
+    def start(self, n: int = 1, key: Key | None = None) -> PyTree:
+        """Return the memory ``[n, ...]`` with which ``n`` episodes begin; ``()`` without memory."""
+        return protocol.init_carry(self.agent, jax.random.key(0) if key is None else key, n)
+
+    def step(self, carry: PyTree, obs: Any, key: Key | None = None) -> tuple[Array, PyTree]:
+        """Return actions ``[n, *A]`` for ``obs[n, *O]``, and the memory of the next step.
+
+        Where an episode ends, the next one begins with a row of ``start``.
+
+        Raises:
             UsageError: if a sampling policy gets no key.
         """
-        if key is None:
-            if self.mode != "greedy":
-                raise UsageError(f"a policy of mode {self.mode!r} needs a key: policy(obs, key)")
-            key = jax.random.key(0)
-        return rescale(self.spec.action, self._act(self.state, obs, key))
+        return self._play(carry, obs, self._key(key, "policy.step(carry, obs, key)"))
+
+    def _play(self, carry: PyTree, obs: Any, key: Key) -> tuple[Array, PyTree]:
+        try:
+            action, carry = self._act(self.state, carry, obs, key)
+        except KeyError as error:
+            (name,), seen = error.args[:1], self.spec.observation
+            if isinstance(obs, Mapping) and isinstance(seen, dict) and name in seen.keys() - obs:
+                raise UsageError(
+                    f"the policy sees the entry {name!r}, which obs lacks; "
+                    f"it has {', '.join(map(str, obs))}"
+                ) from None
+            raise
+        return action, carry
+
+    def _key(self, key: Key | None, call: str) -> Key:
+        if key is not None:
+            return key
+        if self.mode != "greedy":
+            raise UsageError(f"a policy of mode {self.mode!r} needs a key: {call}")
+        return jax.random.key(0)
 
 
 def load_policy(
     run_dir: str | Path,
     seed: int | None = None,
     mode: Mode = "greedy",
-    step: int | None = None,
+    iteration: int | None = None,
     config: int = 0,
     *,
     classes: Sequence[type] = (),
     env: Environment | None = None,
 ) -> Policy:
-    """Load the policy of a run from its newest intact checkpoint, or from that of ``step``.
+    """Load the policy of a run from its newest intact checkpoint, or from that of ``iteration``.
 
     Args:
         run_dir: the folder of the run.
         seed: one of its seeds; default the first.
         mode: "greedy", or "sample" to act as in training.
-        step: the step of the checkpoint; default the newest intact one.
+        iteration: the number of the checkpoint; default the newest intact one.
         config: the index of a configuration, if the run was a sweep.
         classes: your own classes of agents and of their parts, beside those of the library. The
             record names the classes that it needs; none is ever imported because of its name.
@@ -78,6 +154,23 @@ def load_policy(
             class or the environment is unknown.
         CheckpointError: if no checkpoint is intact.
     """
+    policy, _ = load_policy_and_env(
+        run_dir, seed, mode, iteration, config, classes=classes, env=env
+    )
+    return policy
+
+
+def load_policy_and_env(
+    run_dir: str | Path,
+    seed: int | None = None,
+    mode: Mode = "greedy",
+    iteration: int | None = None,
+    config: int = 0,
+    *,
+    classes: Sequence[type] = (),
+    env: Environment | None = None,
+) -> tuple[Policy, Environment]:
+    """Load a policy as ``load_policy`` does, and the environment of its phase."""
     folder = Path(run_dir)
     stored = _read_config(folder)
     seeds = stored["seeds"]
@@ -88,19 +181,25 @@ def load_policy(
     if not 0 <= config < len(configurations):
         raise UsageError(f"config is {config}; {folder} has 0 to {len(configurations) - 1}")
 
-    agent = make_agent(stored["agent"], classes)
-    agent = hyper.replace(agent, configurations[config])
-    spec = make_env(stored, env).spec
-    spec = dataclasses.replace(spec, max_steps=stored["max_steps"])
     members = len(seeds) * len(configurations)
-    one = jax.eval_shape(lambda key: agent.init(key, spec), jax.random.key(0))
-    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), one)
+    made: list[tuple[Any, Spec, Environment]] = []
+
+    def template(meta: Mapping[str, Any]) -> PyTree:
+        phase = stored | (stored["phases"][meta["phase"]] if "phases" in stored else {})
+        task = make_env(phase, env)
+        spec = dataclasses.replace(task.spec, max_steps=phase["max_steps"])
+        agent = hyper.replace(make_agent(phase["agent"], classes), configurations[config])
+        made.append((agent, spec, task))
+        one = jax.eval_shape(agent.bind(spec).init, jax.random.key(0))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), one)
+
     restored = checkpoint.restore(
-        folder / "checkpoints", template, step, prefix="agent", report=warnings.warn
+        folder / "checkpoints", template, iteration, prefix="agent", report=warnings.warn
     )
     member = config * len(seeds) + seeds.index(seed)
     state = jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x)[member]), restored.state)
-    return Policy(agent, state, spec, mode)
+    agent, spec, task = made[-1]
+    return Policy(agent, state, spec, mode), task
 
 
 def make_agent(config: Mapping[str, Any], classes: Sequence[type] = ()) -> Any:
@@ -109,7 +208,7 @@ def make_agent(config: Mapping[str, Any], classes: Sequence[type] = ()) -> Any:
     Raises:
         UsageError: if a class is unknown, or a hyper-parameter is unknown or missing.
     """
-    known = AGENTS | {each.__name__: each for each in classes}
+    known = CLASSES | {each.__name__: each for each in classes}
     for name in _class_names(config):
         if name not in known:
             raise UsageError(
@@ -120,7 +219,8 @@ def make_agent(config: Mapping[str, Any], classes: Sequence[type] = ()) -> Any:
 
 def classes_of(agent: Any) -> list[type]:
     """Return the classes of an agent and of its parts, as ``load_policy`` takes them."""
-    parts = [getattr(agent, field.name) for field in dataclasses.fields(agent)]
+    fields = filter(hyper.is_option, dataclasses.fields(agent))
+    parts = [getattr(agent, field.name) for field in fields]
     inner = [each for part in parts if dataclasses.is_dataclass(part) for each in classes_of(part)]
     return [type(agent), *inner]
 

@@ -7,7 +7,7 @@ of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from jaxrl import metrics as m
 from jaxrl.record.metrics_file import Row
 from jaxrl.training.evaluate import Evaluation
 
-# The metrics that come first in a row, after kind, seed and step.
+# The metrics that come first in a row, after kind, seed and steps.
 FIRST = ("episode_return", "episode_length", "episodes")
 
 
@@ -39,25 +39,43 @@ class Member(NamedTuple):
         return f"seed {self.seed}" + (f" with {values}" if values else "")
 
 
-def train_rows(members: Sequence[Member], metrics: m.Metrics, step: int) -> list[Row]:
-    """Return one row per member from metrics ``[M]`` that end at environment step ``step``."""
+class Position(NamedTuple):
+    """How far every member of a run is. ``step`` counts in the units of the run's phases."""
+
+    step: int
+    env_steps: int
+    gradient_steps: int
+
+
+def train_rows(
+    members: Sequence[Member], metrics: m.Metrics, position: Position, phase: str | None = None
+) -> list[Row]:
+    """Return one row per member from metrics ``[M]`` of a chunk that ends at ``position``."""
     with np.errstate(invalid="ignore"):
-        values = m.values(metrics)
-    names = [*FIRST, *sorted(values.keys() - set(FIRST))]
+        values: dict[str, Any] = m.values(metrics)
+    if "episode_return" not in values:  # no environment ran
+        values["episode_return"] = np.full(len(members), np.nan)
+    first = [name for name in FIRST if name in values]
+    names = [*first, *sorted(values.keys() - set(first))]
     return [
-        {"kind": "train", **member.label, "step": step}
-        | {name: float(values[name][i]) for name in names}
+        _start("train", member, position, phase) | {name: float(values[name][i]) for name in names}
         for i, member in enumerate(members)
     ]
 
 
-def evaluation_rows(members: Sequence[Member], result: Evaluation, step: int) -> list[Row]:
+def _start(kind: str, member: Member, position: Position, phase: str | None) -> Row:
+    """Return the entries that every row begins with."""
+    named = {} if phase is None else {"phase": phase}
+    return {"kind": kind, **member.label, **named, **position._asdict()}
+
+
+def evaluation_rows(
+    members: Sequence[Member], result: Evaluation, position: Position, phase: str | None = None
+) -> list[Row]:
     """Return one row per member from evaluation episodes ``[M, episodes]``."""
     return [
-        {
-            "kind": "eval",
-            **member.label,
-            "step": step,
+        _start("eval", member, position, phase)
+        | {
             "episode_return": float(np.mean(result.returns[i], dtype=np.float64)),
             "episode_length": float(np.mean(result.lengths[i])),
             "nonfinite_episodes": int(np.sum(~result.finite[i])),

@@ -1,5 +1,6 @@
 """Runs: training with checkpoints, logs, signals, and placement on devices."""
 
+from jaxrl.run.phases import Phase
 from jaxrl.run.runner import Run, run
 
-__all__ = ["Run", "run"]
+__all__ = ["Phase", "Run", "run"]

@@ -19,7 +19,7 @@ class DivergenceGuard:
         members: the runs trained together; they are independent.
         config: the run's configuration, with ``max_skipped`` and ``max_nonfinite``.
         report: called with a line for the user.
-        saved: returns the steps of the checkpoints.
+        saved: returns the iterations of the checkpoints.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class DivergenceGuard:
         self._reported_diverged: set[int] = set()
 
     def check(self, rows: Sequence[Row], steps: int) -> None:
-        """Check the rows of a chunk: one per member, for ``steps`` environment steps in total.
+        """Check the rows of a chunk: one per member, with ``steps`` environment steps in total.
 
         Raises:
             RunError: if the physics, or the gradients of every member, exceed their limit.
@@ -45,7 +45,7 @@ class DivergenceGuard:
         self._check_gradients(rows)
 
     def _check_physics(self, rows: Sequence[Row], steps: int) -> None:
-        bad, step = sum(row["nonfinite_steps"] for row in rows), rows[0]["step"]
+        bad, step = sum(row.get("nonfinite_steps", 0) for row in rows), rows[0]["step"]
         if bad > self._max_nonfinite * steps:
             raise RunError(
                 f"stopped at step {step}: {bad:.0f} of the last {steps} environment steps were not "
@@ -76,8 +76,10 @@ class DivergenceGuard:
             )
 
     def _kept(self) -> str:
-        steps = self._saved()
-        return f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint"
+        saved = self._saved()
+        if not saved:
+            return "there is no checkpoint"
+        return f"the checkpoint of iteration {saved[-1]} is kept"
 
     def _names(self, indices: set[int]) -> str:
         names = [self._members[i].name for i in sorted(indices)]

@@ -22,8 +22,9 @@ def out_of_memory_reported(config: Mapping[str, Any]) -> Iterator[None]:
             raise
         sizes = {
             "num-envs": config["num_envs"],
-            "unroll": config["trainer"].get("unroll"),
-            "capacity": config["trainer"].get("capacity"),
+            "num-steps": config["trainer"].get("num_steps"),
+            "buffer-size": config["trainer"].get("buffer_size"),
+            "batch-size": config["trainer"].get("batch_size"),
             "num-seeds": len(config["seeds"]),
             "configurations of the sweep": len(config["sweep"]) or None,
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxrl import hyper
+from jaxrl.data.dataset import checksum
 from jaxrl.errors import UsageError
 from jaxrl.record.metrics_file import Row
 from jaxrl.record.policy import Policy
@@ -21,12 +21,12 @@ from jaxrl.record.rows import Member
 from jaxrl.run import devices as placing
 from jaxrl.run.logs import check_writers
 from jaxrl.run.memory import out_of_memory_reported
-from jaxrl.run.schedule import Schedule
+from jaxrl.run.phases import Phase, Plan, as_phases, check_one_agent, make_plan, require_integer
 from jaxrl.run.session import Session
 from jaxrl.run.signals import interruptible
 from jaxrl.run.sweep import check_configurations, grid
 from jaxrl.training.trainer import Trainer
-from jaxrl.types import Mode, TrainState
+from jaxrl.types import Mode, PyTree, TrainState
 
 
 @dataclasses.dataclass
@@ -36,7 +36,7 @@ class Run:
     The population is the runs trained together (configurations x seeds); a member is one of them.
     """
 
-    trainer: Trainer
+    trainer: Trainer  # of the last phase
     members: list[Member]  # the population, seeds varying fastest
     state: TrainState  # of all members, stacked [M, ...]
     rows: list[Row]
@@ -58,9 +58,10 @@ class Run:
 
 
 def run(
-    trainer: Trainer,
-    total_steps: int,
+    trainer: Trainer | Sequence[Phase],
+    total_steps: int | None = None,
     *,
+    data: PyTree = (),
     seeds: Sequence[int] | int = 1,
     sweep: Mapping[str, Sequence[float]] | None = None,
     run_dir: str | Path | None = None,
@@ -77,16 +78,20 @@ def run(
 ) -> Run:
     """Train the population (all configurations x seeds) together, and keep a record of it.
 
-    Steps are environment steps of one member, rounded up to whole iterations.
+    Steps are those of one member in the trainer's ``unit`` (environment steps, or gradient steps
+    for ``Offline``), rounded up to whole iterations. With phases, each counts in its own unit, and
+    the periods below hold within each.
 
     Args:
-        trainer: the trainer of every member.
-        total_steps: the minimum number of steps.
+        trainer: the trainer of every member, or phases that follow each other.
+        total_steps: the minimum number of steps; phases have their own instead.
+        data: the dataset that the sampler reads, one copy for all members.
         seeds: the seeds, or their number (0, 1, ...).
         sweep: values of hyper-parameters, by name; every combination is a configuration.
         run_dir: the folder of the record; None keeps everything in memory.
         resume: continue the run in ``run_dir`` from its newest intact checkpoint.
-        eval_every: steps between evaluations; default a tenth of the run. The first is at step 0.
+        eval_every: steps between evaluations; default a tenth of the run, or of each phase. The
+            first is at step 0.
         eval_episodes: greedy episodes per evaluation and member, the same starts each time.
         log_every: steps between rows of metrics; default a fifth of ``eval_every``.
         checkpoint_every: steps between checkpoints; default ``eval_every``.
@@ -108,7 +113,6 @@ def run(
     )
     configurations = grid(sweep) if sweep else [{}]
     positive = {
-        "total_steps": total_steps,
         "num_seeds": len(seed_list),
         "eval_every": eval_every,
         "eval_episodes": eval_episodes,
@@ -117,10 +121,7 @@ def run(
         "max_skipped": max_skipped,
     }
     for option, number in positive.items():
-        if number is not None and not isinstance(number, Integral):
-            raise UsageError(f"{option} is {number!r}; it must be an integer")
-        hyper.require(option, number, 1)
-    total_steps, eval_episodes, max_skipped = map(int, (total_steps, eval_episodes, max_skipped))
+        require_integer(option, number)
     hyper.require("max_nonfinite", max_nonfinite, 0, 1)
     for seed in seed_list:
         hyper.require("seed", seed, 0, 2**31 - 1)
@@ -131,48 +132,65 @@ def run(
     if log and run_dir is None:
         raise UsageError(f"log {', '.join(log)} needs a run-dir to write to")
     check_writers(log)
-    check_configurations(trainer, configurations)
+
+    phases = as_phases(trainer, total_steps)
+    trainers = [phase.trainer for phase in phases]
+    for each in trainers:
+        check_configurations(each, configurations)
+    check_data(trainers, data)
+    check_one_agent(phases)
     members = [Member(i, c, seed) for i, c in enumerate(configurations) for seed in seed_list]
-    placement = placing.choose(trainer, len(members), devices)
-    memory = trainer.check_memory(len(members), placement.members * placement.shards)
-
-    def iterations(steps: int | None, default: int) -> int:
-        return -(-int(steps) // trainer.steps_per_iteration) if steps else max(default, 1)
-
-    total = trainer.iterations(total_steps)
-    evaluations = iterations(eval_every, -(-total // 10))
-    schedule = Schedule(
-        total=total,
-        log_every=iterations(log_every, evaluations // 5),
-        eval_every=evaluations,
-        checkpoint_every=iterations(checkpoint_every, evaluations),
-        steps=trainer.steps_per_iteration,
-        first=trainer.first_step,
-        updates=trainer.updates_per_iteration,
-    )
+    placement = placing.choose(trainers, len(members), devices)
+    used = placement.members * placement.shards
+    memory = [each.check_memory(len(members), used) for each in trainers]
+    plan = make_plan(phases, eval_every, log_every, checkpoint_every)
     config = {
-        **trainer.config(),
+        **describe(plan),
+        "data": {"checksum": checksum(data)},
         "seeds": seed_list,
         "sweep": configurations if sweep else [],
-        "total_steps": total_steps,
-        "eval_every": schedule.eval_every * schedule.steps,
-        "eval_episodes": eval_episodes,
-        "log_every": schedule.log_every * schedule.steps,
-        "checkpoint_every": schedule.checkpoint_every * schedule.steps,
-        "max_skipped": max_skipped,
+        "eval_episodes": int(eval_episodes),
+        "max_skipped": int(max_skipped),
         "max_nonfinite": float(max_nonfinite),
         "log": list(log),
         "placement": placement.describe(),
         **provenance(),
     }
-    session = Session(trainer, placement, schedule, config, members, quiet)
+    session = Session(plan, placement, config, members, data, quiet)
     with (
-        session.opened(run_dir, resume, log),
+        session.records.opened(run_dir, resume, log),
         interruptible() as interrupted,
         out_of_memory_reported(config),
     ):
-        if memory:
-            session.report(memory)
+        for line in filter(None, memory):
+            session.records.report(line)
         state, summary = session.train(interrupted)
     folder = None if run_dir is None else Path(run_dir)
-    return Run(trainer, members, state, session.rows, summary, folder)
+    return Run(plan.final, members, state, session.records.rows, summary, folder)
+
+
+def check_data(trainers: Sequence[Trainer], data: PyTree) -> None:
+    """Raise UsageError unless there is a dataset exactly where a trainer samples from one."""
+    readers = [trainer for trainer in trainers if trainer.needs_data]
+    for trainer in readers or trainers[:1]:
+        trainer.check_data(data)
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Return the entries of ``config.json`` about trainers and lengths.
+
+    With phases, those of the last one stand for the run, and ``phases`` lists all.
+    """
+    phases = [
+        {"name": stage.name, "steps": stage.steps, **stage.trainer.config()}
+        for stage in plan.stages
+    ]
+    return {
+        **plan.final.config(),
+        **({"phases": phases} if plan.named else {}),
+        "unit": plan.unit,
+        "total_steps": sum(stage.steps for stage in plan.stages),
+        "eval_every": plan.periods("eval_every"),
+        "log_every": plan.periods("log_every"),
+        "checkpoint_every": plan.periods("checkpoint_every"),
+    }

@@ -1,4 +1,4 @@
-"""The schedule of a run: when the host is in contact with the device."""
+"""The schedule of a phase: when the host is in contact with the device."""
 
 from __future__ import annotations
 
@@ -7,23 +7,12 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The length of a run and the periods of its events, in iterations.
-
-    An iteration is ``steps`` environment steps per member and ``updates`` updates; ``first``
-    environment steps come before the first iteration.
-    """
+    """The length of a phase and the periods of its events, in iterations of the phase."""
 
     total: int
     log_every: int
     eval_every: int
     checkpoint_every: int
-    steps: int
-    first: int = 0
-    updates: int = 1
-
-    def step(self, done: int) -> int:
-        """Return the environment steps of each member after ``done`` iterations."""
-        return self.first + done * self.steps
 
     def next(self, done: int) -> int:
         """Return the iteration at which the chunk that begins after ``done`` ends.

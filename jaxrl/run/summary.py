@@ -10,7 +10,7 @@ from jaxrl.analysis import plot_run
 from jaxrl.analysis.statistics import final_return
 from jaxrl.errors import RunError, UsageError
 from jaxrl.record.folder import write_json
-from jaxrl.run.schedule import Schedule
+from jaxrl.run.phases import Plan
 
 SUMMARY, CURVES = "summary.json", "curves.png"
 
@@ -19,29 +19,31 @@ def summarise(
     config: Mapping[str, Any],
     members: Sequence[Any],
     rows: Sequence[Mapping[str, Any]],
-    schedule: Schedule,
+    plan: Plan,
     clock: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return the content of ``summary.json``.
+    """Return the content of ``summary.json``. Speeds are those of all members together.
 
     ``rows`` must end with the last evaluation of every member.
     """
     last = [row for row in rows if row["kind"] == "eval"][-len(members) :]
     returns = [row["episode_return"] for row in last]
-    trained = schedule.total * schedule.steps * len(members)
-    updates = schedule.total * schedule.updates * len(members)
+    position = plan.position(plan.total)
+    steps, gradient_steps = (count * len(members) for count in plan.trained())
     seconds = clock["train_seconds"] or float("inf")
     summary: dict[str, Any] = {
         "algorithm": config["algorithm"],
         "env": config["env"],
-        "total_steps": schedule.step(schedule.total),
+        "total_steps": position.step,
+        "env_steps": position.env_steps,
+        "gradient_steps": position.gradient_steps,
         "seeds": list(config["seeds"]),
         "final_return": final_return(returns),
         "compile_seconds": round(clock["compile_seconds"], 2),
         "train_seconds": round(clock["train_seconds"], 2),
         "wall_seconds": round(clock["wall_seconds"], 2),
-        "steps_per_second": round(trained / seconds, 1),
-        "updates_per_second": round(updates / seconds, 2),
+        "steps_per_second": round(steps / seconds, 1),
+        "gradient_steps_per_second": round(gradient_steps / seconds, 2),
         "device": config["device"],
         "command": config["command"],
     }

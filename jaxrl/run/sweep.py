@@ -40,6 +40,17 @@ def check_configurations(trainer: Trainer, configurations: Sequence[Mapping[str,
     _check_wrappers(trainer, configurations[0])
     for configuration in configurations:
         hyper.replace(trainer, configuration).check()
+    _check_once(trainer, list(configurations[0]))
+
+
+def _check_once(trainer: Trainer, sweep: Sequence[str]) -> None:
+    """Raise UsageError for two names of one hyper-parameter, such as ``critic.a`` and ``a``."""
+    known, seen = hyper.names(trainer), dict[str, str]()
+    for name in sweep:
+        for full in hyper.matches(name, known):
+            if full in seen:
+                raise UsageError(f"{seen[full]} and {name} are one hyper-parameter; sweep it once")
+            seen[full] = name
 
 
 def _check_wrappers(trainer: Trainer, sweep: Iterable[str]) -> None:

@@ -121,16 +121,30 @@ class Trainer:
                 f"{-(-self.env.num_envs // shards) * shards} would"
             )
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether batches are sampled from a dataset."""
+        return bool(getattr(getattr(self, "sampling", None), "needs_data", False))
+
     def check_data(self, data: PyTree) -> None:
-        """Raise UsageError if the sampler needs a dataset and there is none, or a broken one."""
-        sampler: Any = getattr(self, "sampling", None)
-        needs = getattr(sampler, "needs_data", False)
-        if needs and not jax.tree.leaves(data):
+        """Raise UsageError if the sampler needs a dataset and there is none, or the reverse."""
+        given, sampler = bool(jax.tree.leaves(data)), getattr(self, "sampling", self)
+        if self.needs_data and not given:
             raise UsageError(
                 f"{type(sampler).__name__} samples from a dataset, and there is none; "
                 "give one, as data=dataset"
             )
-        if needs:
+        if given and not self.needs_data:
+            raise UsageError(
+                f"{type(sampler).__name__} samples from no dataset, and one is given; leave it "
+                "out, or give a sampler that reads it, such as OffPolicy(..., sampler=Mixed())"
+            )
+        if given and not hasattr(data, "check"):
+            raise UsageError(
+                f"{type(sampler).__name__} samples from a dataset, and data is a "
+                f"{type(data).__name__}; give a jaxrl.data.Dataset"
+            )
+        if given:
             data.check()
 
     def check_memory(self, members: int, devices: int) -> str | None:
@@ -190,7 +204,9 @@ class Trainer:
     def continue_from(self, ts: TrainState, data: PyTree = ()) -> TrainState:
         """Return the first state of a phase that goes on with another trainer's agent.
 
-        Agent state, key and counters pass on; environments, carry and store start anew.
+        Agent state, key and counters pass on; environments, carry and store start anew. The state's
+        count of iterations is that of all phases: ``iteration`` and ``chunk`` have to be told those
+        of this phase, as ``index`` and ``first``, which count from 0.
         """
         with reducing_over(self.axis):
             self.check(shard_count())

@@ -16,7 +16,8 @@ class Preset:
     """Settings for the environments whose names match ``pattern``.
 
     The names of settings are those of a script's options; those under ``agent`` are
-    hyper-parameters. Shared blocks of settings come first and are overridden by the keywords:
+    hyper-parameters, nested as the agent and its parts are. Shared blocks of settings come first
+    and are overridden by the keywords:
     ``Preset("brax/*", PARALLEL, batch_size=512, agent=dict(gamma=0.997))``.
     """
 
@@ -26,6 +27,11 @@ class Preset:
     def __init__(self, pattern: str, *blocks: Settings, **settings: Any) -> None:
         object.__setattr__(self, "pattern", pattern)
         object.__setattr__(self, "settings", merge(*blocks, settings))
+
+
+def networks(**settings: Any) -> Settings:
+    """Return the same settings for the policy and for the critic."""
+    return {"policy": dict(settings), "critic": dict(settings)}
 
 
 def lookup(presets: Sequence[Preset], env: str) -> Settings:

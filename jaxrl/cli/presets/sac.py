@@ -13,7 +13,7 @@ PRESETS = [
     Preset(
         "brax/hopper",
         total_steps=6_553_600,
-        updates=64,
+        num_updates=64,
         batch_size=512,
         reward_scale=30.0,
         agent=dict(gamma=0.997),
