@@ -62,9 +62,11 @@ def over_members(f, shared=0):
     return run
 
 
-def trainer(agent=None, num_envs=2, env="gymnax/Pendulum-v1", limit=7, **options):
+def trainer(agent=None, num_envs=2, env="gymnax/Pendulum-v1", limit=7, reset_mode=None, **options):
     settings = {"buffer_size": 120, "batch_size": 8, "learning_starts": 20, "cycles": 6} | options
-    venv = VectorEnv(make(env) if isinstance(env, str) else env, num_envs, max_steps=limit)
+    venv = VectorEnv(
+        make(env) if isinstance(env, str) else env, num_envs, reset_mode, max_steps=limit
+    )
     return OffPolicy(agent or small(SAC), venv, **settings)
 
 
@@ -359,11 +361,21 @@ def test_the_buffer_is_written_in_place_and_no_counter_branches(agent, num_envs,
     assert "cond[" not in jaxpr and "callback" not in jaxpr
 
 
-def test_no_key_is_used_twice():
+KEYS = {
+    "SAC": (lambda: small(SAC, critics=3, num_min_critics=2), {"reset_mode": "pool"}),
+    "TD3": (lambda: small(TD3, exploration_noise_max=0.4), {"num_updates": 4}),
+    "DSACT": (lambda: NormalizeObs(small(DSACT)), {"n_step": 3}),
+    "DQN": (lambda: small(DQN), {"env": "gymnax/CartPole-v1", "warmup_policy": "agent"}),
+}
+
+
+@pytest.mark.parametrize(("agent", "options"), KEYS.values(), ids=KEYS)
+def test_no_key_is_used_twice(agent, options):
     with jax.debug_key_reuse(True):
-        t = trainer(small(SAC, critics=3, num_min_critics=2))
-        ts = jax.jit(t.init)(jax.random.key(0))
-        jax.jit(t.iteration)(ts)
+        t = trainer(agent(), **options)
+        ts = compiled(t.init)(jax.random.key(0))
+        compiled(t.iteration)(ts)
+        compiled(lambda ts: t.evaluate(ts, jax.random.key(1), 2, "sample"))(ts)
 
 
 # --- bad input ----------------------------------------------------------------------------------

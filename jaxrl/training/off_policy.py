@@ -152,10 +152,10 @@ class OffPolicy(Trainer):
         """The shapes of one step's transitions ``[N, ...]``."""
 
         def one(key: Key) -> Transition:
-            env = self.env.reset(key)
-            pool = self.env.reset_pool(key)
+            env_key, pool_key, play_key = jax.random.split(key, 3)
+            env, pool = self.env.reset(env_key), self.env.reset_pool(pool_key)
             act = self._acting("uniform", None)
-            _, _, transitions, _ = play(act, self._no_carry, self.env, env, (), key, 1, pool)
+            _, _, transitions, _ = play(act, self._no_carry, self.env, env, (), play_key, 1, pool)
             return jax.tree.map(lambda x: x[0], transitions._replace(carry=()))
 
         return jax.eval_shape(one, jax.random.key(0))
