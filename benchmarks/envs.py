@@ -48,25 +48,25 @@ def ours(name: str, options: dict[str, Any], batch: int) -> tuple[Callable[[], N
     import jax
 
     import jaxrl
+    from jaxrl import rng
 
     venv = jaxrl.VectorEnv(jaxrl.make(name, **options), batch)
     space = venv.spec.action
 
     def advance(state: Any, key: jax.Array) -> Any:
-        draw_key, action_key = jax.random.split(key)
-        draws = venv.draw(draw_key, STEPS)
+        pool_key, step_key, action_key = jax.random.split(key, 3)
+        pool = venv.reset_pool(pool_key)
         if isinstance(space, jaxrl.types.Discrete):
             actions = jax.random.randint(action_key, (STEPS, batch), 0, space.n)
         else:
-            shape = (STEPS, batch, *space.shape)
-            actions = jax.random.uniform(action_key, shape, minval=space.low, maxval=space.high)
+            shape = (STEPS, batch, *space.shape)  # in units of [-1, 1], as agents act
+            actions = jax.random.uniform(action_key, shape, minval=-1.0)
 
-        def step(state: Any, x: Any) -> tuple[Any, Any]:
-            draw, action = x
-            state, out = venv.step(state, action, draw._replace(bank=draws.bank))
+        def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
+            state, out = venv.step(key, state, action, pool)
             return state, out.reward
 
-        state, rewards = jax.lax.scan(step, state, (draws._replace(bank=()), actions))
+        state, rewards = rng.scan(step, state, jax.random.split(step_key, STEPS), actions)
         return state, rewards.sum()
 
     began = time.perf_counter()

@@ -141,21 +141,23 @@ def load_run(path: str) -> tuple[dict[str, Any], Any, Act]:
     envs = [vars(make_recorded(name, given)) for given in (options, {}) if task in TASKS]
     if not envs or envs[0]["options"] != envs[1]["options"]:
         raise UsageError(f"{path} is of {name} with {options}; give one of mjx/<Task>-v5 as it is")
-    step = max(checkpoint.available(Path(path) / "checkpoints"), default=None)
-    policy = jaxrl.load_policy(path, step=step)
+    iteration = max(checkpoint.available(Path(path) / "checkpoints"), default=None)
+    policy = jaxrl.load_policy(path, iteration=iteration)
     which = {"task": task, "policy": "trained", "run": path, "policy_seed": config["seeds"][0]}
-    which |= {"policy_step": step}
+    which |= {"policy_iteration": iteration}
     return which, policy, lambda obs, t: np.asarray(policy(obs.astype(np.float32)))
 
 
 def own_evaluation(which: dict[str, Any]) -> dict[str, Any] | None:
-    """The run's own, of that seed at that step, if any; and its summary's mean over all seeds."""
+    """The finished run's last evaluation of that seed, and its summary's mean over all seeds.
+
+    None for unfinished runs, whose newest checkpoint may be older than their last evaluation.
+    """
     rows, summary = load(which["run"], "eval"), load_summary(which["run"])
-    rows = rows[(rows["seed"] == which["policy_seed"]) & (rows["step"] == which["policy_step"])]
-    if rows.empty:
+    if summary is None:
         return None
-    returns = rows["returns"].iloc[0]
-    mean = summary and summary["final_return"]["mean"]
+    returns = rows[rows["seed"] == which["policy_seed"]]["returns"].iloc[-1]
+    mean = summary["final_return"]["mean"]
     return interval(returns) | {"episodes": len(returns), "summary_mean": mean}
 
 

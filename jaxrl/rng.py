@@ -10,6 +10,7 @@ evaluated for all steps at once too, after the loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -50,13 +51,16 @@ def scan(
     ``scan`` with other operands, stay in the loop: same values, slower. The draws of all ``T``
     steps are in memory at once.
     """
-    if not ENABLED:
+    length = jax.tree.leaves(keys)[0].shape[0]
+    if length == 0 or not ENABLED:
         return jax.lax.scan(lambda c, kx: step(kx[0], c, kx[1]), carry, (keys, xs), unroll=unroll)
-    key, x = jax.tree.map(lambda leaf: leaf[0], (keys, xs))
+    # Only the first step's shapes are used; this read is not a use of its key.
+    first = partial(jax.lax.dynamic_index_in_dim, index=0, keepdims=False)
+    key, x = jax.tree.map(first, (keys, xs))
     split = _Split(step, defer, key, carry, x)
     drawn = jax.vmap(split.draw)(keys)
     carry, kept = jax.lax.scan(
-        lambda c, dx: split.loop(dx[0], c, dx[1]), carry, (drawn, xs), unroll=unroll
+        lambda c, dx: split.loop(dx[0], c, dx[1]), carry, (drawn, xs), length, unroll=unroll
     )
     return carry, jax.vmap(split.outputs)(keys, drawn, xs, kept)
 
@@ -80,12 +84,13 @@ class _Split:
 
     def __init__(self, step: Callable, defer: bool, key: Key, carry: PyTree, x: PyTree) -> None:
         closed, shape = jax.make_jaxpr(step, return_shape=True)(key, carry, x)
-        self.trees = [jax.tree.structure(each) for each in shape]
+        self.trees: list[Any] = [jax.tree.structure(each) for each in shape]
         self.equations: list[_Equation] = []
         self.kinds: list[Kind] = []
         self.values: dict[int, Any] = {}  # what the step closes over
         sizes = [len(jax.tree.leaves(each)) for each in (key, carry, x)]
-        groups = [self._new_all(k, n) for k, n in zip(("key", "loop", "loop"), sizes, strict=True)]
+        kinds: list[Kind] = ["key", "loop", "loop"]
+        groups = [self._new_all(kind, n) for kind, n in zip(kinds, sizes, strict=True)]
         self.key, self.carry, self.x = groups
         results = self._number(closed, [i for group in groups for i in group])
         self.end, self.y = results[: self.trees[0].num_leaves], results[self.trees[0].num_leaves :]
@@ -138,7 +143,7 @@ class _Split:
             read = [numbered(atom) for atom in eqn.invars]
             kinds = {self.kinds[i] for i in read if isinstance(i, int)}
             name = eqn.primitive.name
-            if kinds >= {"key", "loop"} and name in _CALLS:
+            if "key" in kinds and ("loop" in kinds or eqn.effects) and name in _CALLS:
                 inner = _closed(eqn.params.get("jaxpr") or eqn.params["call_jaxpr"])
                 number.update(zip(eqn.outvars, self._number(inner, read), strict=True))
                 continue

@@ -11,9 +11,11 @@ from scipy import stats
 
 from jaxrl import losses, optim
 from jaxrl.counters import counter_add, counter_value, counter_zero
-from jaxrl.nn import statistics
+from jaxrl.nn import running_statistics as statistics
 from jaxrl.nn.distributions import Categorical, Normal, TanhNormal
-from jaxrl.nn.networks import flat_input, flatten_to, orthogonal
+from jaxrl.nn.encoders import Flatten
+from jaxrl.nn.initializers import orthogonal
+from jaxrl.sharding import reducing_over
 from jaxrl.shuffle import permutations
 from jaxrl.types import Box
 
@@ -111,26 +113,31 @@ def test_categorical_against_scipy():
     p = np.exp(np.float64(logits))
     p /= p.sum()
     dist = Categorical(jnp.broadcast_to(logits, (40_000, 5)))
-    counts = np.bincount(dist.sample(jax.random.key(1)), minlength=5)
+    counts = np.bincount(dist.sample(jax.random.key(1))[0], minlength=5)
     assert stats.chisquare(counts, p * counts.sum()).pvalue > 1e-3
-    one = Categorical(logits)
-    np.testing.assert_allclose(one.log_prob(jnp.arange(5)[:, None])[:, 0], np.log(p), rtol=1e-5)
+    one = Categorical(jnp.broadcast_to(logits, (5, 5)))
+    np.testing.assert_allclose(one.trace(jnp.arange(5)).log_prob, np.log(p), rtol=1e-5)
     np.testing.assert_allclose(one.entropy(), stats.entropy(p), rtol=1e-5)
-    assert one.mode() == np.argmax(p)
+    assert np.all(one.mode() == np.argmax(p))
 
 
 def test_normal_against_scipy():
     mean, std, x = RNG.normal(size=3), np.exp(RNG.normal(size=3)), RNG.normal(size=(7, 3))
     dist = Normal(jnp.array(mean), jnp.array(std))
     expected = stats.norm(mean, std)
-    np.testing.assert_allclose(dist.log_prob(jnp.array(x)), expected.logpdf(x).sum(-1), rtol=1e-4)
+    found = dist.trace(jnp.array(x)).log_prob
+    np.testing.assert_allclose(found, expected.logpdf(x).sum(-1), rtol=1e-4)
     np.testing.assert_allclose(dist.entropy(), expected.entropy().sum(), rtol=1e-5)
+    wide = Normal(jnp.broadcast_to(dist.mean, (20_000, 3)), dist.std)
+    sampled, _ = wide.sample(jax.random.key(2))
+    for i in range(3):
+        assert stats.kstest(sampled[:, i], stats.norm(mean[i], std[i]).cdf).pvalue > 1e-3
 
 
 def test_tanh_normal_density_integrates_to_one_and_entropy_is_its_mean():
     dist = TanhNormal(jnp.array([0.3]), jnp.array([0.8]))
     action = np.linspace(-1 + 1e-6, 1 - 1e-6, 400_001)
-    density = np.exp(dist.log_prob(jnp.arctanh(jnp.array(action))[:, None]))
+    density = np.exp(dist.trace(jnp.array(action)[:, None]).log_prob)
     assert np.trapezoid(density, action) == pytest.approx(1.0, abs=1e-3)
     exact = -np.trapezoid(density * np.log(np.maximum(density, 1e-30)), action)
     keys = jax.random.split(jax.random.key(0), 20_000)
@@ -142,19 +149,45 @@ def test_tanh_normal_stays_finite_where_tanh_saturates():
     dist = TanhNormal(jnp.array([30.0, -30.0]), jnp.array([1.0, 1.0]))
 
     def loss(mean):
-        action, log_prob = TanhNormal(mean, dist.std).sample_and_log_prob(jax.random.key(0))
-        return log_prob + action.sum()
+        action, trace = TanhNormal(mean, dist.std).sample(jax.random.key(0))
+        return trace.log_prob + action.sum()
 
     value, grad = jax.value_and_grad(loss)(dist.mean)
     assert np.isfinite(value) and np.all(np.isfinite(grad))
+    extreme = dist.trace(jnp.array([1.0, -1.0]))  # on the bounds
+    assert np.isfinite(extreme.raw).all() and np.isfinite(extreme.log_prob)
 
 
-@pytest.mark.parametrize("make", [lambda m, s: Categorical(m), Normal, TanhNormal])
-def test_noise_drawn_ahead_samples_as_a_key_does(make):
-    dist = make(jnp.zeros((3, 2)), jnp.ones((3, 2)))
-    key = jax.random.key(5)
-    np.testing.assert_array_equal(dist.sample(key), dist.sample(dist.noise(key)))
-    assert dist.noise(key, (7,)).shape == (7, 3, 2)
+FAMILIES = {
+    "categorical": lambda m, s: Categorical(m),
+    "normal": Normal,
+    "squashed normal": TanhNormal,
+}
+
+
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
+def test_a_trace_scores_its_sample_under_any_distribution(make):
+    dist = make(jnp.array(RNG.normal(size=(3, 2))), jnp.ones((3, 2)))
+    other = make(jnp.array(RNG.normal(size=(3, 2))), jnp.full((3, 2), 0.5))
+    action, trace = dist.sample(jax.random.key(5))
+    given = dist.trace(action)
+    np.testing.assert_allclose(given.raw, trace.raw, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(given.log_prob, trace.log_prob, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(dist.log_prob(trace), trace.log_prob)
+    np.testing.assert_allclose(other.log_prob(trace), other.trace(action).log_prob, rtol=1e-3)
+    assert np.abs(other.log_prob(trace) - trace.log_prob).min() > 1e-3
+
+
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
+def test_shards_sample_rows_of_their_own_from_a_common_key(make):
+    dist = make(jnp.zeros((4, 2)), jnp.ones((4, 2)))
+
+    def on_shard(_):
+        with reducing_over("shard"):
+            return dist.sample(jax.random.key(5))[0]
+
+    first, second = jax.vmap(on_shard, axis_name="shard")(jnp.arange(2))
+    assert np.any(first != second)
 
 
 def test_running_statistics_equal_numpys_over_all_batches():
@@ -216,13 +249,20 @@ def test_orthogonal_matrices_have_no_preferred_direction():
     assert (np.linalg.det(q) > 0).mean() == pytest.approx(0.5, abs=0.05)
 
 
-def test_networks_flatten_what_they_are_given():
-    assert flatten_to(jnp.zeros((7, 5, 4, 3)), 12).shape == (7, 5, 12)
-    assert flatten_to(jnp.zeros((7, 1)), 1).shape == (7, 1)
-    with pytest.raises(ValueError, match="does not fit a network of 5 inputs"):
-        flatten_to(jnp.zeros((7, 4)), 5)
-    with pytest.raises(ValueError, match="leading axis of size 1"):
-        flat_input(Box(-1, 1, (1, 4)))
+def test_observations_are_flattened_behind_their_leading_axes():
+    flat = Flatten().bind(Box(-1, 1, (4, 3)), ("state",))
+    x = jnp.arange(7.0 * 5 * 12).reshape(7, 5, 4, 3)
+    np.testing.assert_array_equal(flat({}, x), x.reshape(7, 5, 12))
+    assert flat.features == 12 and flat({}, x[0, 0]).shape == (12,)
+    one = Flatten().bind(Box(-1, 1, (1, 4)), ("state",))  # leading axes of size 1 are no batch
+    assert one({}, jnp.zeros((7, 1, 4))).shape == (7, 4) and one({}, jnp.zeros((1, 4))).shape == (
+        4,
+    )
+    number = Flatten().bind(Box(-1, 1, ()), ("state",))
+    assert number.features == 1 and number({}, jnp.zeros(7)).shape == (7, 1)
+    two = Flatten(obs_keys=("b", "a")).bind({"a": Box(0, 1, (2,)), "b": Box(0, 1, (3,))}, ("a",))
+    found = two({}, {"a": jnp.zeros((7, 2)), "b": jnp.ones((7, 3))})
+    np.testing.assert_array_equal(found[0], [1, 1, 1, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -259,6 +299,46 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(bad):
     _, again, _ = optimiser.step(rotten, skipped, after, 0.1)
     _, healed, _ = optimiser.step(good, again, after, 0.1)
     assert (again.in_a_row, healed.in_a_row, healed.skipped) == (2, 0, 2)
+
+
+def test_minimize_names_its_metrics_after_the_loss_and_keeps_the_auxiliary():
+    def critic_loss(w, x):
+        return jnp.sum(jnp.square(w - x)), {"q": x}
+
+    adam = optim.Adam()
+    trained, aux, metrics = adam.minimize(critic_loss, adam.start(jnp.zeros(3)), 0.1, jnp.ones(3))
+    np.testing.assert_allclose(trained.params, 0.1, rtol=1e-5)
+    assert metrics["critic_loss"].total == 3 and aux["q"].shape == (3,)
+    assert metrics["critic_grad_norm"].total == pytest.approx(12**0.5)
+    names = {"critic_loss", "critic_grad_norm", "skipped_updates", "skipped_in_a_row"}
+    assert metrics.keys() == names
+
+
+def test_decoupled_weight_decay_equals_optax():
+    params = {"a": jnp.array(RNG.normal(size=(3, 2))), "b": jnp.array(RNG.normal(size=(5,)))}
+    ours, theirs = params, params
+    optimiser = optim.AdamW(weight_decay=0.1)
+    state, reference = optimiser.init(params), optax.adamw(1e-2, weight_decay=0.1)
+    reference_state = reference.init(params)
+    for _ in range(4):
+        grads = jax.tree.map(lambda p: jnp.array(RNG.normal(size=p.shape)), params)
+        ours, state, _ = optimiser.step(grads, state, ours, 1e-2)
+        updates, reference_state = reference.update(grads, reference_state, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    for name in params:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_minimum_over_critics_is_of_all_or_of_a_random_subset_in_common():
+    q = jnp.array(RNG.normal(size=(4, 6)))
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(losses.min_over_critics(q, None, key), q.min(0))
+    pairs = {(i, j): np.minimum(q[i], q[j]) for i in range(4) for j in range(i)}
+    counts = dict.fromkeys(pairs, 0)
+    subset = jax.jit(jax.vmap(lambda key: losses.min_over_critics(q, 2, key)))
+    for found in subset(jax.random.split(key, 600)):
+        counts[next(pair for pair, least in pairs.items() if np.array_equal(least, found))] += 1
+    assert stats.chisquare(list(counts.values())).pvalue > 1e-3
 
 
 def test_linear_decay_and_polyak():

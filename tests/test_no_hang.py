@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import pytest
 
 from jaxrl import PPO, NormalizeObs, OnPolicy, VectorEnv, make
+from jaxrl.nn.critics import ValueFunction
+from jaxrl.nn.policies import AutoPolicy
 from jaxrl.run.devices import Placement, Programs
 
 AGAIN = """
@@ -27,8 +29,7 @@ programs = Programs(trainer, choose([trainer], seeds))
 init, chunk = jax.jit(programs.init), jax.jit(programs.chunk)
 for i in range(20):
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds) + 1000 * i)
-    start = init({}, keys)
-    ts, _ = jax.block_until_ready(chunk({}, start, (), jnp.int32(2), jnp.int32(0)))
+    ts, _ = jax.block_until_ready(chunk({}, init({}, keys), (), jnp.int32(2), jnp.int32(0)))
 print("ended", ts.iterations.sum())
 """
 
@@ -61,15 +62,16 @@ def factorisations(lowered):
 
 @pytest.mark.parametrize("env", ["gymnax/CartPole-v1", "brax/ant"])
 def test_programs_factorise_nothing(env):
-    networks = {name: getattr(PPO(), name) for name in ("policy", "critic")}
-    small = {name: part.replace(hidden_dims=(8,)) for name, part in networks.items()}
-    agent = NormalizeObs(PPO(**small, update_epochs=1))
-    programs = Programs(OnPolicy(agent, VectorEnv(make(env), 4), num_steps=2), Placement())
+    policy, critic = (part(hidden_dims=(8,)) for part in (AutoPolicy, ValueFunction))
+    agent = NormalizeObs(PPO(policy=policy, critic=critic, update_epochs=1))
+    trainer = OnPolicy(agent, VectorEnv(make(env), 4), num_steps=2)
+    programs = Programs(trainer, Placement())
     keys = jax.vmap(jax.random.key)(jnp.arange(4))
     state = jax.eval_shape(programs.init, {}, keys)
+    counts = jnp.int32(1), jnp.int32(0)
     lowered = (
         jax.jit(programs.init).lower({}, keys),
-        jax.jit(programs.chunk).lower({}, state, (), jnp.int32(1), jnp.int32(0)),
+        jax.jit(programs.chunk).lower({}, state, (), *counts),
     )
     for program in lowered:
         assert not factorisations(program)

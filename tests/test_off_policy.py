@@ -29,20 +29,43 @@ from jaxrl import (
     VectorEnv,
     hyper,
     make,
-    run,
 )
+from jaxrl.agents import protocol
 from jaxrl.counters import counter_value
-from jaxrl.run.devices import over_members
+from jaxrl.data import Mixed, UniformReplay
+from jaxrl.nn.critics import Critic
 from jaxrl.types import Box, Spec, Step
 
-SMALL = {"hidden": (8,)}
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
+def small(kind, critics=None, **options):
+    """An agent with networks of one layer of eight units."""
+    agent = kind(**options)
+    parts = [name for name in ("policy", "critic", "q_network") if hasattr(agent, name)]
+    made = {name: dataclasses.replace(getattr(agent, name), hidden_dims=(8,)) for name in parts}
+    if critics is not None:
+        made["critic"] = Critic(hidden_dims=(8,), num_critics=critics)
+    return dataclasses.replace(agent, **made)
+
+
+def over_members(f, shared=0):
+    """As runs call ``f``: vmapped over all but the last arguments, or a single member as itself."""
+
+    def run(*args):
+        own, same = args[: len(args) - shared], args[len(args) - shared :]
+        if jax.tree.leaves(own)[0].shape[0] == 1:
+            one = jax.tree.map(lambda x: x[0], own)
+            return jax.tree.map(lambda x: x[None], f(*one, *same))
+        return jax.vmap(f, in_axes=(0,) * len(own) + (None,) * shared)(*args)
+
+    return run
+
+
 def trainer(agent=None, num_envs=2, env="gymnax/Pendulum-v1", limit=7, **options):
-    settings = {"capacity": 120, "batch_size": 8, "prefill": 20, "rounds": 6} | options
+    settings = {"buffer_size": 120, "batch_size": 8, "learning_starts": 20, "cycles": 6} | options
     venv = VectorEnv(make(env) if isinstance(env, str) else env, num_envs, max_steps=limit)
-    return OffPolicy(agent or SAC(**SMALL), venv, **settings)
+    return OffPolicy(agent or small(SAC), venv, **settings)
 
 
 class Failing:
@@ -65,43 +88,45 @@ class Failing:
 # --- schedule -----------------------------------------------------------------------------------
 
 
-def test_sizes_are_whole_rounds():
-    t = trainer(num_envs=3, unroll=4, updates=2, capacity=100, prefill=20, rounds=None)
-    assert t.replay.slots == 36 and t.replay.slots * 3 >= 100  # 9 rounds of 4 steps
-    assert t.first_step == 24 and t.prefill_rounds == 2
-    assert t.rounds_per_iteration == 16  # 64 steps of every environment
-    assert t.steps_per_iteration == 16 * 4 * 3 and t.updates_per_iteration == 32
+def test_sizes_are_whole_cycles():
+    t = trainer(
+        num_envs=3, num_steps=4, num_updates=2, buffer_size=100, learning_starts=20, cycles=None
+    )
+    assert t.buffer.slots == 36 and t.buffer.slots * 3 >= 100  # 9 cycles of 4 steps
+    assert t.first_step == 24 and t.schedule.warmup_steps == 8
+    assert t.schedule.cycles_per_iteration == 16  # 64 steps of every environment
+    assert t.steps_per_iteration == 16 * 4 * 3 and t.gradient_steps_per_iteration == 32
     assert t.iterations(24 + 1) == 1 and t.iterations(24 + 192) == 1 and t.iterations(217) == 2
-    large = trainer(TD3(**SMALL), batch_size=2**15, updates=1, rounds=None, capacity=2**16)
-    assert large.rounds_per_iteration == 8  # of half a million rows of noise at most
+    large = trainer(small(TD3), batch_size=2**15, cycles=None, buffer_size=2**16)
+    assert large.schedule.cycles_per_iteration == 8  # of half a million rows of noise at most
 
 
 @pytest.mark.parametrize(
-    ("delay", "updates", "unroll", "actor_steps"),
+    ("delay", "updates", "steps", "actor_steps"),
     [(1, 3, 1, 18), (2, 1, 1, 3), (2, 4, 3, 12), (6, 2, 1, 2)],
 )
-def test_every_ratio_of_steps_and_updates_and_every_delay(delay, updates, unroll, actor_steps):
-    """Counted by the optimisers, over one iteration of six rounds."""
-    t = trainer(TD3(**SMALL, delay=delay), updates=updates, unroll=unroll)
+def test_every_ratio_of_steps_and_updates_and_every_delay(delay, updates, steps, actor_steps):
+    """Counted by the optimisers, over one iteration of six cycles."""
+    t = trainer(small(TD3, policy_delay=delay), num_updates=updates, num_steps=steps)
     t.check()
     ts = compiled(t.init)(jax.random.key(0))
     after, metrics = compiled(t.iteration)(ts)
-    counts = {name: int(o.moments.count) for name, o in after.agent.optim.items()}
-    assert counts == {"critic": 6 * updates, "actor": actor_steps}
-    assert int(after.agent.updates) == t.updates_per_iteration == 6 * updates
+    assert int(after.agent.critic.optim.moments.count) == 6 * updates
+    assert int(after.agent.actor.optim.moments.count) == actor_steps
+    assert counter_value(after.gradient_steps) == t.gradient_steps_per_iteration == 6 * updates
     assert metrics["critic_loss"].weight == 6 * updates
     assert metrics["actor_loss"].weight == actor_steps
-    assert counter_value(after.env_steps) == t.first_step + 6 * unroll * 2
-    assert after.updates == 1 and ts.updates == 0
+    assert counter_value(after.env_steps) == t.first_step + 6 * steps * 2
+    assert after.iterations == 1 and ts.iterations == 0
 
 
-def test_the_ring_holds_what_happened():
+def test_the_buffer_holds_what_happened():
     """Every row's successor is the next row's observation, unless its episode ended there."""
-    t = trainer(num_envs=2, capacity=400, prefill=20)
+    t = trainer(num_envs=2, buffer_size=400, learning_starts=20)
     ts = compiled(t.init)(jax.random.key(0))
-    ts, _ = compiled(lambda ts: t.chunk(ts, 5))(ts)
-    held = t.prefill_rounds + 5 * 6
-    ring = jax.device_get(ts.replay)
+    ts, _ = compiled(lambda ts: t.chunk(ts, (), 5))(ts)
+    held = t.schedule.warmup_steps + 5 * 6
+    ring = jax.device_get(ts.store)
     obs, next_obs, ended = ring.obs[:held], ring.next_obs[:held], ring.truncated[:held]
     assert not ring.terminated.any() and ended.sum() == 2 * (held // 7)
     going = ~ended[:-1]
@@ -112,42 +137,66 @@ def test_the_ring_holds_what_happened():
     assert np.abs(ring.action).max() <= 1
 
 
-def test_prefill_by_uniform_actions_or_by_the_agent():
-    quiet = TD3(**SMALL, exploration=0.0)
-    rings = {
+def test_the_warm_up_acts_uniformly_or_by_the_agent():
+    quiet = small(TD3, exploration_noise=0.0)
+    states = {
         policy: jax.device_get(
-            compiled(trainer(quiet, prefill=40, prefill_policy=policy).init)(jax.random.key(0))
+            compiled(trainer(quiet, learning_starts=40, warmup_policy=policy).init)(
+                jax.random.key(0)
+            )
         )
         for policy in ("uniform", "agent")
     }
-    actions = {policy: ts.replay.action[:20].ravel() for policy, ts in rings.items()}
+    actions = {policy: ts.store.action[:20].ravel() for policy, ts in states.items()}
     assert actions["uniform"].std() == pytest.approx(3**-0.5, rel=0.2)
     assert actions["agent"].std() < 0.3
-    acted, _ = quiet.act(rings["agent"].agent, rings["agent"].replay.obs[:20], None, "greedy")
-    np.testing.assert_allclose(rings["agent"].replay.action[:20], acted, atol=1e-6)
+    ts, agent = states["agent"], trainer(quiet).agent
+    acted, _, _ = agent.act(ts.agent, (), ts.store.obs[:20], None, "greedy")
+    np.testing.assert_allclose(ts.store.action[:20], acted, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("prefill", "pieces", "rounds"),
-    [(12, 1, 6), (20, 2, 5), (24, 2, 6), (100, 10, 5), (46, 4, 6)],  # of 6, 10, 12, 50, 23 rounds
+    ("learning_starts", "count", "steps"),
+    [(12, 1, 6), (20, 2, 5), (24, 2, 6), (100, 10, 5), (46, 4, 6)],  # of 6, 10, 12, 50, 23 steps
 )
-def test_a_prefill_is_made_in_equal_pieces_no_longer_than_an_iteration(prefill, pieces, rounds):
-    t = trainer(prefill=prefill)
-    assert t.prefill_pieces == (pieces, rounds) and t.rounds_per_iteration == 6
-    assert prefill <= t.first_step == pieces * rounds * 2 <= prefill * 7 / 6
-    delayed = trainer(TD3(**SMALL, delay=3), prefill=prefill)
-    assert delayed.prefill_pieces[1] % 3 == 0
+def test_the_warm_up_is_made_in_equal_pieces_no_longer_than_an_iteration(
+    learning_starts, count, steps
+):
+    t = trainer(learning_starts=learning_starts)
+    assert t.schedule.warmup == (count, steps) and t.schedule.cycles_per_iteration == 6
+    assert learning_starts <= t.first_step == count * steps * 2 <= learning_starts * 7 / 6
+    delayed = trainer(small(TD3, policy_delay=3), learning_starts=learning_starts)
+    assert delayed.schedule.warmup[1] % 3 == 0
 
 
-def test_a_prefill_begins_with_many_states_and_its_steps_that_are_not_finite_are_told():
-    """Of a bank, every piece draws one of its own; the first iteration's metrics hold the count."""
-    t = trainer(env=Failing(), limit=None, prefill=48, rounds=4)
-    venv = VectorEnv(Failing(), 2, "bank", bank_size=2)
+def test_the_noise_of_an_episode_lasts_until_it_ends():
+    """By the actions in the buffer: of a quiet policy, their size is that of the deviation."""
+    agent = small(TD3, exploration_noise=0.0, exploration_noise_max=0.3)
+    quiet = jax.tree.map(jnp.zeros_like, trainer(agent).agent.policy.init(jax.random.key(0)))
+    t = trainer(agent, num_envs=8, limit=50, buffer_size=8 * 400, learning_starts=8 * 400)
+    t = dataclasses.replace(t, warmup_policy="agent", cycles=100)
+
+    def start(key):
+        state = t.agent.init(key)
+        return t.start(key, state._replace(actor=state.actor._replace(params=quiet)), ())
+
+    ts = jax.device_get(compiled(start)(jax.random.key(0)))
+    deviations = ts.store.action[..., 0].reshape(8, 50, 8).std(axis=1)  # of episodes
+    halves = ts.store.action[..., 0].reshape(16, 25, 8).std(axis=1).reshape(8, 2, 8)
+    assert 0.0 < deviations.min() < 0.1 and 0.2 < deviations.max() < 0.4
+    assert np.corrcoef(halves[:, 0].ravel(), halves[:, 1].ravel())[0, 1] > 0.8
+    assert ts.carry.shape == (8, 1) and (ts.carry >= 0).all() and (ts.carry <= 0.3).all()
+
+
+def test_the_warm_up_begins_with_many_states_and_its_steps_that_are_not_finite_are_told():
+    """Every piece draws a pool of its own; the first iteration's metrics hold the count."""
+    t = trainer(env=Failing(), limit=None, learning_starts=48, cycles=4)
+    venv = VectorEnv(Failing(), 2, "pool", pool_size=2)
     t = dataclasses.replace(t, env=venv)
     ts = compiled(t.init)(jax.random.key(0))
-    ended = np.asarray(ts.replay.terminated[:24])
+    ended = np.asarray(ts.store.terminated[:24])
     np.testing.assert_array_equal(ended.nonzero()[0], np.repeat(np.arange(3, 24, 4), 2))
-    starts = np.asarray(ts.replay.obs[4:24:4])  # [5, 2, 1], each out of a bank of two
+    starts = np.asarray(ts.store.obs[4:24:4])  # [5, 2, 1], each out of a pool of two
     assert len(np.unique(starts)) > 2
     told = []
     for _ in range(2):
@@ -156,25 +205,50 @@ def test_a_prefill_begins_with_many_states_and_its_steps_that_are_not_finite_are
     assert told == [12 + 2, 2]
 
 
-def test_normaliser_sees_the_prefill_and_every_step_after_it():
-    t = trainer(NormalizeObs(ScaleReward(SAC(**SMALL), 0.1)))
+def test_normaliser_sees_the_warm_up_and_every_step_after_it():
+    t = trainer(NormalizeObs(ScaleReward(small(SAC), 0.1)))
     ts = compiled(t.init)(jax.random.key(0))
     assert ts.agent.statistics.size == 20
     after, _ = compiled(t.iteration)(ts)
     assert after.agent.statistics.size == 20 + t.steps_per_iteration
 
 
+class Recording:
+    """A sampler that keeps what it is asked for."""
+
+    needs_data, n_step = False, 1
+
+    def __init__(self):
+        self.asked = []
+
+    def check(self):
+        pass
+
+    def sample(self, store, data, key, shape, gamma):
+        self.asked.append((shape, gamma))
+        return UniformReplay().sample(store, data, key, shape, gamma)
+
+
+def test_samplers_get_the_sizes_of_a_cycle_and_the_discount_of_the_agent_inside():
+    for agent, gamma in ((SAC(gamma=0.7), 0.7), (NormalizeObs(ScaleReward(TD3(gamma=0.8))), 0.8)):
+        sampler = Recording()
+        t = trainer(agent, num_updates=4, sampler=sampler)
+        jax.eval_shape(lambda key, t=t: t.train(key, 40), jax.random.key(0))
+        assert set(sampler.asked) == {((4, 8), gamma)}
+    assert protocol.discount_factor(object()) == 1.0
+
+
 # --- bits ---------------------------------------------------------------------------------------
 
 
 def test_chunks_equal_the_whole_bit_for_bit_and_compile_once():
-    t = trainer(NormalizeObs(TD3(**SMALL)), n_step=3)
+    t = trainer(NormalizeObs(small(TD3)), n_step=3)
     total = t.first_step + 10 * t.steps_per_iteration
     whole, history = compiled(lambda k: t.train(k, total))(jax.random.key(0))
     chunk = compiled(t.chunk)
     ts = compiled(t.init)(jax.random.key(0))
     for done, iterations in ((0, 3), (3, 1), (4, 6)):
-        ts, _ = chunk(ts, jnp.int32(iterations), jnp.int32(done))
+        ts, _ = chunk(ts, (), jnp.int32(iterations), jnp.int32(done))
     assert chunk._cache_size() == 1
     assert_same_bits(ts, whole)
     assert history["critic_loss"].shape == (10,) and np.isfinite(history["actor_loss"]).all()
@@ -183,28 +257,29 @@ def test_chunks_equal_the_whole_bit_for_bit_and_compile_once():
 @pytest.mark.parametrize("kind", [SAC, TD3, DSACT, DQN])
 def test_of_every_agent_swept_members_in_chunks_are_the_whole_bit_for_bit(kind):
     """Two seeds of each of two learning rates, in one program."""
-    t = trainer(kind(**SMALL), env=f"gymnax/{'CartPole' if kind is DQN else 'Pendulum'}-v1")
+    t = trainer(small(kind), env=f"gymnax/{'CartPole' if kind is DQN else 'Pendulum'}-v1")
     total = t.first_step + 4 * t.steps_per_iteration
     rates = jnp.array([1e-3, 1e-3, 1e-1, 1e-1])
     keys = jax.vmap(jax.random.key)(jnp.array([0, 1, 0, 1]))
 
     def of(rate):
-        return hyper.replace(t, {"learning_rate": rate})
+        name = "learning_rate" if kind is DQN else "critic_learning_rate"
+        return hyper.replace(t, {name: rate})
 
     whole = compiled(jax.vmap(lambda rate, key: of(rate).train(key, total)[0]))(rates, keys)
     ts = compiled(jax.vmap(lambda rate, key: of(rate).init(key)))(rates, keys)
-    chunk = compiled(jax.vmap(lambda rate, ts, *n: of(rate).chunk(ts, *n)[0], (0, 0, None, None)))
+    chunk = compiled(
+        jax.vmap(lambda rate, ts, *n: of(rate).chunk(ts, (), *n)[0], (0, 0, None, None))
+    )
     for done, count in ((0, 3), (3, 1)):
         ts = chunk(rates, ts, jnp.int32(count), jnp.int32(done))
     assert_same_bits(ts, whole)
-    name = "q" if kind is DQN else "critic"
-    learnt = np.concatenate(
-        [x.reshape(4, -1) for x in jax.tree.leaves(whole.agent.params[name])], axis=1
-    )
+    learnt = whole.agent.q if kind is DQN else whole.agent.critic
+    learnt = np.concatenate([x.reshape(4, -1) for x in jax.tree.leaves(learnt.params)], axis=1)
     assert len(np.unique(learnt, axis=0)) == 4
 
 
-def test_members_have_rings_of_their_own_and_hyper_parameters_sweep():
+def test_members_have_buffers_of_their_own_and_hyper_parameters_sweep():
     t = trainer(limit=3)
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     values = {"gamma": jnp.array([0.9, 0.99]), "tau": jnp.array([0.5, 0.01])}
@@ -214,32 +289,14 @@ def test_members_have_rings_of_their_own_and_hyper_parameters_sweep():
         return hyper.replace(t, values).train(key, total)[0]
 
     both = compiled(jax.vmap(jax.vmap(train, (None, 0)), (0, None)))(values, keys)
-    learnt = np.asarray(jax.tree.leaves(both.agent.params["critic"])[1]).reshape(4, -1)
+    learnt = np.asarray(jax.tree.leaves(both.agent.critic.params)[1]).reshape(4, -1)
     assert len(np.unique(learnt, axis=0)) == 4
-    assert np.abs(both.replay.obs[0, 0] - both.replay.obs[0, 1]).max() > 0.1
-    # The prefill does not depend on the swept values.
-    np.testing.assert_array_equal(both.replay.obs[0, :, :10], both.replay.obs[1, :, :10])
+    assert np.abs(both.store.obs[0, 0] - both.store.obs[0, 1]).max() > 0.1
+    # The warm-up does not depend on the swept values.
+    np.testing.assert_array_equal(both.store.obs[0, :, :10], both.store.obs[1, :, :10])
     alone = compiled(train)(jax.tree.map(lambda x: x[1], values), keys[1])
     for a, b in zip(bits(both), bits(alone), strict=True):
         np.testing.assert_allclose(a[1, 1], b, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("agent", [TD3, DSACT])
-def test_a_run_is_the_pure_function_and_resumes_bit_for_bit(agent, tmp_path):
-    t = trainer(agent(**SMALL))
-    total = t.first_step + 8 * t.steps_per_iteration
-    small = {"eval_episodes": 2, "eval_every": 24, "log_every": 12, "checkpoint_every": 12}
-    small |= {"devices": 1, "quiet": True, "seeds": [4]}
-    whole = run(t, total, run_dir=tmp_path / "whole", **small)
-    alone, _ = jax.jit(lambda key: t.train(key, total))(jax.random.key(4))
-    assert_same_bits(jax.tree.map(lambda x: x[0], whole.state), alone)
-
-    half = run(t, t.first_step + 3 * t.steps_per_iteration, run_dir=tmp_path / "half", **small)
-    evaluated = [row["step"] for row in half.rows if row["kind"] == "eval"]
-    assert evaluated == [t.first_step + done for done in (0, 24, 36)]
-    resumed = run(t, total, run_dir=tmp_path / "half", resume=True, **small)
-    assert_same_bits(resumed.state, whole.state)
-    assert whole.summary["total_steps"] == total == t.first_step + 8 * 12
 
 
 def loops(program):
@@ -270,25 +327,25 @@ def loops(program):
 @pytest.mark.parametrize(
     ("agent", "num_envs", "members", "options"),
     [
-        (SAC(**SMALL), 3, 2, {}),
-        (TD3(**SMALL), 3, 1, {}),
-        (SAC(**SMALL), 1, 1, {}),
-        (NormalizeObs(TD3(**SMALL)), 3, 2, {"n_step": 3}),
-        (DSACT(**SMALL), 3, 2, {"precision": "half"}),
-        (DQN(**SMALL), 3, 1, {"precision": "half", "n_step": 2, "env": "gymnax/CartPole-v1"}),
+        (small(SAC), 3, 2, {}),
+        (small(TD3), 3, 1, {}),
+        (small(SAC), 1, 1, {}),
+        (NormalizeObs(small(TD3)), 3, 2, {"n_step": 3}),
+        (small(DSACT), 3, 2, {"precision": "half"}),
+        (small(DQN), 3, 1, {"precision": "half", "n_step": 2, "env": "gymnax/CartPole-v1"}),
     ],
     ids=["SAC", "TD3", "one environment", "n steps", "half", "DQN"],
 )
-def test_the_ring_is_written_in_place_and_no_counter_branches(agent, num_envs, members, options):
-    """The compiled program copies nothing of the ring's size inside its loops.
+def test_the_buffer_is_written_in_place_and_no_counter_branches(agent, num_envs, members, options):
+    """The compiled program copies nothing of the buffer's size inside its loops.
 
     Outside, of a single member, XLA gives up to two arrays another layout when a chunk begins, and
     their own when it ends; of several, there is no such copy either.
     """
-    t = trainer(agent, num_envs=num_envs, capacity=30_000, prefill=30, **options)
-    slots = t.replay.slots
+    t = trainer(agent, num_envs=num_envs, buffer_size=30_000, learning_starts=30, **options)
+    slots = t.buffer.slots
     ts = jax.eval_shape(jax.vmap(t.init), jax.vmap(jax.random.key)(jnp.arange(members)))
-    several = over_members(t.chunk, shared=2)
+    several = over_members(lambda ts, *n: t.chunk(ts, (), *n), shared=2)
     lowered = jax.jit(several, donate_argnums=0).lower(ts, jnp.int32(1), jnp.int32(0))
     inside, outside = loops(lowered.compile().as_text())
     rings = rf"= \w+\[(?:\d+,)?{slots}[\d,]*\]\S* "
@@ -296,13 +353,15 @@ def test_the_ring_is_written_in_place_and_no_counter_branches(agent, num_envs, m
     whole = rings + r"(?:copy|copy-start|scatter|convert|bitcast-convert|select)\("
     assert not re.search(whole, inside)
     assert len(re.findall(whole, outside)) <= (4 if members == 1 else 0)
-    jaxpr = str(jax.make_jaxpr(t.iteration)(jax.eval_shape(t.init, jax.random.key(0))))
+    jaxpr = str(
+        jax.make_jaxpr(lambda ts: t.iteration(ts))(jax.eval_shape(t.init, jax.random.key(0)))
+    )
     assert "cond[" not in jaxpr and "callback" not in jaxpr
 
 
 def test_no_key_is_used_twice():
     with jax.debug_key_reuse(True):
-        t = trainer(SAC(**SMALL, ensemble=3, subset=2))
+        t = trainer(small(SAC, critics=3, num_min_critics=2))
         ts = jax.jit(t.init)(jax.random.key(0))
         jax.jit(t.iteration)(ts)
 
@@ -313,26 +372,30 @@ def test_no_key_is_used_twice():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"capacity": 0}, "capacity is 0; it must be at least 1"),
+        ({"buffer_size": 0}, "buffer_size is 0; it must be at least 1"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"prefill": 0}, "prefill is 0"),
-        ({"unroll": 0}, "unroll is 0"),
-        ({"updates": -1}, "updates is -1"),
-        ({"rounds": 0}, "rounds is 0"),
+        ({"learning_starts": 0}, "learning_starts is 0"),
+        ({"num_steps": 0}, "num_steps is 0"),
+        ({"num_updates": -1}, "num_updates is -1"),
+        ({"cycles": 0}, "cycles is 0"),
         ({"n_step": 0}, "n_step is 0"),
-        ({"prefill": 4, "n_step": 3}, "prefill is 4; n_step 3 needs 6"),
-        ({"capacity": 10}, "capacity is 10, less than the prefill of 20; give at least that"),
-        ({"prefill_policy": "random"}, "prefill_policy is 'random'.* uniform"),
+        ({"learning_starts": 4, "n_step": 3}, "learning_starts is 4; n_step 3 needs 6"),
+        ({"sampler": Mixed(-0.5)}, "share is -0.5; it must be at least 0 and at most 1"),
+        ({"buffer_size": 10}, "buffer_size is 10, less than the 20 transitions .*; .* at least"),
+        ({"warmup_policy": "random"}, "warmup_policy is 'random'.* uniform"),
         ({"precision": "hlaf"}, "precision is 'hlaf'; did you mean half"),
         (
-            {"agent": TD3(delay=2), "updates": 3},
-            "updates is 3, and the actor's delay 2; .* 2 would",
+            {"agent": TD3(policy_delay=2), "num_updates": 3},
+            "num_updates is 3, and policy_delay 2; .* 2 would",
         ),
-        ({"agent": TD3(delay=4), "rounds": 6}, "rounds is 6; .* every 4 rounds, .* as 8"),
-        ({"agent": PPO()}, "PPO learns from its own rollouts alone; train it with OnPolicy"),
-        ({"agent": NormalizeObs(PPO())}, "PPO learns from its own rollouts alone"),
-        ({"agent": SAC(delay=0)}, "delay is 0; it must be at least 1"),
-        ({"agent": NormalizeObs(TD3(delay=-1))}, "delay is -1; it must be at least 1"),
+        (
+            {"agent": TD3(policy_delay=4), "cycles": 6},
+            "cycles is 6; .* every 4 cycles, .* as 8",
+        ),
+        ({"agent": PPO()}, "PPO learns from its own rollouts; train it with OnPolicy"),
+        ({"agent": NormalizeObs(PPO())}, "PPO learns from its own rollouts"),
+        ({"agent": SAC(policy_delay=0)}, "policy_delay is 0; it must be at least 1"),
+        ({"agent": NormalizeObs(TD3(policy_delay=-1))}, "policy_delay is -1; it must be at least"),
         ({"agent": SAC(gamma=1.5)}, "gamma is 1.5"),
     ],
 )
@@ -345,20 +408,20 @@ def test_sizes_that_cannot_work_are_refused(options, words):
 def test_what_cannot_be_shared_out_or_finished_is_refused():
     with pytest.raises(UsageError, match="batch_size is 9, .* over 2 devices; 10 would"):
         trainer(batch_size=9).check(shards=2)
-    words = "total_steps is 20, and the prefill alone makes 20; .* 200, or a smaller prefill"
+    words = "total_steps is 20, and 20 are made before learning .* 200, or a smaller learning_star"
     with pytest.raises(UsageError, match=words):
         trainer().iterations(20)
-    for agent in (SAC(), NormalizeObs(DQN())):
-        on_policy = OnPolicy(agent, VectorEnv(make("gymnax/Pendulum-v1"), 2))
-        with pytest.raises(
-            UsageError, match="(SAC|DQN) learns from replayed .* OffPolicy"
-        ) as error:
+    for agent, env in ((SAC(), "Pendulum-v1"), (NormalizeObs(DQN()), "CartPole-v1")):
+        on_policy = OnPolicy(agent, VectorEnv(make(f"gymnax/{env}"), 2))
+        with pytest.raises(UsageError, match="(SAC|DQN) learns from batches .* OffPolicy") as error:
             on_policy.check()
         assert "\n" not in str(error.value)
 
 
-def test_rings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
-    t = trainer(capacity=10**12)
-    with pytest.raises(UsageError, match="capacity is 1000000000000, which needs .* GiB .* fits"):
-        run(t, 1000, run_dir=tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
+def test_buffers_that_do_not_fit_are_refused():
+    t = trainer(buffer_size=10**12)
+    words = "buffer_size is 1000000000000, which needs .* GiB .* fits"
+    with pytest.raises(UsageError, match=words):
+        t.check_memory(1, 1)
+    line = trainer().check_memory(3, 1)
+    assert line == "replay buffers: 3 x 120 transitions in 0.00 GiB"

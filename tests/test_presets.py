@@ -9,7 +9,9 @@ import importlib
 import pytest
 from shared import script_module
 
+from jaxrl import PPO, SAC, UsageError, hyper
 from jaxrl.cli.presets import Preset, lookup
+from jaxrl.cli.presets.preset import networks
 from jaxrl.envs import names
 
 ALGORITHMS = ["ppo", "pqn", "dqn", "sac", "td3", "dsac_t"]
@@ -52,9 +54,31 @@ def test_a_result_may_be_changed_without_changing_the_presets():
     assert lookup(presets, "a") == {"agent": {"x": {"y": [1]}}, "other": 1}
 
 
+def test_nested_settings_override_the_defaults_of_an_agent_and_its_parts():
+    agent = hyper.override(PPO(), dict(gamma=0.9, **networks(hidden_dims=(8,))))
+    assert (agent.gamma, agent.policy.hidden_dims, agent.critic.hidden_dims) == (0.9, (8,), (8,))
+    kept = PPO().policy
+    assert (agent.policy.head_scale, agent.policy.activation) == (kept.head_scale, kept.activation)
+    assert agent.gae_lambda == PPO().gae_lambda and hyper.override(PPO(), {}) == PPO()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"gama": 0.9}, "PPO has no hyper-parameter 'gama'; did you mean gamma?"),
+        ({"policy": {"hidden": (8,)}}, "AutoPolicy has no .* 'hidden'; did you mean hidden_dims"),
+        ({"policy": {"action_dim": 3}}, "AutoPolicy has no hyper-parameter 'action_dim'"),
+        ({"gamma": {"value": 0.9}}, "gamma is 0.99, which has no hyper-parameters of its own"),
+    ],
+)
+def test_settings_that_are_no_hyper_parameters_are_refused(settings, words):
+    with pytest.raises(UsageError, match=words):
+        hyper.override(PPO(), settings)
+
+
 def unknown(settings, node, prefix=""):
     """The names in nested settings that are no fields of a dataclass."""
-    fields = {field.name for field in dataclasses.fields(node)}
+    fields = {field.name for field in dataclasses.fields(node) if hyper.is_option(field)}
     found = [f"{prefix}{name}" for name in settings if name not in fields]
     for name, value in settings.items():
         inner = getattr(node, name, None)
@@ -80,6 +104,8 @@ def test_wrong_names_would_be_found():
 
     settings = {"steps": {"a": 1}, "stps": 1, "agent": {"pattern": "x", "patern": "y"}}
     assert unknown(settings, Config()) == ["stps", "steps (it has no fields)", "agent.patern"]
+    critic = {"num_critics": 2, "num_outputs": 2}  # the second is found out by the agent
+    assert unknown({"critic": critic}, SAC()) == ["critic.num_outputs"]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -86,3 +86,75 @@ def test_the_core_imports_nothing_of_the_shell():
 def test_agents_and_environments_do_not_import_each_other():
     graph = packages()
     assert "envs" not in graph["agents"] and "agents" not in graph["envs"]
+
+
+# --- agents -------------------------------------------------------------------------------------
+
+
+def classes(name):
+    """The classes of a module: ``{name: node}``."""
+    tree = ast.parse(MODULES[name].read_text())
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def is_algorithm(name):
+    """Whether a module defines an agent class."""
+    methods = ("bind", "init", "act", "update")
+    found = [{each.name for each in ast.walk(c) if isinstance(each, ast.FunctionDef)}
+             for c in classes(name).values()]  # fmt: skip
+    return package(name) == "agents" and any(set(methods) <= each for each in found)
+
+
+ALGORITHMS = sorted(filter(is_algorithm, MODULES))
+
+
+def test_all_algorithms_are_found():
+    names = {name.rpartition(".")[2] for name in ALGORITHMS}
+    assert names == {"bc", "dqn", "dsac", "ppo", "pqn", "sac", "td3", "wrappers"}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_no_agent_has_a_base_class(name):
+    """A published refinement may extend its original in the same file: DSAC-T and DSAC."""
+    bases = {c.name: [ast.unparse(base) for base in c.bases] for c in classes(name).values()}
+    agents = {each: found for each, found in bases.items() if found != ["NamedTuple"]}
+    assert agents.pop("DSACT", ["DSAC"]) == ["DSAC"]
+    assert not any(agents.values())
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_no_algorithm_imports_another(name):
+    assert not IMPORTS[name] & set(ALGORITHMS)
+
+
+def test_sac_is_whole_and_short():
+    lines = MODULES["jaxrl.agents.sac"].read_text().splitlines()
+    methods = {each.name for each in ast.walk(classes("jaxrl.agents.sac")["SAC"])
+               if isinstance(each, ast.FunctionDef)}  # fmt: skip
+    assert {"critic_loss", "actor_loss", "alpha_loss"} <= methods
+    assert len(lines) < 160
+
+
+def functions():
+    """The public functions and methods of all modules, by module and name."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                yield f"{name}.{node.name}", node
+
+
+def test_no_public_signature_mentions_noise():
+    for name, node in functions():
+        every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        assert not any("noise" in arg.arg or "Noise" in ast.dump(arg) for arg in every), name
+
+
+def test_agents_read_no_size_from_a_parameter():
+    """No ``.shape`` of ``params`` or of a state's leaves; sizes come from ``bind``."""
+    for name in MODULES:
+        if package(name) not in ("agents", "nn"):
+            continue
+        for node in ast.walk(ast.parse(MODULES[name].read_text())):
+            if isinstance(node, ast.Attribute) and node.attr == "shape":
+                source = ast.unparse(node.value)
+                assert "params" not in source and "state" not in source, f"{name}: {source}.shape"

@@ -12,8 +12,15 @@ import pytest
 from shared import assert_same_bits, bits
 
 from jaxrl import (
+    BC,
+    DQN,
     PPO,
+    PQN,
+    SAC,
+    TD3,
     NormalizeObs,
+    Offline,
+    OffPolicy,
     OnPolicy,
     ScaleReward,
     UsageError,
@@ -23,25 +30,35 @@ from jaxrl import (
     memory,
 )
 from jaxrl import metrics as m
-from jaxrl.analysis import rollout as play_on_the_host
 from jaxrl.counters import counter_value
+from jaxrl.data import Dataset, Mixed, UniformReplay
 from jaxrl.envs.probe import Both
-from jaxrl.record import Policy
-from jaxrl.sharding import reducing_over, shard_key
-from jaxrl.training.evaluate import evaluate
+from jaxrl.nn.critics import Critic, ValueFunction
+from jaxrl.nn.encoders import Flatten
+from jaxrl.nn.policies import AutoPolicy, Categorical, TanhGaussian
+from jaxrl.optim import Adam
+from jaxrl.training.evaluate import evaluate, step_key
 from jaxrl.types import Step
 
 SWEPT = {
     "learning_rate": jnp.array([1e-3, 3e-3]),
-    "clip": jnp.array([0.1, 0.3]),
-    "entropy": jnp.array([0.0, 0.1]),
+    "clip_eps": jnp.array([0.1, 0.3]),
+    "entropy_coef": jnp.array([0.0, 0.1]),
     "gamma": jnp.array([0.9, 0.99]),
 }
 
 
-def tiny(agent=None, num_envs=4, unroll=8):
-    agent = agent or NormalizeObs(ScaleReward(PPO(hidden=(8,), epochs=2, minibatches=2), 0.1))
-    return OnPolicy(agent, VectorEnv(make("gymnax/CartPole-v1"), num_envs), unroll=unroll)
+def ppo(width=4, epochs=1, minibatches=1, **policy):
+    """PPO with networks of one small layer."""
+    sizes = {"hidden_dims": (width,), "activation": "tanh", "initializer": "orthogonal"}
+    policy = AutoPolicy(head_scale=0.01, **sizes | policy)
+    critic = ValueFunction(**sizes)
+    return PPO(policy, critic, update_epochs=epochs, num_minibatches=minibatches)
+
+
+def tiny(agent=None, num_envs=4, num_steps=8):
+    agent = agent or NormalizeObs(ScaleReward(ppo(8, epochs=2, minibatches=2), 0.1))
+    return OnPolicy(agent, VectorEnv(make("gymnax/CartPole-v1"), num_envs), num_steps=num_steps)
 
 
 def test_every_leaf_is_an_array_and_two_inits_have_equal_trees():
@@ -63,19 +80,20 @@ def test_chunks_equal_the_whole_bit_for_bit_and_compile_once():
     ts = jax.jit(trainer.init)(jax.random.key(0))
     episodes = 0.0
     for iterations in (3, 1, 4, 2):
-        ts, metrics = chunk(ts, jnp.int32(iterations))
+        ts, metrics = chunk(ts, (), jnp.int32(iterations))
         episodes += float(metrics["episodes"].total)
     assert chunk._cache_size() == 1
     assert_same_bits(ts, whole)
     assert episodes == float(history["episodes"].sum()) > 0
-    assert counter_value(ts.env_steps) == 320 and ts.updates == 10
+    assert counter_value(ts.env_steps) == 320 and ts.iterations == 10
+    assert counter_value(ts.gradient_steps) == 10 * 4
 
 
 def test_metrics_add_up_in_any_grouping_and_know_when_there_was_nothing():
     trainer = tiny()
     ts = trainer.init(jax.random.key(0))
     _, rows = jax.lax.scan(lambda ts, _: trainer.iteration(ts), ts, length=12)
-    _, reduced = trainer.chunk(ts, 12)
+    _, reduced = trainer.chunk(ts, (), 12)
     found, values = m.values(reduced), m.values(rows)
     weights = rows["episode_return"].weight
     expected = float(np.nansum(np.asarray(values["episode_return"]) * weights) / weights.sum())
@@ -92,13 +110,13 @@ def test_vmap_over_seeds_hyper_parameters_and_both_and_resume_of_a_swept_populat
         return hyper.replace(trainer, values).train(key, 3 * 32)[0]
 
     both = jax.jit(jax.vmap(jax.vmap(train, (None, 0)), (0, None)))(SWEPT, keys)
-    params = bits(both.agent.agent.params)
-    assert all(leaf.shape[:2] == (2, 3) for leaf in params)
-    kernels = params[1].reshape(6, -1)
+    params = both.agent.agent.networks.params
+    assert all(leaf.shape[:2] == (2, 3) for leaf in jax.tree.leaves(params))
+    kernels = params["policy"]["network"]["layer_0"]["kernel"].reshape(6, -1)
     assert len(np.unique(kernels, axis=0)) == 6  # configurations and seeds all differ
 
     def go_on(values, ts):
-        return hyper.replace(trainer, values).chunk(ts, 2)[0]
+        return hyper.replace(trainer, values).chunk(ts, (), 2)[0]
 
     def longer(values, key):
         return hyper.replace(trainer, values).train(key, 5 * 32)[0]
@@ -119,14 +137,15 @@ def test_a_vmapped_seed_is_the_same_seed_alone():
         np.testing.assert_allclose(a[2], b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("resets", ["fresh", "bank"])
-def test_no_key_is_used_twice(resets):
+@pytest.mark.parametrize("reset_mode", ["fresh", "pool"])
+def test_no_key_is_used_twice(reset_mode):
     """With discrete actions and with squashed ones, in training and in evaluation."""
-    squashed = PPO(hidden=(4,), epochs=1, minibatches=1, squash=True, std="dependent")
-    agent, env = (None, "CartPole-v1") if resets == "fresh" else (squashed, "Pendulum-v1")
-    trainer = tiny(agent)
-    venv = VectorEnv(make(f"gymnax/{env}"), 2, resets=resets, bank_size=3)
-    trainer = OnPolicy(trainer.agent, venv, unroll=4)
+    squashed = ppo(squash=True, std="softplus")
+    discrete = NormalizeObs(ScaleReward(ppo(8, epochs=2, minibatches=2), 0.1))
+    fresh = reset_mode == "fresh"
+    agent, env = (discrete, "CartPole-v1") if fresh else (squashed, "Pendulum-v1")
+    venv = VectorEnv(make(f"gymnax/{env}"), 2, reset_mode, pool_size=3)
+    trainer = OnPolicy(agent, venv, num_steps=4)
     with jax.debug_key_reuse(True):
         ts = jax.jit(trainer.init)(jax.random.key(0))
         jax.jit(trainer.iteration)(ts)
@@ -152,13 +171,19 @@ def test_the_keys_of_an_evaluations_steps_are_none_that_a_reset_may_have_used():
     key = jax.random.key(3)
     folded, split = jax.random.fold_in(key, 5), jax.random.split(key, 64)[5]
     assert_same_bits(folded, split)
-    agent, env = PPO(hidden=(4,)), Splitting()
-    state = agent.init(key, env.spec)
+    env = Splitting()
+    agent = ppo().bind(env.spec)
+    state = agent.init(key)
     keys = jax.random.split(key, 2)
     found = jax.jit(lambda: evaluate(agent, state, env, keys, max_steps=64))()
     assert found.lengths.tolist() == [64, 64] and found.returns.tolist() == [0, 0]
-    policy = Policy(agent, state, dataclasses.replace(env.spec, max_steps=64), "greedy")
-    assert play_on_the_host(env, policy, keys[0], 8).episode_return == 0
+    inner, _ = env.reset(key)
+    for t in range(8):
+        act_key, env_key = jax.random.split(step_key(key, jnp.int32(t)))
+        for each in (act_key, env_key, step_key(key, jnp.int32(t))):
+            assert env.step(each, inner, jnp.int32(0))[1].reward == 0
+    assert env.step(jax.random.fold_in(key, 3), inner, jnp.int32(0))[1].reward == 0
+    assert env.step(jax.random.split(split)[1], inner, jnp.int32(0))[1].reward == 1
 
 
 def test_a_chunk_traces_the_loss_once_and_metrics_are_those_of_the_step(monkeypatch):
@@ -171,12 +196,12 @@ def test_a_chunk_traces_the_loss_once_and_metrics_are_those_of_the_step(monkeypa
     monkeypatch.setattr(PPO, "loss", loss)
     trainer = tiny()
     ts = jax.eval_shape(trainer.init, jax.random.key(0))
-    jax.make_jaxpr(trainer.chunk)(ts, jnp.int32(3))
+    jax.make_jaxpr(trainer.chunk)(ts, (), jnp.int32(3))
     assert len(traced) == 1
 
     def train(rate, key):  # with a hyper-parameter that is traced outside of the chunk
         swept = hyper.replace(trainer, {"learning_rate": rate})
-        return swept.chunk(swept.init(key), 2)
+        return swept.chunk(swept.init(key), (), 2)
 
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     jax.make_jaxpr(jax.vmap(train))(jnp.array([1e-3, 1e-2]), keys)
@@ -184,15 +209,18 @@ def test_a_chunk_traces_the_loss_once_and_metrics_are_those_of_the_step(monkeypa
 
 
 def test_double_precision_is_refused():
-    with jax.enable_x64(True), pytest.raises(UsageError, match="unset JAX_ENABLE_X64"):
-        tiny().check()
+    trainer = tiny()
+    for refuse in (trainer.check, lambda: trainer.init(jax.random.key(0))):
+        with jax.enable_x64(True), pytest.raises(UsageError, match="unset JAX_ENABLE_X64"):
+            refuse()
 
 
 def test_rollouts_that_cannot_fit_are_refused(monkeypatch):
     """By the bytes of what a step of an environment keeps, of all members and on all devices."""
-    trainer = tiny(PPO(hidden=(4,), epochs=1), num_envs=1000, unroll=64)
+    trainer = tiny(ppo(), num_envs=1000, num_steps=64)
     state, obs, action, reward, ends, key = 4 * 4 + 4, 4 * 4, 4, 4, 2, 8  # a state is x and t
-    row = 2 * obs + action + (2 * 4) + reward + ends + key + state + obs  # 2 logits; fresh starts
+    trace = 4 + 4  # the index again, and its log-probability
+    row = 2 * obs + action + trace + reward + ends + key + state + obs  # with fresh starts
     needed = 3 * 64_000 * row
     monkeypatch.setattr(memory, "free_memory", lambda: needed)
     trainer.check_memory(3, 1)
@@ -210,7 +238,7 @@ def test_the_program_has_no_conditional():
     """Under vmap a ``cond`` on a counter would run both of its branches."""
     trainer = tiny()
     ts = jax.eval_shape(trainer.init, jax.random.key(0))
-    jaxpr = str(jax.make_jaxpr(trainer.iteration)(ts))
+    jaxpr = str(jax.make_jaxpr(lambda ts: trainer.iteration(ts))(ts))
     assert "cond[" not in jaxpr and "callback" not in jaxpr
 
 
@@ -225,7 +253,7 @@ def test_evaluation_is_the_same_for_equal_keys_and_counts_whole_episodes():
 
 
 def test_evaluation_stops_at_the_time_limit():
-    trainer = OnPolicy(PPO(hidden=(4,)), VectorEnv(make("probe/time_limit"), 2), unroll=4)
+    trainer = OnPolicy(ppo(), VectorEnv(make("probe/time_limit"), 2), num_steps=4)
     result = trainer.evaluate(trainer.init(jax.random.key(0)), jax.random.key(0), 3)
     np.testing.assert_array_equal(result.lengths, 10)
     np.testing.assert_array_equal(result.returns, 10)
@@ -238,8 +266,8 @@ def test_hyper_parameters_are_replaced_wherever_they_live():
     assert (new.agent.agent.reward_scale, new.agent.obs_clip) == (2.0, 3.0)
     with pytest.raises(UsageError, match="unknown hyper-parameter 'gama'; did you mean gamma"):
         hyper.replace(trainer, {"gama": 0.5})
-    with pytest.raises(UsageError, match="minibatches makes shapes and cannot be swept"):
-        hyper.replace(trainer, {"minibatches": 2})
+    with pytest.raises(UsageError, match="num_minibatches is static and cannot be swept"):
+        hyper.replace(trainer, {"num_minibatches": 2})
     with pytest.raises(UsageError, match="target_kl is None.* first, as --agent.target-kl"):
         hyper.replace(trainer, {"target_kl": 0.02})
 
@@ -247,24 +275,22 @@ def test_hyper_parameters_are_replaced_wherever_they_live():
 def test_agents_go_to_json_and_back():
     import json
 
-    from jaxrl.record.policy import AGENTS
-
-    agent = NormalizeObs(ScaleReward(PPO(hidden=(8, 4), target_kl=0.02), 0.1))
+    parts = (NormalizeObs, ScaleReward, PPO, AutoPolicy, ValueFunction, Flatten, Adam)
+    classes = {each.__name__: each for each in parts}
+    agent = NormalizeObs(ScaleReward(dataclasses.replace(ppo(8), target_kl=0.02), 0.1))
     config = json.loads(json.dumps(hyper.to_config(agent)))
-    assert hyper.from_config(config, AGENTS) == agent
+    assert hyper.from_config(config, classes) == agent
+    spec = make("gymnax/CartPole-v1").spec
+    bound = PPO(policy=Categorical()).bind(spec)  # what ``bind`` finds out is not recorded
+    again = hyper.from_config(hyper.to_config(bound), classes | {"Categorical": Categorical})
+    assert again == PPO(policy=Categorical()) and again.bind(spec) == bound
     with pytest.raises(UsageError, match="unknown agent class 'PPOO'; did you mean PPO"):
-        hyper.from_config(config | {"class": "PPOO"}, AGENTS)
+        hyper.from_config(config | {"class": "PPOO"}, classes)
     with pytest.raises(UsageError, match="NormalizeObs has no hyper-parameter 'obs_clipp'; did"):
-        hyper.from_config(config | {"obs_clipp": 3.0}, AGENTS)
+        hyper.from_config(config | {"obs_clipp": 3.0}, classes)
     for lacking, message in ({}, "class None"), ({"class": "NormalizeObs"}, "needs 'agent'"):
         with pytest.raises(UsageError, match=message):
-            hyper.from_config(lacking, AGENTS)
-
-
-def test_outside_of_shards_the_reductions_are_the_identity():
-    key = jax.random.key(0)
-    with reducing_over(None):
-        assert shard_key(key) == key
+            hyper.from_config(lacking, classes)
 
 
 def test_an_agent_is_a_frozen_pytree():
@@ -272,3 +298,156 @@ def test_an_agent_is_a_frozen_pytree():
     assert len(jax.tree.leaves(agent)) == len(hyper.numbers(agent))
     with pytest.raises(dataclasses.FrozenInstanceError):
         agent.gamma = 0.5
+
+
+# --- counters and phases ------------------------------------------------------------------------
+
+SMALL = {"policy": TanhGaussian(hidden_dims=(8,)), "critic": Critic(hidden_dims=(8,))}
+
+
+def pendulum(num_envs=2):
+    return VectorEnv(make("gymnax/Pendulum-v1"), num_envs, max_steps=7)
+
+
+def offline(agent=None, **options):
+    return Offline(agent or SAC(**SMALL), pendulum(), batch_size=8, **{"num_updates": 4} | options)
+
+
+def online(agent=None, **options):
+    sizes = {"buffer_size": 120, "batch_size": 8, "learning_starts": 20, "cycles": 6}
+    return OffPolicy(agent or SAC(**SMALL), pendulum(), **sizes | options)
+
+
+def dataset(rows=20):
+    """Of random numbers."""
+    rng = np.random.default_rng(0)
+    obs, next_obs = jnp.array(rng.normal(size=(2, rows, 3)), jnp.float32)
+    action = jnp.array(rng.uniform(-1, 1, (rows, 1)), jnp.float32)
+    ends = jnp.arange(rows) % 7 == 6
+    return Dataset(
+        obs, action, jnp.array(rng.normal(size=rows), jnp.float32), next_obs, ends, ~ends
+    )
+
+
+def counts(ts):
+    return counter_value(ts.env_steps), counter_value(ts.gradient_steps), int(ts.iterations)
+
+
+def test_three_counters():
+    """Environment steps, gradient steps and iterations, of all trainers."""
+    key = jax.random.key(0)
+    on = tiny()
+    assert counts(jax.jit(lambda: on.train(key, 3 * 32)[0])()) == (96, 3 * 2 * 2, 3)
+    off = online(TD3(**SMALL | {"policy": TD3().policy}), num_steps=2, num_updates=4)
+    assert counts(jax.jit(off.init)(key)) == (off.first_step, 0, 0) == (20, 0, 0)
+    done = jax.jit(lambda: off.train(key, 21)[0])()
+    assert counts(done) == (20 + 6 * 2 * 2, 6 * 4, 1)
+    data, clone = dataset(), offline(BC())
+    assert counts(jax.jit(clone.init)(key, data)) == (0, 0, 0)
+    ts, metrics = jax.jit(lambda data: clone.train(key, 9, data))(data)  # of gradient steps
+    assert counts(ts) == (0, 12, 3) and metrics["policy_loss"].shape == (3,)
+    assert (clone.unit, clone.units_per_iteration, clone.iterations(9)) == ("gradient_steps", 4, 3)
+    assert (off.unit, off.units_per_iteration) == ("env_steps", 24)
+
+
+def test_offline_training_depends_on_its_data_and_chunks_equal_the_whole():
+    trainer, data, key = offline(), dataset(), jax.random.key(1)
+    train = jax.jit(lambda data: trainer.train(key, 5 * 4, data)[0])
+    whole = train(data)
+    chunk = jax.jit(trainer.chunk)
+    ts = jax.jit(trainer.init)(key, data)
+    for count in (2, 3):
+        ts, _ = chunk(ts, data, jnp.int32(count))
+    assert chunk._cache_size() == 1
+    assert_same_bits(ts, whole)
+    other = train(data._replace(reward=data.reward + 1.0))
+    critics = (jax.tree.leaves(ts.agent.critic.params)[0] for ts in (whole, other))
+    assert np.any(np.not_equal(*critics))
+
+
+@pytest.mark.parametrize("sampler", [None, Mixed()])
+def test_a_second_phase_goes_on_with_agent_key_and_counters(sampler):
+    """Environments, carry and buffer begin anew, and their content is that phase's alone."""
+    first, second, data = offline(), online(sampler=sampler), dataset()
+    before = jax.jit(lambda: first.train(jax.random.key(0), 12, data)[0])()
+    needed = data if sampler else ()
+    ts = jax.jit(second.continue_from)(before, needed)
+    assert counts(before) == (0, 12, 3) and counts(ts) == (20, 12, 3)
+    assert_same_bits(ts.agent, before.agent)
+    assert np.any(jax.random.key_data(ts.key) != jax.random.key_data(before.key))
+    fresh = jax.jit(second.init)(jax.random.key(0), needed)
+    assert jax.tree.structure(ts) == jax.tree.structure(fresh)
+    assert (ts.store.reward[:10] != 0).all() and (ts.store.reward[10:] == 0).all()
+    iteration = jax.jit(second.iteration)
+    for index in range(2):
+        ts, metrics = iteration(ts, needed, jnp.int32(index))
+        held = 10 + 6 * (index + 1)
+        assert (ts.store.reward[:held] != 0).all() and (ts.store.reward[held:] == 0).all()
+    assert counts(ts) == (20 + 24, 12 + 12, 5)
+    assert np.isfinite(m.values(metrics)["critic_loss"])
+    # Another agent state, other bits; the same state and key, the same.
+    again = jax.jit(second.continue_from)(before, needed)
+    assert_same_bits(jax.jit(second.continue_from)(before, needed), again)
+
+
+def test_a_phase_of_environments_after_another_adds_its_warm_up():
+    trainer = online()
+    ts = jax.jit(trainer.init)(jax.random.key(0))
+    ts, _ = jax.jit(trainer.iteration)(ts)
+    again = jax.jit(trainer.continue_from)(ts)
+    assert counts(ts) == (32, 6, 1) and counts(again) == (52, 6, 1)
+    assert (again.store.reward[10:] == 0).all() and np.any(again.env.obs != ts.env.obs)
+
+
+CARTPOLE = VectorEnv(make("gymnax/CartPole-v1"), 4)
+REFUSED = {
+    "SAC on policy": (OnPolicy(SAC(), pendulum()), (), "SAC learns from batches .* OffPolicy"),
+    "a wrapped one": (
+        OnPolicy(NormalizeObs(ScaleReward(DQN())), CARTPOLE),
+        (),
+        "DQN learns from batches of transitions; train it with OffPolicy or Offline",
+    ),
+    "PPO off policy": (OffPolicy(PPO(), CARTPOLE), (), "PPO learns from its own rollouts; .*"),
+    "PQN offline": (Offline(PQN(), CARTPOLE), dataset(), "PQN learns from its own rollouts; .*"),
+    "no dataset": (offline(), (), "UniformDataset samples from a dataset, and there is none; .*"),
+    "no dataset online": (online(sampler=Mixed()), (), "Mixed samples from a dataset, and there.*"),
+    "no transitions": (offline(), dataset(0), "the dataset has no transitions; .*"),
+    "no Dataset": (offline(), {"obs": jnp.zeros(3)}, "data is a dict; give a jaxrl.data.Dataset"),
+    "no buffer": (
+        offline(sampler=UniformReplay()),
+        dataset(),
+        "UniformReplay samples from a replay buffer, and Offline has none; give UniformDataset",
+    ),
+    "a mixture offline": (offline(sampler=Mixed()), dataset(), "Mixed samples from a replay .*"),
+    "two n_steps": (
+        online(n_step=3, sampler=Mixed()),
+        dataset(),
+        "n_step is 3, and Mixed says itself how many rewards it sums; leave n_step out",
+    ),
+    "too few steps before learning": (
+        online(learning_starts=2, sampler=Mixed(online=UniformReplay(4))),
+        dataset(),
+        "learning_starts is 2; n_step 4 needs 8",
+    ),
+    "a delay that does not divide": (
+        offline(SAC(policy_delay=3)),
+        dataset(),
+        "num_updates is 4, and policy_delay 3; it must be a multiple, as 6",
+    ),
+    "minibatches": (tiny(ppo(minibatches=5)), (), "num_minibatches is 5, .* 32 transitions"),
+    "a number": (tiny(dataclasses.replace(ppo(), gamma=1.5)), (), "gamma is 1.5; it must be"),
+    "a size": (tiny(num_steps=0), (), "num_steps is 0; it must be at least 1"),
+}
+
+
+@pytest.mark.parametrize(("trainer", "data", "words"), REFUSED.values(), ids=REFUSED)
+def test_init_and_train_refuse_what_cannot_work_in_one_line(trainer, data, words):
+    key = jax.random.key(0)
+    for attempt in (
+        lambda: trainer.init(key, data),
+        lambda: trainer.train(key, 10_000, data),
+        lambda: jax.jit(trainer.init)(key, data),
+    ):
+        with pytest.raises(UsageError, match=words) as error:
+            attempt()
+        assert "\n" not in str(error.value)

@@ -116,14 +116,16 @@ def _expanded(word: str, flags: Sequence[str]) -> str:
 
 
 def _nearest_flags(unknown: str, flags: Sequence[str]) -> str:
-    """Name the options whose last part resembles the unknown one's."""
+    """Name the options whose last part has the words of the unknown one's, or resembles it."""
 
     def last(flag: str) -> str:
         return flag.partition("=")[0].removeprefix("--").rpartition(".")[2].replace("_", "-")
 
     name = last(unknown)
     shown = [flag for flag in flags if name.startswith("no-") or not last(flag).startswith("no-")]
-    near = difflib.get_close_matches(name, {last(flag) for flag in shown}, cutoff=0.55)
+    ends = {last(flag) for flag in shown}
+    near = sorted(end for end in ends if {*name.split("-")} <= {*end.split("-")})
+    near = near or difflib.get_close_matches(name, ends, cutoff=0.55)
     found = [flag for each in near for flag in shown if last(flag) == each]
     return f"did you mean {', '.join(found)}?" if found else "see --help"
 

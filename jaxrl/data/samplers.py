@@ -3,7 +3,7 @@
     sampler.sample(store, data, key, shape, gamma) -> Batch[*shape]
 
 ``store`` is a ``Replay``, ``data`` a ``Dataset``; either may be ``()`` for samplers that do not
-read it. Each shard draws rows of its own.
+read it (``needs_replay``, ``needs_data``). Each shard draws rows of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class UniformReplay:
     """
 
     n_step: int = 1
+    needs_replay: ClassVar[bool] = True
     needs_data: ClassVar[bool] = False
 
     def check(self) -> None:
@@ -80,6 +81,7 @@ class UniformReplay:
 class UniformDataset:
     """Uniform draws from the dataset."""
 
+    needs_replay: ClassVar[bool] = False
     needs_data: ClassVar[bool] = True
 
     def check(self) -> None:
@@ -105,7 +107,13 @@ class Mixed:
     share: float = 0.5
     online: UniformReplay = UniformReplay()
     offline: UniformDataset = UniformDataset()
+    needs_replay: ClassVar[bool] = True
     needs_data: ClassVar[bool] = True
+
+    @property
+    def n_step(self) -> int:
+        """Rewards that are summed online."""
+        return self.online.n_step
 
     def check(self) -> None:
         """Raise UsageError for a share outside [0, 1]."""

@@ -19,7 +19,7 @@ from jaxrl.errors import UsageError
 from jaxrl.hyper import bound, flag, size
 from jaxrl.nn.encoders import CRITIC_KEYS, POLICY_KEYS
 from jaxrl.nn.networks import Dueling, apply_ensemble, init_ensemble
-from jaxrl.nn.part import NetworkPart
+from jaxrl.nn.part import NetworkPart, split_key
 from jaxrl.nn.policies import vector_size
 from jaxrl.types import Array, Discrete, Key, PyTree, Spec
 
@@ -47,7 +47,7 @@ class Critic(NetworkPart):
 
     def init(self, key: Key) -> PyTree:
         """Return fresh parameters; those of the networks have a leading axis ``[E]``."""
-        encoder_key, network_key = jax.random.split(key)
+        encoder_key, network_key = split_key(self.encoder, key)
         inputs = self.encoder.features + self.action_dim
         return {
             "encoder": self.encoder.init(encoder_key),

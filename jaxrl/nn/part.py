@@ -47,7 +47,7 @@ class NetworkPart:
 
     def init(self, key: Key) -> PyTree:
         """Return fresh parameters."""
-        encoder_key, network_key = jax.random.split(key)
+        encoder_key, network_key = split_key(self.encoder, key)
         return {
             "encoder": self.encoder.init(encoder_key),
             "network": init_network(self.network, network_key, self.encoder.features),
@@ -57,3 +57,15 @@ class NetworkPart:
         """Return the network's outputs ``[..., outputs]`` at ``obs[..., *O]``."""
         features = self.encoder(params["encoder"], obs)
         return apply_network(self.network, params["network"], features)
+
+
+def split_key(encoder: Any, key: Key) -> tuple[Key, Key]:
+    """Return keys of an encoder and of the network behind it.
+
+    An encoder without parameters leaves its key to the network: a split takes time to compile.
+    """
+    params = jax.eval_shape(encoder.init, key)
+    if not jax.tree.leaves(params):
+        return key, key
+    encoder_key, network_key = jax.random.split(key)
+    return encoder_key, network_key

@@ -57,7 +57,8 @@ def evaluate(
     limit = max_steps or env.spec.max_steps or DEFAULT_LIMIT
     episodes = keys.shape[0]
     inner, obs = jax.vmap(env.reset)(keys)
-    carry = protocol.init_carry(agent, step_key(keys[0], jnp.int32(limit)), episodes)
+    carry_key = jax.vmap(step_key, (0, None))(keys, jnp.int32(limit))[0]  # no step has it
+    carry = protocol.init_carry(agent, carry_key, episodes)
     zeros = jnp.zeros(episodes)
     alive = jnp.ones(episodes, bool)
     start = _Episodes(inner, carry, obs, alive, Evaluation(zeros, zeros.astype(jnp.int32), alive))

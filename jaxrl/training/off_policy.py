@@ -111,10 +111,17 @@ class OffPolicy(Trainer):
         Trainer.check(self, shards)
         self.sampling.check()
         self.schedule.check()
-        least = self.n_step * self.env.num_envs
+        if self.sampler is not None and self.n_step > 1:
+            name = type(self.sampler).__name__
+            raise UsageError(
+                f"n_step is {self.n_step}, and {name} says itself how many rewards it sums; "
+                "leave n_step out, and give the sampler its own"
+            )
+        n_step = getattr(self.sampling, "n_step", 1)
+        least = n_step * self.env.num_envs
         if self.first_step < least:
             raise UsageError(
-                f"learning_starts is {self.learning_starts}; n_step {self.n_step} needs {least}"
+                f"learning_starts is {self.learning_starts}; n_step {n_step} needs {least}"
             )
         if self.buffer_size < self.first_step:
             raise UsageError(
@@ -182,8 +189,7 @@ class OffPolicy(Trainer):
         count, steps = self.schedule.warmup
 
         def piece(running: tuple, x: tuple[Key, Array]) -> tuple[tuple, None]:
-            (agent, env, carry, rows), (key, written) = running, x
-            pool_key, play_key = jax.random.split(key)
+            (agent, env, carry, rows), ((pool_key, play_key), written) = running, x
             pool = self.env.reset_pool(pool_key)
             act = self._acting(self.warmup_policy, agent)
             env, carry, transitions, _ = play(
@@ -193,7 +199,7 @@ class OffPolicy(Trainer):
             return (protocol.observe(self.agent, agent, transitions), env, carry, rows), None
 
         # A plain scan: the draws of a single rollout are in memory at a time.
-        xs = (jax.random.split(key, count), jnp.arange(count) * steps)
+        xs = (jax.random.split(key, (count, 2)), jnp.arange(count) * steps)
         return jax.lax.scan(piece, running, xs)[0]
 
     def _acting(self, policy: Warmup, agent: PyTree) -> Any:
@@ -225,11 +231,11 @@ class OffPolicy(Trainer):
         written = schedule.warmup_steps + index * schedule.steps
         written = written + jnp.arange(schedule.blocks) * schedule.block
 
-        def cycle(key: Key, running: tuple, written: Array) -> tuple[tuple, m.Metrics]:
-            return self._cycle(key, running, written, data, pool)
+        def cycle(keys: Key, running: tuple, written: Array) -> tuple[tuple, m.Metrics]:
+            return self._cycle(keys, running, written, data, pool)
 
         running = (ts.agent, ts.env, ts.carry, ts.store)
-        keys = jax.random.split(cycle_key, schedule.blocks)
+        keys = jax.random.split(cycle_key, (schedule.blocks, 3))
         (agent, env, carry, rows), metrics = m.scan(cycle, running, keys, written)
         env, nonfinite = report_nonfinite(env)
         ts = ts._replace(
@@ -245,11 +251,11 @@ class OffPolicy(Trainer):
         return ts, metrics | nonfinite
 
     def _cycle(
-        self, key: Key, running: tuple, written: Array, data: PyTree, pool: PyTree
+        self, keys: Key, running: tuple, written: Array, data: PyTree, pool: PyTree
     ) -> tuple[tuple[PyTree, VectorState, PyTree, Transition], m.Metrics]:
         agent, env, carry, rows = running
         schedule = self.schedule
-        play_key, sample_key, update_key = jax.random.split(key, 3)
+        play_key, sample_key, update_key = keys
         env, carry, transitions, metrics = play(
             self._acting("agent", agent),
             self._init_carry,

@@ -57,6 +57,12 @@ class Offline(Trainer):
         """Raise UsageError for sizes that do not fit each other."""
         Trainer.check(self, shards)
         self.sampler.check()
+        if getattr(self.sampler, "needs_replay", False):
+            name = type(self.sampler).__name__
+            raise UsageError(
+                f"{name} samples from a replay buffer, and Offline has none; give UniformDataset, "
+                "or train with OffPolicy"
+            )
         delay = protocol.policy_delay(self.agent) or 1
         if self.num_updates % delay:
             raise UsageError(

@@ -56,11 +56,10 @@ def play(
     pool: PyTree,
 ) -> tuple[VectorState, PyTree, Transition, m.Metrics]:
     """``rollout`` with any ``act``. The memory ``carry`` restarts where an episode ended."""
-    act_key, env_key = jax.random.split(key)
-    keys: Any = (jax.random.split(act_key, steps), jax.random.split(env_key, steps))
+    keys = jax.random.split(key, (steps, 2))  # at once: every split takes time to compile
     remembers = bool(jax.tree.leaves(carry))
 
-    def step(keys: Any, running: tuple, _: None) -> tuple[tuple, tuple]:
+    def step(keys: Key, running: tuple, _: None) -> tuple[tuple, tuple]:
         (act_key, env_key), (env_state, carry) = keys, running
         if remembers:
             act_key, carry_key = jax.random.split(act_key)

@@ -139,6 +139,11 @@ class Trainer:
                 f"{type(sampler).__name__} samples from no dataset, and one is given; leave it "
                 "out, or give a sampler that reads it, such as OffPolicy(..., sampler=Mixed())"
             )
+        if given and not hasattr(data, "check"):
+            raise UsageError(
+                f"{type(sampler).__name__} samples from a dataset, and data is a "
+                f"{type(data).__name__}; give a jaxrl.data.Dataset"
+            )
         if given:
             data.check()
 
@@ -199,7 +204,9 @@ class Trainer:
     def continue_from(self, ts: TrainState, data: PyTree = ()) -> TrainState:
         """Return the first state of a phase that goes on with another trainer's agent.
 
-        Agent state, key and counters pass on; environments, carry and store start anew.
+        Agent state, key and counters pass on; environments, carry and store start anew. The state's
+        count of iterations is that of all phases: ``iteration`` and ``chunk`` have to be told those
+        of this phase, as ``index`` and ``first``, which count from 0.
         """
         with reducing_over(self.axis):
             self.check(shard_count())

@@ -1,0 +1,53 @@
+"""Whole runs of off-policy training: the trainer's bits, and resumed ones."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+from shared import assert_same_bits
+from test_off_policy import small, trainer
+
+from jaxrl import DSACT, TD3, UsageError, run
+from jaxrl.run.devices import over_members
+
+
+@pytest.mark.parametrize("kind", [TD3, DSACT])
+def test_a_run_is_the_pure_function_and_resumes_bit_for_bit(kind, tmp_path):
+    t = trainer(small(kind))
+    total = t.first_step + 8 * t.steps_per_iteration
+    settings = {"eval_episodes": 2, "eval_every": 24, "log_every": 12, "checkpoint_every": 12}
+    settings |= {"devices": 1, "quiet": True, "seeds": [4]}
+    whole = run(t, total, run_dir=tmp_path / "whole", **settings)
+    alone, _ = jax.jit(lambda key: t.train(key, total))(jax.random.key(4))
+    assert_same_bits(jax.tree.map(lambda x: x[0], whole.state), alone)
+
+    half = run(t, t.first_step + 3 * t.steps_per_iteration, run_dir=tmp_path / "half", **settings)
+    evaluated = [row["env_steps"] for row in half.rows if row["kind"] == "eval"]
+    assert evaluated == [t.first_step + done for done in (0, 24, 36)]
+    resumed = run(t, total, run_dir=tmp_path / "half", resume=True, **settings)
+    assert_same_bits(resumed.state, whole.state)
+    assert whole.summary["total_steps"] == total == t.first_step + 8 * 12
+
+
+def test_a_single_member_runs_as_itself():
+    """A batch of one would be another, slower program; the helper of test_off_policy.py agrees."""
+    from test_off_policy import over_members as same
+
+    keys = jax.vmap(jax.random.key)(jax.numpy.arange(2))
+
+    def f(key, x):
+        return jax.random.normal(key) + x
+
+    for members in (keys, keys[:1]):
+        programs = (
+            str(jax.make_jaxpr(each(f, shared=1))(members, 1.0)) for each in (over_members, same)
+        )
+        assert len(set(programs)) == 1
+
+
+def test_buffers_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
+    t = trainer(buffer_size=10**12)
+    words = "buffer_size is 1000000000000, which needs .* GiB .* fits"
+    with pytest.raises(UsageError, match=words):
+        run(t, 1000, run_dir=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()

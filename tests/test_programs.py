@@ -1,0 +1,196 @@
+"""What the traced programs hold: no draws and no branches in loops, and no product too many."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxprs import names, products
+
+from jaxrl import (
+    BC,
+    DQN,
+    DSAC,
+    DSACT,
+    PPO,
+    PQN,
+    SAC,
+    TD3,
+    NormalizeObs,
+    Offline,
+    OffPolicy,
+    OnPolicy,
+    ScaleReward,
+    VectorEnv,
+    make,
+    rng,
+)
+from jaxrl.data import Dataset, Mixed
+from jaxrl.nn.critics import Critic, QNetwork
+from jaxrl.nn.policies import AutoPolicy, Deterministic
+from jaxrl.types import Batch, Box, Discrete, Spec, Transition
+
+DRAWS = {"random_bits", "random_fold_in", "random_split", "random_seed", "random_gamma"}
+MINIBATCHES = {"update_epochs": 2, "num_minibatches": 2}
+REDQ = {"critic": Critic(num_critics=3), "num_min_critics": 2, "policy_delay": 2}
+NORMALISED = NormalizeObs(ScaleReward(SAC(), 0.1))
+
+
+def environments(name="Pendulum", reset_mode="fresh"):
+    return VectorEnv(make(f"gymnax/{name}-v1"), 2, reset_mode, pool_size=3, max_steps=7)
+
+
+def on_policy(agent, name="CartPole", reset_mode="fresh"):
+    return OnPolicy(agent, environments(name, reset_mode), num_steps=8)
+
+
+def off_policy(agent, name="Pendulum", reset_mode="fresh", **options):
+    sizes = {"buffer_size": 120, "batch_size": 8, "learning_starts": 20, "cycles": 6}
+    return OffPolicy(agent, environments(name, reset_mode), **sizes | options)
+
+
+def offline(agent):
+    return Offline(agent, environments(), batch_size=8, num_updates=4)
+
+
+def dataset(rows=10):
+    no = jnp.zeros(rows, bool)
+    obs, reward = jnp.zeros((rows, 3)), jnp.zeros(rows)
+    return Dataset(obs, jnp.zeros((rows, 1)), reward, obs, no, no)
+
+
+TRAINERS = {
+    "PPO": on_policy(PPO(**MINIBATCHES)),
+    "PPO of squashed actions": on_policy(
+        PPO(policy=AutoPolicy(squash=True, std="softplus"), **MINIBATCHES), "Pendulum", "pool"
+    ),
+    "PPO with a target KL": on_policy(NormalizeObs(PPO(target_kl=0.02, **MINIBATCHES))),
+    "PQN": on_policy(PQN(**MINIBATCHES)),
+    "DQN": off_policy(DQN(), "CartPole"),
+    "TD3": off_policy(TD3()),
+    "TD3 with noise of each episode": off_policy(TD3(exploration_noise_max=0.4), num_updates=4),
+    "SAC": off_policy(SAC()),
+    "SAC, delayed": off_policy(SAC(policy_delay=2)),
+    "REDQ": off_policy(SAC(**REDQ), num_updates=4),
+    "SAC with a pool": off_policy(SAC(), reset_mode="pool", n_step=3),
+    "SAC with a dataset": off_policy(SAC(), sampler=Mixed()),
+    "DSAC": off_policy(DSAC()),
+    "DSACT": off_policy(DSACT(), num_updates=4, precision="half"),
+    "wrappers": off_policy(NORMALISED, n_step=3),
+    "BC": offline(BC()),
+    "BC of actions": offline(BC(policy=Deterministic())),
+    "SAC offline": offline(SAC(**REDQ)),
+}
+
+
+def program(trainer):
+    sampler = getattr(trainer, "sampling", None)
+    data = dataset() if getattr(sampler, "needs_data", False) else ()
+    ts = jax.eval_shape(trainer.init, jax.random.key(0), data)
+    return jax.make_jaxpr(lambda ts, data: trainer.iteration(ts, data))(ts, data).jaxpr
+
+
+@pytest.mark.parametrize("trainer", TRAINERS.values(), ids=TRAINERS)
+def test_loops_hold_no_draw_and_programs_no_branch(trainer):
+    """A draw in a loop is slow on a CPU; under vmap both sides of a ``cond`` are computed."""
+    jaxpr = program(trainer)
+    assert "scan" in names(jaxpr) and "random_bits" in names(jaxpr, looped=False)
+    assert not names(jaxpr, looped=True) & DRAWS
+    assert not {name for name in names(jaxpr) if name == "cond" or "callback" in name}
+
+
+def test_without_rng_scan_the_same_programs_draw_in_their_loops(monkeypatch):
+    monkeypatch.setattr(rng, "ENABLED", False)
+    for name in ("PPO", "TD3", "wrappers"):
+        assert {"random_bits", "random_split"} <= names(program(TRAINERS[name]), looped=True)
+
+
+# --- products -----------------------------------------------------------------------------------
+
+OBS, ACTION, CHOICES, BATCH = 5, 2, 3, 16
+SEEN = Box(-np.inf, np.inf, (OBS,))
+CONTINUOUS, DISCRETE = Spec(SEEN, Box(-1, 1, (ACTION,))), Spec(SEEN, Discrete(CHOICES))
+
+
+def small(agent):
+    """The agent with networks of two layers of eight units."""
+    parts = [name for name in ("policy", "critic", "q_network") if hasattr(agent, name)]
+    made = {name: dataclasses.replace(getattr(agent, name), hidden_dims=(8, 8)) for name in parts}
+    return dataclasses.replace(agent, **made)
+
+
+def rows(spec, *shape):
+    """Observations, actions, rewards and ends."""
+    action = jnp.zeros((*shape, ACTION)) if spec is CONTINUOUS else jnp.zeros(shape, jnp.int32)
+    return jnp.zeros((*shape, OBS)), action, jnp.zeros(shape), jnp.zeros(shape, bool)
+
+
+# Matrix products of one gradient step, with and without the actor's, and their multiplications, as
+# of commit 7bc1ef3, whose losses were not yet functions under ``jax.grad``.
+STEPS = {
+    "SAC": (SAC(), (31, 31_295), (15, 17_058)),
+    "REDQ": (
+        SAC(critic=Critic(num_critics=4), num_min_critics=2),
+        (31, 54_369),
+        (15, 31_940),
+    ),
+    "TD3": (TD3(), (30, 26_156), (15, 16_802)),
+    "DSAC": (DSAC(), (31, 20_535), (15, 10_138)),
+    "DSACT": (DSACT(), (34, 37_201), (18, 22_452)),
+}
+
+
+@pytest.mark.parametrize(("agent", "whole", "critics"), STEPS.values(), ids=STEPS)
+def test_a_gradient_step_has_no_product_too_many(agent, whole, critics):
+    agent = small(agent).bind(CONTINUOUS)
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    obs, action, reward, _ = rows(CONTINUOUS, BATCH)
+    batch = Batch(obs, action, reward, reward, obs, {})
+    for update_actor, most in ((True, whole), (False, critics)):
+        update = jax.make_jaxpr(lambda *args, a=update_actor: agent.update(*args, a))
+        found = products(update(state, batch, jax.random.key(0)).jaxpr)
+        assert found[0] <= most[0] and found[1] <= most[1]
+
+
+# Of a DQN step, as above.
+DQNS = {
+    "double": (DQN(), (15, 9_747)),
+    "single": (DQN(double=False), (12, 7_699)),
+    "dueling": (DQN(q_network=QNetwork(dueling=True)), (25, 15_588)),
+}
+
+
+@pytest.mark.parametrize(("agent", "most"), DQNS.values(), ids=DQNS)
+def test_a_step_of_dqn_has_no_product_too_many(agent, most):
+    agent = small(agent).bind(DISCRETE)
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    obs, action, reward, _ = rows(DISCRETE, BATCH)
+    batch = Batch(obs, action, reward, reward, obs, {})
+    found = products(jax.make_jaxpr(agent.update)(state, batch, jax.random.key(0)).jaxpr)
+    assert found[0] <= most[0] and found[1] <= most[1]
+
+
+# Of an update with one epoch of two minibatches, whose steps count once, as above.
+ONCE = {"update_epochs": 1, "num_minibatches": 2}
+SQUASHED = AutoPolicy(squash=True, std="softplus")
+UPDATES = {
+    "PPO": (PPO(**ONCE), DISCRETE, (23, 17_684)),
+    "PPO of actions": (PPO(**ONCE), CONTINUOUS, (23, 17_293)),
+    "PPO of squashed actions": (PPO(policy=SQUASHED, **ONCE), CONTINUOUS, (23, 18_077)),
+    "PQN": (PQN(**ONCE), DISCRETE, (12, 9_779)),
+}
+
+
+@pytest.mark.parametrize(("agent", "spec", "most"), UPDATES.values(), ids=UPDATES)
+def test_an_update_on_a_rollout_has_no_product_too_many(agent, spec, most):
+    agent = small(agent).bind(spec)
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    obs, action, reward, no = rows(spec, 8, 4)
+    act = jax.eval_shape(lambda s: agent.act(s, (), obs, jax.random.key(0), "explore"), state)
+    extras = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), act[2])
+    rollout = Transition(obs, action, reward, obs, no, no, extras)
+    found = products(jax.make_jaxpr(agent.update)(state, rollout, jax.random.key(0)).jaxpr)
+    assert found[0] <= most[0] and found[1] <= most[1]
