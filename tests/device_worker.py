@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import math
@@ -164,11 +165,11 @@ def evaluations(episodes, shards):
 
 def rollouts(shards):
     """Observations and actions ``[T, N]`` of a fresh policy whose environments are sharded."""
-    trainer = tiny("probe/both")
+    trainer = dataclasses.replace(tiny("probe/both"), axis=SHARD)
 
     def experience(key):
+        ts = trainer.init(key)
         with reducing_over(SHARD):
-            ts = trainer.init(key)
             played = rollout(trainer.agent, ts.agent, trainer.env, ts.env, ts.carry, key, 128)
             transitions = played[2]
         return transitions.obs[..., 0], transitions.action
@@ -180,11 +181,16 @@ def rollouts(shards):
     return plain(jax.jit(place)(jax.random.key(0)))
 
 
+@functools.cache
+def _spec():
+    return make("gymnax/CartPole-v1").spec  # it cannot be made while tracing
+
+
 def _agent(target_kl):
     optimizer = Adam(max_grad_norm=1e3, eps=1e-5)
     sizes = {"update_epochs": 3, "num_minibatches": 1, "optimizer": optimizer}
     agent = ppo(8, learning_rate=3e-3, entropy_coef=0.01, target_kl=target_kl, **sizes)
-    return NormalizeObs(agent).bind(make("gymnax/CartPole-v1").spec)
+    return NormalizeObs(agent).bind(_spec())
 
 
 @functools.cache

@@ -42,7 +42,7 @@ def test_wrong_input_of_the_function_is_refused_too():
         ({"sweep": {"gamma": []}}, "gamma has no values"),
         (
             {"sweep": {"hidden_dims": [4]}},
-            "'hidden_dims' is ambiguous; choose one of critic.hidden",
+            "'hidden_dims' is ambiguous; choose one of critic",
         ),
         (
             {"sweep": {"optimizer.eps": [1e-8], "eps": [1e-8]}},
@@ -50,7 +50,7 @@ def test_wrong_input_of_the_function_is_refused_too():
         ),
         (
             {"sweep": {"obs_clip": [5.0]}},
-            "obs_clip is not in use, .*wrap the agent in NormalizeObs",
+            "obs_clip is not in use, .*wrap the agent in Norm",
         ),
         ({"resume": True}, "resume needs the run-dir"),
         ({"log": ["tensorboard"]}, "log tensorboard needs a run-dir"),
