@@ -26,6 +26,7 @@ from jaxrl import (
     run,
 )
 from jaxrl.analysis import render_run
+from jaxrl.config import to_config
 from jaxrl.nn import running_statistics
 from jaxrl.nn.critics import ValueFunction
 from jaxrl.nn.encoders import CNN
@@ -310,7 +311,7 @@ def test_agents_of_the_library_are_read_from_their_record(name):
     except UsageError:  # it needs discrete actions
         spec = make("gymnax/CartPole-v1").spec
     for made in (agent, agent.bind(spec)):
-        found = make_agent(json.loads(json.dumps(hyper.to_config(made))))
+        found = make_agent(json.loads(json.dumps(to_config(made))))
         assert found.bind(spec) == agent.bind(spec)
 
 

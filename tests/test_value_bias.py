@@ -11,7 +11,8 @@ import pytest
 from shared import script_module
 
 from jaxrl import DSACT, SAC, make
-from jaxrl.hyper import override, to_config
+from jaxrl.config import to_config
+from jaxrl.hyper import override
 
 GAMMA = 0.9
 

@@ -16,6 +16,7 @@ import numpy as np
 import jaxrl.agents
 from jaxrl import envs, hyper, optim
 from jaxrl.agents import protocol
+from jaxrl.config import from_config
 from jaxrl.envs.vector import rescale
 from jaxrl.errors import UsageError
 from jaxrl.nn import critics, encoders, policies
@@ -214,7 +215,7 @@ def make_agent(config: Mapping[str, Any], classes: Sequence[type] = ()) -> Any:
             raise UsageError(
                 f"unknown agent class {name!r}; pass your own classes, as classes=[{name}]"
             )
-    return hyper.from_config(config, known)
+    return from_config(config, known)
 
 
 def classes_of(agent: Any) -> list[type]:

@@ -12,6 +12,7 @@ from flax import struct
 from jaxrl import hyper
 from jaxrl import metrics as m
 from jaxrl.agents import protocol
+from jaxrl.config import to_config
 from jaxrl.counters import counter_add, counter_zero
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
@@ -168,7 +169,7 @@ class Trainer:
             "reset_mode": venv.reset_mode,
             "pool_size": venv.pool_size,
             "max_steps": venv.spec.max_steps,
-            "agent": hyper.to_config(self.agent),
+            "agent": to_config(self.agent),
             "trainer": {"class": type(self).__name__} | fields,
         }
 
@@ -284,4 +285,4 @@ class Trainer:
 
 
 def _recorded(value: Any) -> Any:
-    return hyper.to_config(value) if dataclasses.is_dataclass(value) else value
+    return to_config(value) if dataclasses.is_dataclass(value) else value
