@@ -277,15 +277,15 @@ def test_learns_cart_pole_in_chunks_of_any_length():
         )
     )
     trainer = OnPolicy(ScaleReward(agent, 0.1), VectorEnv(make("gymnax/CartPole-v1"), 16), 32)
-    key = jax.random.key(1)
-    whole, metrics = jax.jit(trainer.train, static_argnums=1)(key, 102_400)
-    untrained = trainer.evaluate(trainer.init(key), jax.random.key(1), 16)
-    trained = trainer.evaluate(whole, jax.random.key(1), 16)
-    assert untrained.returns.mean() < 150
-    assert trained.returns.mean() > 400
+    keys = jax.random.split(jax.random.key(0), 8)
+    whole = jax.jit(jax.vmap(lambda key: trainer.train(key, 102_400)[0]))(keys)
+    evaluate = jax.jit(jax.vmap(lambda ts: trainer.evaluate(ts, jax.random.key(1), 16).returns))
+    assert evaluate(jax.vmap(trainer.init)(keys)).mean() < 150
+    # Over 48 seeds the mean is 421 and the deviation 103: one seed alone shows little.
+    assert evaluate(whole).mean() > 300
 
-    chunk = jax.jit(trainer.chunk)
-    ts = jax.jit(trainer.init)(key)
+    chunk = jax.jit(jax.vmap(trainer.chunk, (0, None, None)))
+    ts = jax.jit(jax.vmap(trainer.init))(keys)
     for iterations in (120, 1, 79):
         ts, _ = chunk(ts, (), jnp.int32(iterations))
     jax.tree.map(np.testing.assert_array_equal, ts.agent, whole.agent)
