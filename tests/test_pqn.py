@@ -281,8 +281,8 @@ def test_learns_cart_pole_in_chunks_of_any_length():
     whole = jax.jit(jax.vmap(lambda key: trainer.train(key, 102_400)[0]))(keys)
     evaluate = jax.jit(jax.vmap(lambda ts: trainer.evaluate(ts, jax.random.key(1), 16).returns))
     assert evaluate(jax.vmap(trainer.init)(keys)).mean() < 150
-    # Seeds differ by 80 or so, and one in three stays below 400: hence the mean of several.
-    assert evaluate(whole).mean() > 340
+    # Over 48 seeds the mean is 421 and the deviation 103: one seed alone shows little.
+    assert evaluate(whole).mean() > 300
 
     chunk = jax.jit(jax.vmap(trainer.chunk, (0, None, None)))
     ts = jax.jit(jax.vmap(trainer.init))(keys)
