@@ -28,9 +28,7 @@ from jaxrl import (
 from jaxrl.analysis import render_run
 from jaxrl.config import to_config
 from jaxrl.nn import running_statistics
-from jaxrl.nn.critics import ValueFunction
 from jaxrl.nn.encoders import CNN
-from jaxrl.nn.policies import AutoPolicy
 from jaxrl.optim import AdamW
 from jaxrl.record import Policy, checkpoint
 from jaxrl.record.policy import CLASSES, make_agent
@@ -43,11 +41,9 @@ KEY = jax.random.key(11)
 
 def small(kind=PPO, **policy):
     """A PPO agent, or one of its kind, with networks of one small layer."""
-    networks = {
-        "policy": AutoPolicy(hidden_dims=(8,), **policy),
-        "critic": ValueFunction(hidden_dims=(8,)),
-    }
-    return kind(**networks, update_epochs=1, num_minibatches=1)
+    agent = kind(update_epochs=1, num_minibatches=1)
+    policy = agent.policy.replace(hidden_dims=(8,), **policy)
+    return agent.replace(policy=policy, critic=agent.critic.replace(hidden_dims=(8,)))
 
 
 @pytest.fixture(scope="module")
