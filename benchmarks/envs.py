@@ -48,25 +48,25 @@ def ours(name: str, options: dict[str, Any], batch: int) -> tuple[Callable[[], N
     import jax
 
     import jaxrl
+    from jaxrl import rng
 
     venv = jaxrl.VectorEnv(jaxrl.make(name, **options), batch)
     space = venv.spec.action
 
     def advance(state: Any, key: jax.Array) -> Any:
-        draw_key, action_key = jax.random.split(key)
-        draws = venv.draw(draw_key, STEPS)
+        pool_key, step_key, action_key = jax.random.split(key, 3)
+        pool = venv.reset_pool(pool_key)
         if isinstance(space, jaxrl.types.Discrete):
             actions = jax.random.randint(action_key, (STEPS, batch), 0, space.n)
         else:
-            shape = (STEPS, batch, *space.shape)
-            actions = jax.random.uniform(action_key, shape, minval=space.low, maxval=space.high)
+            shape = (STEPS, batch, *space.shape)  # in units of [-1, 1], as agents act
+            actions = jax.random.uniform(action_key, shape, minval=-1.0)
 
-        def step(state: Any, x: Any) -> tuple[Any, Any]:
-            draw, action = x
-            state, out = venv.step(state, action, draw._replace(bank=draws.bank))
+        def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any]:
+            state, out = venv.step(key, state, action, pool)
             return state, out.reward
 
-        state, rewards = jax.lax.scan(step, state, (draws._replace(bank=()), actions))
+        state, rewards = rng.scan(step, state, jax.random.split(step_key, STEPS), actions)
         return state, rewards.sum()
 
     began = time.perf_counter()
@@ -183,7 +183,7 @@ def label_of(what: dict[str, Any] | str) -> str:
 def keep(path: str, row: dict[str, Any]) -> None:
     """Write a row into the file of results, in place of one of the same name.
 
-    Each has the circumstances of its own measurement; those of the whole file, if any, are of rows
+    Each has the provenance of its own measurement; that of the whole file, if any, is of rows
     that have none.
     """
     names = ("env", "engine", "batch")
@@ -217,10 +217,10 @@ def main() -> None:
     import jax
 
     from jaxrl._startup import cores
-    from jaxrl.run.folder import circumstances
+    from jaxrl.record.provenance import provenance
 
     device = jax.devices()[0]
-    about_machine = {"cores": cores()} | circumstances()
+    about_machine = {"cores": cores()} | provenance()
     print(
         f"{'environment':28}{'engine':28}{'batch':>6}{'steps/s':>12}{'min':>12}{'max':>12}  compile"
     )

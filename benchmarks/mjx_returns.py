@@ -40,13 +40,14 @@ from scipy import stats  # type: ignore[import-untyped]
 
 import jaxrl
 from jaxrl.analysis.load import load, load_config, load_summary
+from jaxrl.cli import launch, prepare
 from jaxrl.envs import make_recorded
 from jaxrl.envs.mjx import TASKS
 from jaxrl.envs.mjx.task import old_xml_unsaid
 from jaxrl.errors import UsageError
-from jaxrl.run import checkpoint
-from jaxrl.run.cli import launch, prepare
-from jaxrl.run.folder import circumstances, write_json
+from jaxrl.record import checkpoint
+from jaxrl.record.folder import write_json
+from jaxrl.record.provenance import provenance
 from jaxrl.training.evaluate import evaluate
 
 Array = np.ndarray
@@ -140,21 +141,23 @@ def load_run(path: str) -> tuple[dict[str, Any], Any, Act]:
     envs = [vars(make_recorded(name, given)) for given in (options, {}) if task in TASKS]
     if not envs or envs[0]["options"] != envs[1]["options"]:
         raise UsageError(f"{path} is of {name} with {options}; give one of mjx/<Task>-v5 as it is")
-    step = max(checkpoint.available(Path(path) / "checkpoints"), default=None)
-    policy = jaxrl.load_policy(path, step=step)
+    iteration = max(checkpoint.available(Path(path) / "checkpoints"), default=None)
+    policy = jaxrl.load_policy(path, iteration=iteration)
     which = {"task": task, "policy": "trained", "run": path, "policy_seed": config["seeds"][0]}
-    which |= {"policy_step": step}
+    which |= {"policy_iteration": iteration}
     return which, policy, lambda obs, t: np.asarray(policy(obs.astype(np.float32)))
 
 
 def own_evaluation(which: dict[str, Any]) -> dict[str, Any] | None:
-    """The run's own, of that seed at that step, if any; and its summary's mean over all seeds."""
+    """The finished run's last evaluation of that seed, and its summary's mean over all seeds.
+
+    None for unfinished runs, whose newest checkpoint may be older than their last evaluation.
+    """
     rows, summary = load(which["run"], "eval"), load_summary(which["run"])
-    rows = rows[(rows["seed"] == which["policy_seed"]) & (rows["step"] == which["policy_step"])]
-    if rows.empty:
+    if summary is None:
         return None
-    returns = rows["returns"].iloc[0]
-    mean = summary and summary["final_return"]["mean"]
+    returns = rows[rows["seed"] == which["policy_seed"]]["returns"].iloc[-1]
+    mean = summary["final_return"]["mean"]
     return interval(returns) | {"episodes": len(returns), "summary_mean": mean}
 
 
@@ -195,7 +198,7 @@ class Results:
 
     def add(self, row: dict[str, Any], began: float) -> None:
         """Write a row, in place of one of the same task, policy and run, and print it."""
-        row = row | {"seconds": round(time.monotonic() - began, 1)} | circumstances()
+        row = row | {"seconds": round(time.monotonic() - began, 1)} | provenance()
         row["versions"]["gymnasium"] = metadata.version("gymnasium")
         names = ("task", "policy", "run")
         others = [old for old in self.rows if any(old[name] != row[name] for name in names)]

@@ -19,7 +19,8 @@ import numpy as np
 from mjx_returns import interval
 
 from jaxrl.envs.mjx.task import old_xml_unsaid
-from jaxrl.run.folder import circumstances, write_json
+from jaxrl.record.folder import write_json
+from jaxrl.record.provenance import provenance
 
 EPISODES = {"Humanoid-v5": 200, "HumanoidStandup-v5": 30}
 STATES = 300
@@ -92,7 +93,7 @@ def main() -> None:
         row |= {"episodes": episodes, "newton": interval(newton), "pgs": interval(pgs)}
         row["difference"] = interval(newton - pgs)
         print(row, flush=True)
-        rows.append(row | circumstances())
+        rows.append(row | provenance())
         if options.out:
             write_json(Path(options.out), {"rows": rows})
 

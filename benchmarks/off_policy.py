@@ -6,10 +6,11 @@ python benchmarks/off_policy.py --agents SAC DSACT --seeds 1 8 --out results/spe
 Of every agent, for one seed and for several in one program (all seeds together):
 
 - ``products``: the matrix products alone that its gradient step cannot avoid, forwards and
-  backwards, of the same shapes and in the same order: the bound of the machine;
+  backwards, of the same shapes and in the same order: the bound of the machine. Each pass has the
+  rows and the weights that it has in the algorithm, so the compiler cannot make two of them one;
 - ``learner``: ``agent.update`` on 64 batches that are given;
-- ``loop``: whole training, with a step of the environment for each gradient step, the ring of a
-  million transitions and the sampling from it.
+- ``loop``: whole training, with a step of the environment for each gradient step, the replay buffer
+  of a million transitions and the sampling from it.
 
 Batches of 256, observations of 17, actions of 6 (as HalfCheetah's), networks of 256x256 for all.
 The environment of ``loop`` costs nothing. The three take turns, repeat by repeat; quote ratios.
@@ -31,17 +32,20 @@ import numpy as np
 import tyro
 
 import jaxrl
+from jaxrl import hyper
 from jaxrl._startup import cores
-from jaxrl.run.cli import launch
+from jaxrl.cli import launch
+from jaxrl.record.provenance import provenance
 from jaxrl.run.devices import Programs, choose
-from jaxrl.run.folder import circumstances
-from jaxrl.types import Array, Box, Key, Spec, Step, Transition
+from jaxrl.training.gradient_steps import gradient_steps
+from jaxrl.types import Array, Batch, Box, Key, Spec, Step
 
 OBS, ACTION, BATCH, STEPS, HIDDEN = 17, 6, 256, 64, (256, 256)
+NETWORKS = {"policy": {"hidden_dims": HIDDEN}, "critic": {"hidden_dims": HIDDEN}}
 AGENTS = {
-    "SAC": jaxrl.SAC(hidden=HIDDEN),
-    "TD3": jaxrl.TD3(hidden=HIDDEN),
-    "DSACT": jaxrl.DSACT(hidden=HIDDEN),
+    "SAC": hyper.override(jaxrl.SAC(), NETWORKS),
+    "TD3": hyper.override(jaxrl.TD3(), NETWORKS),
+    "DSACT": hyper.override(jaxrl.DSACT(), NETWORKS),
 }
 
 
@@ -76,34 +80,45 @@ def forward(x: Array, weights: list[Array]) -> list[Array]:
 
 
 def backward(layers: list[Array], weights: list[Array], learn: bool) -> tuple[Array, list[Array]]:
-    """The gradients of a sum over outputs: by the input if not ``learn``, else by the weights."""
+    """The gradients of a sum over outputs: by the weights if ``learn``, else by the action.
+
+    The action is the last of the input; of the first weights only its rows are needed.
+    """
     gradient, by_weights = layers[-1], []
     for i in reversed(range(len(weights))):
         if learn:
             by_weights.append(jnp.swapaxes(layers[i], -1, -2) @ gradient)
         if i or not learn:
-            gradient = gradient @ jnp.swapaxes(weights[i], -1, -2)
+            used = weights[i] if i else weights[i][..., -ACTION:, :]
+            gradient = gradient @ jnp.swapaxes(used, -1, -2)
     return gradient, by_weights
 
 
-def products(agent: Any, state: Any, obs: Array, action: Array, actor: bool) -> Any:
-    """All products of one gradient step on ``obs[B, O]`` and ``action[B, A]``.
+def products(agent: Any, state: Any, batch: Batch, update_actor: bool) -> Any:
+    """All products of one gradient step on ``batch[B]``.
 
     Results feed what follows, so that none can be left out.
     """
-    policy, critic = (kernels(state.params[name]) for name in ("actor", "critic"))
+    policy, critic = kernels(state.actor.params), kernels(state.critic.params)
+    target_policy = kernels(getattr(state, "target_actor", state.actor.params))
+    target_critic = kernels(state.target_critic)
 
-    def values(action: Array) -> list[Array]:
+    def values(weights: list[Array], obs: Array, action: Array) -> list[Array]:
         x = jnp.concatenate([obs, action[..., :ACTION]], axis=-1)
-        return forward(jnp.broadcast_to(x, (critic[0].shape[0], *x.shape)), critic)
+        return forward(jnp.broadcast_to(x, (weights[0].shape[0], *x.shape)), weights)
 
-    target = values(forward(obs, policy)[-1])
-    _, by_critic = backward(values(action + target[-1][0, :, :1]), critic, True)
-    if not actor:
+    next_action = forward(batch.next_obs, target_policy)[-1]
+    target = values(target_critic, batch.next_obs, next_action)[-1]
+    layers = values(critic, batch.obs, batch.action)
+    layers[-1] = layers[-1] - target  # the error
+    _, by_critic = backward(layers, critic, True)
+    if not update_actor:
         return by_critic
-    layers = forward(obs, policy)
-    by_input, _ = backward(values(layers[-1]), critic, False)
-    layers[-1] = jnp.resize(by_input[0], layers[-1].shape)
+    first = getattr(agent, "actor_q", None) == "first"
+    maximised = [x[:1] for x in critic] if first else critic
+    layers = forward(batch.obs, policy)
+    by_action, _ = backward(values(maximised, batch.obs, layers[-1]), maximised, False)
+    layers[-1] = jnp.resize(by_action.sum(0), layers[-1].shape)
     _, by_policy = backward(layers, policy, True)
     return by_critic, by_policy
 
@@ -116,19 +131,18 @@ def kernels(params: Any) -> list[Array]:
     return [found[name] for name in names]
 
 
-def bare(agent: Any, state: Any, batch: Transition) -> Any:
-    """The products of gradient steps on ``batch[G, B]``; the actor's on every ``delay``-th."""
+def bare(agent: Any, state: Any, batches: Batch) -> Any:
+    """The products of gradient steps on ``batches[G, B]``; the actor's on schedule."""
+    delay = agent.policy_delay
 
-    def step(_: Any, xs: tuple[Array, Array]) -> tuple[Any, None]:
-        last = agent.delay - 1
-        rows = [products(agent, state, xs[0][i], xs[1][i], i == last) for i in range(last + 1)]
-        return rows, None
+    def step(_: Any, batches: Batch) -> tuple[Any, None]:
+        rows = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(delay)]
+        return [products(agent, state, x, i == delay - 1) for i, x in enumerate(rows)], None
 
-    groups = (x.reshape(-1, agent.delay, *x.shape[1:]) for x in (batch.obs, batch.action))
-    xs = tuple(groups)
-    like, _ = jax.eval_shape(step, None, jax.tree.map(lambda x: x[0], xs))
+    groups = jax.tree.map(lambda x: x.reshape(-1, delay, *x.shape[1:]), batches)
+    like, _ = jax.eval_shape(step, None, jax.tree.map(lambda x: x[0], groups))
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    return jax.lax.scan(step, start, xs)[0]
+    return jax.lax.scan(step, start, groups)[0]
 
 
 # Measuring
@@ -150,11 +164,13 @@ class Timed:
         self.seconds.append(time.perf_counter() - began)
 
 
-def programs(agent: Any, seeds: int, capacity: int) -> dict[str, Timed]:
+def programs(agent: Any, seeds: int, buffer_size: int) -> dict[str, Timed]:
     """The three of an agent, compiled. The first call of each is still to warm up."""
     env = jaxrl.VectorEnv(Free(), 1)
-    trainer = jaxrl.OffPolicy(agent, env, capacity=capacity, batch_size=BATCH, rounds=STEPS)
-    placement = choose(trainer, seeds)
+    sizes = {"buffer_size": buffer_size, "batch_size": BATCH, "cycles": STEPS}
+    trainer = jaxrl.OffPolicy(agent, env, **sizes)
+    agent = trainer.agent  # bound to the environment's spec
+    placement = choose([trainer], seeds)
     whole = Programs(trainer, placement)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     made: dict[str, Timed] = {}
@@ -184,22 +200,28 @@ def programs(agent: Any, seeds: int, capacity: int) -> dict[str, Timed]:
             one, mesh=placement.mesh, in_specs=spec, out_specs=spec, check_vma=False
         )
 
-    def given(key: Key) -> tuple[Any, Transition]:
+    def given(key: Key) -> tuple[Any, Batch]:
         state_key, *keys = jax.random.split(key, 4)
         obs, next_obs = (jax.random.normal(k, (STEPS, BATCH, OBS)) for k in keys[:2])
         action = jax.random.uniform(keys[2], (STEPS, BATCH, ACTION), minval=-1.0)
-        never = jnp.zeros((STEPS, BATCH), bool)
-        batch = Transition(obs, action, obs.sum(-1), next_obs, never, never, {})
-        return agent.init(state_key, env.spec), batch
+        discount = jnp.full((STEPS, BATCH), agent.gamma)
+        batches = Batch(obs, action, obs.sum(-1), discount, next_obs, {})
+        return agent.init(state_key), batches
 
-    state, batch = jax.jit(over_members(given))(keys)
-    add("products", over_members(lambda s, b: (s, bare(agent, s, b))), state, batch)
-    state, batch = jax.jit(over_members(given))(keys)  # anew, as the first was donated
-    add("learner", over_members(agent.update), state, batch, keys)
+    def learn(state: Any, batches: Batch, key: Key) -> tuple[Any, Any]:
+        return gradient_steps(agent, state, batches, key)
+
+    state, batches = jax.jit(over_members(given))(keys)
+    add("products", over_members(lambda s, b: (s, bare(agent, s, b))), state, batches)
+    state, batches = jax.jit(over_members(given))(keys)  # anew, as the first was donated
+    add("learner", over_members(learn), state, batches, keys)
     ts = jax.jit(whole.init)({}, keys)
     chunk = 8  # iterations; real ones have more
-    loop = lambda ts, n: whole.chunk({}, ts, n)  # noqa: E731
-    add("loop", loop, ts, jnp.int32(chunk), updates=chunk * STEPS)
+
+    def loop(ts: Any, iterations: Array, first: Array) -> tuple[Any, Any]:
+        return whole.chunk({}, ts, (), iterations, first)
+
+    add("loop", loop, ts, jnp.int32(chunk), jnp.int32(0), updates=chunk * STEPS)
     return made
 
 
@@ -207,7 +229,7 @@ def measure(
     agents: tuple[str, ...] = tuple(AGENTS),
     seeds: tuple[int, ...] = (1, 8),
     repeats: int = 7,
-    capacity: int = 1_000_000,
+    buffer_size: int = 1_000_000,
     out: str | None = None,
 ) -> None:
     """Measure, print a table, and write it as JSON if asked."""
@@ -215,7 +237,7 @@ def measure(
     print(f"{'agent':8}{'seeds':>6}  {'':10}{'updates/s':>10}{'of bound':>10}{'compile':>9}")
     for name in agents:
         for count in seeds:
-            timed = programs(AGENTS[name], count, capacity)
+            timed = programs(AGENTS[name], count, buffer_size)
             for _ in range(repeats + 1):
                 for program in timed.values():
                     program.run()
@@ -240,7 +262,7 @@ def measure(
                 )
             del timed
     if out:
-        record = {"cores": cores(), **circumstances(), "results": rows}
+        record = {"cores": cores(), **provenance(), "results": rows}
         Path(out).write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -23,33 +23,39 @@ from typing import Any
 
 from jaxrl._startup import cores
 
+WIDE = {"hidden_dims": (256, 256)}
 WORKLOADS: dict[str, dict[str, Any]] = {
     "cartpole": {
         "env": "gymnax/CartPole-v1",
         "num_envs": 4,
-        "unroll": 128,
+        "num_steps": 128,
         "normalize": False,
         "times": "rollout, update and metrics; 4 epochs x 4 minibatches, two 64x64 networks",
         "iterations": 800,  # of one seed; several share them, so that all runs take as long
-        "agent": {"learning_rate": 2.5e-4, "entropy": 0.01, "epochs": 4, "minibatches": 4},
+        "agent": {
+            "learning_rate": 2.5e-4,
+            "entropy_coef": 0.01,
+            "update_epochs": 4,
+            "num_minibatches": 4,
+        },
     },
     "ant": {
         "env": "brax/ant",
         "num_envs": 2048,
-        "unroll": 10,
+        "num_steps": 10,
         "normalize": True,
         "times": "physics (spring), update, metrics; 4 epochs x 32 minibatches, 256x256 networks",
         "iterations": 10,
-        "agent": {"hidden": (256, 256), "epochs": 4, "minibatches": 32},
+        "agent": {"update_epochs": 4, "num_minibatches": 32, "policy": WIDE, "critic": WIDE},
     },
     "half_cheetah": {
         "env": "mjx/HalfCheetah-v5",
         "num_envs": 64,
-        "unroll": 64,
+        "num_steps": 64,
         "normalize": True,
         "times": "physics (MuJoCo), update, metrics; 8 epochs x 16 minibatches, 64x64 networks",
         "iterations": 20,
-        "agent": {"hidden": (64, 64), "epochs": 8, "minibatches": 16},
+        "agent": {"update_epochs": 8, "num_minibatches": 16},
     },
 }
 WORKLOADS["half_cheetah_rollout"] = WORKLOADS["half_cheetah"] | {"options": {"exact": False}}
@@ -61,27 +67,30 @@ def measure(workload: str, seeds: int, devices: int | None, repeats: int) -> Non
     import jax.numpy as jnp
 
     import jaxrl
+    from jaxrl import hyper
     from jaxrl.run.devices import Programs, choose
 
     at = WORKLOADS[workload]
-    agent = jaxrl.PPO(**at["agent"])
+    agent = hyper.override(jaxrl.PPO(), at["agent"])
     env = jaxrl.VectorEnv(jaxrl.make(at["env"], **at.get("options", {})), at["num_envs"])
     trainer = jaxrl.OnPolicy(
-        jaxrl.NormalizeObs(agent) if at["normalize"] else agent, env, unroll=at["unroll"]
+        jaxrl.NormalizeObs(agent) if at["normalize"] else agent, env, num_steps=at["num_steps"]
     )
-    placement = choose(trainer, seeds, devices)
+    placement = choose([trainer], seeds, devices)
     programs = Programs(trainer, placement)
     iterations = max(at["iterations"] // min(seeds, 8), 10)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
 
     began = time.perf_counter()
     ts = jax.block_until_ready(jax.jit(programs.init)({}, keys))
-    chunk = jax.jit(programs.chunk, donate_argnums=1).lower({}, ts, jnp.int32(1)).compile()
+    count = jnp.int32(0)
+    chunk = jax.jit(programs.chunk, donate_argnums=1).lower({}, ts, (), count, count).compile()
     compile_seconds = time.perf_counter() - began
     steps = iterations * trainer.steps_per_iteration * seeds
     for repeat in range(repeats + 1):
         began = time.perf_counter()
-        ts, metrics = jax.block_until_ready(chunk({}, ts, jnp.int32(iterations)))
+        done = jnp.int32(repeat * iterations)
+        ts, metrics = jax.block_until_ready(chunk({}, ts, (), jnp.int32(iterations), done))
         seconds = time.perf_counter() - began
         if repeat:  # the first one warms up
             row = {
@@ -124,7 +133,7 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     print(heads + "".join(f"{head:>12}" for head in ("steps/s", "min", "max")) + "  compile")
     for workload in options.workloads:
         what = WORKLOADS[workload]
-        sizes = f"{what['env']}, {what['num_envs']} envs x {what['unroll']} steps a seed"
+        sizes = f"{what['env']}, {what['num_envs']} envs x {what['num_steps']} steps a seed"
         print(f"# {sizes}; timed: {what['times']}")
         for seeds in options.seeds:
             words = [part.partition("=") for part in options.beside]
@@ -166,9 +175,9 @@ def main() -> None:
         return
     results = compare(options)
     if options.out:
-        from jaxrl.run.folder import circumstances  # JAX takes the device: not while we measure
+        from jaxrl.record.provenance import provenance  # JAX takes the device: not while we measure
 
-        record = {"cores": cores(), **circumstances(), "results": results}
+        record = {"cores": cores(), **provenance(), "results": results}
         with open(options.out, "w") as file:
             json.dump(record, file, indent=2)
             file.write("\n")

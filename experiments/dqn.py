@@ -2,51 +2,58 @@
 
 python experiments/dqn.py
 python experiments/dqn.py --env gymnax/Breakout-MinAtar --num-seeds 4
-python experiments/dqn.py --agent.dueling --n-step 3 --sweep learning_rate=1e-4,3e-4
+python experiments/dqn.py --dueling --n-step 3 --sweep learning_rate=1e-4,3e-4
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from jaxrl import DQN, OffPolicy, presets
-from jaxrl.agents.epsilon import number_of_actions, over_fraction
-from jaxrl.run import cli
-from jaxrl.run.options import OffPolicyOptions
+from jaxrl import DQN, NormalizeObs, OffPolicy, ScaleReward, VectorEnv, cli, make, run
+from jaxrl.cli.presets import dqn
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OffPolicyOptions):
+class Config(cli.OffPolicyOptions, cli.EpsilonOptions, cli.AnnealOptions):
     """Deep Q-learning. Defaults are those tuned for the environment's family."""
 
     env: str = "gymnax/CartPole-v1"
-    """The environment, "<suite>/<task>"; a wrong name is answered with the nearest right ones."""
-    epsilon_fraction: float = 0.2
-    """Part of the run over which epsilon falls, unless --agent.epsilon-over gives the updates.
-
-    A resumed run may be longer only with the --agent.epsilon-over that it had."""
     anneal: bool = False
-    """Let the learning rate fall linearly to zero over the run, or over --agent.anneal-over.
-
-    A resumed run may be longer only with the --agent.anneal-over that it had."""
-    agent: DQN = dataclasses.field(default_factory=DQN)
-
-
-def build(config: Config) -> OffPolicy:
-    """The trainer that the options describe."""
-    env = config.environments()
-    number_of_actions(env.spec, "DQN", config.env)
-    agent = over_fraction(config.agent, config.epsilon_fraction, config.gradient_steps)
-    if config.anneal and not agent.anneal_over:
-        agent = agent.replace(anneal_over=float(config.gradient_steps))
-    return config.trainer(agent, env)
+    agent: DQN = DQN()
 
 
 def main() -> None:
     """Train, and keep a record in the run's folder."""
-    config = cli.parse(Config, presets.DQN, DQN)
+    config = cli.parse(Config, dqn.PRESETS)
     cli.prepare(config.devices)
-    cli.train(build(config), config)
+
+    env = make(config.env, **config.env_settings)
+    env = VectorEnv(env, config.num_envs, config.reset_mode, max_steps=config.max_steps)
+    agent = config.agent
+    if not agent.epsilon_decay_steps:
+        agent = agent.replace(epsilon_decay_steps=config.epsilon_fraction * config.gradient_steps)
+    if config.anneal and not agent.lr_decay_steps:
+        agent = agent.replace(lr_decay_steps=float(config.gradient_steps))
+    if config.reward_scale != 1.0:
+        agent = ScaleReward(agent, config.reward_scale)
+    if config.normalize_obs:
+        agent = NormalizeObs(agent)
+    trainer = OffPolicy(
+        agent,
+        env,
+        buffer_size=config.buffer_size,
+        batch_size=config.batch_size,
+        learning_starts=config.learning_starts,
+        warmup_policy=config.warmup_policy,
+        num_steps=config.num_steps,
+        num_updates=config.num_updates,
+        cycles=config.cycles,
+        n_step=config.n_step,
+        precision=config.precision,
+    )
+
+    result = run(trainer, config.total_steps, **config.run_options(trainer))
+    cli.report(result, config)
 
 
 if __name__ == "__main__":

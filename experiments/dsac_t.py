@@ -2,37 +2,53 @@
 
 python experiments/dsac_t.py
 python experiments/dsac_t.py --env mjx/Hopper-v5 --num-seeds 5
-python experiments/dsac_t.py --env brax/ant --agent.no-twin  # without the second refinement
+python experiments/dsac_t.py --env brax/ant --num-critics 1  # without the second refinement
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from jaxrl import DSACT, OffPolicy, presets
-from jaxrl.run import cli
-from jaxrl.run.options import OffPolicyOptions
+from jaxrl import DSACT, NormalizeObs, OffPolicy, ScaleReward, VectorEnv, cli, make, run
+from jaxrl.cli.presets import dsac_t
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OffPolicyOptions):
+class Config(cli.OffPolicyOptions):
     """DSAC with three refinements. Defaults are those of the environment's family."""
 
     env: str = "mjx/HalfCheetah-v5"
-    """The environment, "<suite>/<task>"; a wrong name is answered with the nearest right ones."""
-    agent: DSACT = dataclasses.field(default_factory=DSACT)
-
-
-def build(config: Config) -> OffPolicy:
-    """The trainer that the options describe."""
-    return config.trainer(config.agent, config.environments())
+    agent: DSACT = DSACT()
 
 
 def main() -> None:
     """Train, and keep a record in the run's folder."""
-    config = cli.parse(Config, presets.DSACT, DSACT)
+    config = cli.parse(Config, dsac_t.PRESETS)
     cli.prepare(config.devices)
-    cli.train(build(config), config)
+
+    env = make(config.env, **config.env_settings)
+    env = VectorEnv(env, config.num_envs, config.reset_mode, max_steps=config.max_steps)
+    agent = config.agent
+    if config.reward_scale != 1.0:
+        agent = ScaleReward(agent, config.reward_scale)
+    if config.normalize_obs:
+        agent = NormalizeObs(agent)
+    trainer = OffPolicy(
+        agent,
+        env,
+        buffer_size=config.buffer_size,
+        batch_size=config.batch_size,
+        learning_starts=config.learning_starts,
+        warmup_policy=config.warmup_policy,
+        num_steps=config.num_steps,
+        num_updates=config.num_updates,
+        cycles=config.cycles,
+        n_step=config.n_step,
+        precision=config.precision,
+    )
+
+    result = run(trainer, config.total_steps, **config.run_options(trainer))
+    cli.report(result, config)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
     python experiments/minimal_ppo.py --num-seeds 8
 
 Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) in its common variant: GAE,
-minibatches of single transitions, advantages normalised per minibatch, a linearly annealed rate.
+minibatches of single transitions, advantages normalised per minibatch, a learning rate that decays.
 A time limit is truncation, after which the value is still bootstrapped, and not termination.
 Environments, networks and optimiser run inside one jitted program, vmapped over seeds.
 
-Axes: ``S`` seeds, ``I`` iterations, ``T`` time, ``N`` environments, ``G`` gradient steps,
-``B`` minibatch, ``E`` evaluation episodes; ``D`` is the flattened observation.
+Axes: ``S`` seeds, ``I`` iterations, ``T`` time, ``N`` environments, ``G`` gradient steps of an
+update, ``B`` minibatch, ``E`` evaluation episodes; ``D`` is the flattened observation.
 """
 
 import dataclasses
@@ -34,38 +34,47 @@ class Config:
     seed: int = 0  # the first seed; the others follow it
     num_seeds: int = 4  # S, agents trained together
     num_envs: int = 8  # N, environments of each agent
-    unroll: int = 64  # T, steps in each environment between two updates
-    epochs: int = 4  # passes over each rollout
-    minibatches: int = 4  # gradient steps in each pass
-    learning_rate: float = 1e-3  # annealed linearly to zero
+    num_steps: int = 64  # T, steps in each environment between two updates
+    update_epochs: int = 4  # passes over each rollout
+    num_minibatches: int = 4  # gradient steps in each pass
+    learning_rate: float = 1e-3  # of Adam
+    lr_decay: bool = True  # let the learning rate fall linearly to zero, update by update
     gamma: float = 0.99  # discount
     gae_lambda: float = 0.95  # between one-step errors (0) and whole returns (1)
-    clip: float = 0.2  # how far the probability ratio may usefully leave 1
-    entropy: float = 0.01  # coefficient of the entropy bonus
-    value: float = 0.5  # coefficient of the value loss
+    clip_eps: float = 0.2  # how far the probability ratio may usefully leave 1
+    entropy_coef: float = 0.01  # coefficient of the entropy bonus
+    value_coef: float = 0.5  # coefficient of the value loss
     max_grad_norm: float = 0.5  # gradients are clipped to this global norm
+    hidden_dims: tuple[int, ...] = (64, 64)  # widths of the hidden layers
     eval_episodes: int = 16  # E, greedy episodes after training
 
     @property
     def batch_size(self) -> int:
-        return self.num_envs * self.unroll
+        return self.num_envs * self.num_steps
 
     @property
     def num_iterations(self) -> int:
         return self.total_steps // self.batch_size
 
+    @property
+    def num_gradient_steps(self) -> int:
+        return self.update_epochs * self.num_minibatches
+
 
 def check(config: Config) -> None:
     """Refuse what cannot run, before anything is compiled. Raises ``ValueError``."""
     for field in dataclasses.fields(config):
-        name, value, least = field.name, getattr(config, field.name), int(field.type is int)
-        if name not in ("env", "seed") and not value >= least:
-            raise ValueError(f"{name} is {value}: it must be at least {least}")
+        name, value, least = field.name, getattr(config, field.name), int(field.type is not float)
+        if name in ("env", "seed", "lr_decay"):
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if not number >= least:
+                raise ValueError(f"{name} is {value}: it must be at least {least}")
         if name in ("gamma", "gae_lambda") and value > 1:
             raise ValueError(f"{name} is {value}: it must be at most 1")
     size = config.batch_size
-    if size % config.minibatches:
-        raise ValueError(f"minibatches is {config.minibatches}: it must divide {size}")
+    if size % config.num_minibatches:
+        raise ValueError(f"num_minibatches is {config.num_minibatches}: it must divide {size}")
     if config.total_steps < size:
         raise ValueError(f"total_steps is {config.total_steps}: one rollout needs {size}")
     if config.env not in gymnax.registered_envs:
@@ -131,6 +140,7 @@ class ActorCritic(nn.Module):
     """Logits ``[..., num_actions]`` and value ``[...]`` of ``obs[..., D]``; no layer is shared."""
 
     num_actions: int
+    hidden_dims: tuple[int, ...]
 
     @nn.compact
     def __call__(self, obs: Array) -> tuple[Array, Array]:
@@ -139,8 +149,8 @@ class ActorCritic(nn.Module):
         return logits, value[..., 0]
 
     def mlp(self, x: Array, output_size: int, output_scale: float) -> Array:
-        for _ in range(2):
-            x = nn.tanh(nn.Dense(64, kernel_init=nn.initializers.orthogonal(2**0.5))(x))
+        for width in self.hidden_dims:
+            x = nn.tanh(nn.Dense(width, kernel_init=nn.initializers.orthogonal(2**0.5))(x))
         return nn.Dense(output_size, kernel_init=nn.initializers.orthogonal(output_scale))(x)
 
 
@@ -179,11 +189,11 @@ def loss(params: Any, network: ActorCritic, batch: Minibatch, config: Config) ->
     logits, value = network.apply(params, batch.obs)
     advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
     ratio = jnp.exp(log_probability(logits, batch.action) - batch.log_prob)
-    clipped_ratio = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
+    clipped_ratio = jnp.clip(ratio, 1.0 - config.clip_eps, 1.0 + config.clip_eps)
     policy_loss = -jnp.minimum(ratio * advantage, clipped_ratio * advantage).mean()
     value_loss = 0.5 * jnp.square(value - batch.target).mean()
     entropy = -(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
-    return policy_loss + config.value * value_loss - config.entropy * entropy
+    return policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
 
 
 class Learner(NamedTuple):
@@ -221,7 +231,7 @@ class Learner(NamedTuple):
             keys = jax.random.split(key_env, self.config.num_envs)
             return jax.vmap(self.env.step)(keys, env_state, action)
 
-        return jax.lax.scan(step, start, jax.random.split(key, self.config.unroll))
+        return jax.lax.scan(step, start, jax.random.split(key, self.config.num_steps))
 
     def update(self, key: Array, params: Any, opt_state: Any, batch: Transition) -> tuple[Any, Any]:
         """Several epochs of shuffled minibatches of single transitions."""
@@ -240,8 +250,8 @@ class Learner(NamedTuple):
             return (optax.apply_updates(params, updates), opt_state), None
 
         shuffled = jax.vmap(lambda key: jax.random.permutation(key, self.config.batch_size))
-        orders = shuffled(jax.random.split(key, self.config.epochs))
-        rows = orders.reshape(self.config.epochs * self.config.minibatches, -1)  # [G, B]
+        orders = shuffled(jax.random.split(key, self.config.update_epochs))
+        rows = orders.reshape(self.config.num_gradient_steps, -1)  # [G, B]
         return jax.lax.scan(minibatch, (params, opt_state), rows)[0]
 
     def evaluate(self, key: Array, params: Any) -> Array:
@@ -274,9 +284,13 @@ def train(config: Config, keys: Array) -> Results:
     """Train one agent from each of ``keys[S]``, all in one compiled program."""
     check(config)
     env = Env(config.env)
-    network = ActorCritic(env.action_space.n)
-    gradient_steps = config.num_iterations * config.epochs * config.minibatches
-    learning_rate = optax.linear_schedule(config.learning_rate, 0.0, gradient_steps)
+    network = ActorCritic(env.action_space.n, config.hidden_dims)
+
+    def learning_rate(gradient_steps: Array) -> Array:
+        updates = gradient_steps // config.num_gradient_steps
+        left = 1.0 - updates / config.num_iterations
+        return config.learning_rate * (left if config.lr_decay else 1.0)
+
     optimiser = optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=1e-5)
     )

@@ -2,35 +2,42 @@
 
 python experiments/ppo.py
 python experiments/ppo.py --env gymnax/CartPole-v1 --num-seeds 32
-python experiments/ppo.py --env brax/reacher --agent.learning-rate 1e-3 --sweep gamma=0.95,0.99
+python experiments/ppo.py --env brax/reacher --learning-rate 1e-3 --sweep gamma=0.95,0.99
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from jaxrl import PPO, OnPolicy, presets
-from jaxrl.run import cli
-from jaxrl.run.options import OnPolicyOptions
+from jaxrl import PPO, NormalizeObs, OnPolicy, ScaleReward, VectorEnv, cli, make, run
+from jaxrl.cli.presets import ppo
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OnPolicyOptions):
+class Config(cli.OnPolicyOptions):
     """Proximal policy optimisation. Defaults are those tuned for the environment's family."""
 
-    agent: PPO = dataclasses.field(default_factory=PPO)
-
-
-def build(config: Config) -> OnPolicy:
-    """The trainer that the options describe."""
-    return config.trainer(config.agent, config.environments())
+    agent: PPO = PPO()
 
 
 def main() -> None:
     """Train, and keep a record in the run's folder."""
-    config = cli.parse(Config, presets.PPO, PPO)
+    config = cli.parse(Config, ppo.PRESETS)
     cli.prepare(config.devices)
-    cli.train(build(config), config)
+
+    env = make(config.env, **config.env_settings)
+    env = VectorEnv(env, config.num_envs, config.reset_mode, max_steps=config.max_steps)
+    agent = config.agent
+    if config.anneal and not agent.lr_decay_steps:
+        agent = agent.replace(lr_decay_steps=float(config.iterations))
+    if config.reward_scale != 1.0:
+        agent = ScaleReward(agent, config.reward_scale)
+    if config.normalize_obs:
+        agent = NormalizeObs(agent)
+    trainer = OnPolicy(agent, env, num_steps=config.num_steps)
+
+    result = run(trainer, config.total_steps, **config.run_options(trainer))
+    cli.report(result, config)
 
 
 if __name__ == "__main__":

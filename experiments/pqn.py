@@ -2,45 +2,45 @@
 
 python experiments/pqn.py
 python experiments/pqn.py --env gymnax/Breakout-MinAtar --num-seeds 4
-python experiments/pqn.py --sweep q_lambda=0.0,0.65,0.95 --agent.no-layer-norm
+python experiments/pqn.py --sweep q_lambda=0.0,0.65,0.95 --no-layer-norm
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from jaxrl import PQN, OnPolicy, presets
-from jaxrl.agents.epsilon import number_of_actions, over_fraction
-from jaxrl.run import cli
-from jaxrl.run.options import OnPolicyOptions
+from jaxrl import PQN, NormalizeObs, OnPolicy, ScaleReward, VectorEnv, cli, make, run
+from jaxrl.cli.presets import pqn
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OnPolicyOptions):
+class Config(cli.OnPolicyOptions, cli.EpsilonOptions):
     """Parallelised Q(lambda). Defaults are those tuned for the environment's family."""
 
     env: str = "gymnax/CartPole-v1"
-    """The environment, "<suite>/<task>"; a wrong name is answered with the nearest right ones."""
-    epsilon_fraction: float = 0.2
-    """Part of the run over which epsilon falls, unless --agent.epsilon-over gives the updates.
-
-    A resumed run may be longer only with the --agent.epsilon-over that it had."""
-    agent: PQN = dataclasses.field(default_factory=PQN)
-
-
-def build(config: Config) -> OnPolicy:
-    """The trainer that the options describe."""
-    env = config.environments()
-    number_of_actions(env.spec, "PQN", config.env)
-    agent = over_fraction(config.agent, config.epsilon_fraction, config.iterations)
-    return config.trainer(agent, env)
+    agent: PQN = PQN()
 
 
 def main() -> None:
     """Train, and keep a record in the run's folder."""
-    config = cli.parse(Config, presets.PQN, PQN)
+    config = cli.parse(Config, pqn.PRESETS)
     cli.prepare(config.devices)
-    cli.train(build(config), config)
+
+    env = make(config.env, **config.env_settings)
+    env = VectorEnv(env, config.num_envs, config.reset_mode, max_steps=config.max_steps)
+    agent = config.agent
+    if not agent.epsilon_decay_steps:
+        agent = agent.replace(epsilon_decay_steps=config.epsilon_fraction * config.iterations)
+    if config.anneal and not agent.lr_decay_steps:
+        agent = agent.replace(lr_decay_steps=float(config.iterations))
+    if config.reward_scale != 1.0:
+        agent = ScaleReward(agent, config.reward_scale)
+    if config.normalize_obs:
+        agent = NormalizeObs(agent)
+    trainer = OnPolicy(agent, env, num_steps=config.num_steps)
+
+    result = run(trainer, config.total_steps, **config.run_options(trainer))
+    cli.report(result, config)
 
 
 if __name__ == "__main__":

@@ -9,30 +9,46 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxrl import TD3, OffPolicy, presets
-from jaxrl.run import cli
-from jaxrl.run.options import OffPolicyOptions
+from jaxrl import TD3, NormalizeObs, OffPolicy, ScaleReward, VectorEnv, cli, make, run
+from jaxrl.cli.presets import td3
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OffPolicyOptions):
+class Config(cli.OffPolicyOptions):
     """Twin delayed DDPG. Defaults are those of the environment's family."""
 
     env: str = "mjx/HalfCheetah-v5"
-    """The environment, "<suite>/<task>"; a wrong name is answered with the nearest right ones."""
-    agent: TD3 = dataclasses.field(default_factory=TD3)
-
-
-def build(config: Config) -> OffPolicy:
-    """The trainer that the options describe."""
-    return config.trainer(config.agent, config.environments())
+    agent: TD3 = TD3()
 
 
 def main() -> None:
     """Train, and keep a record in the run's folder."""
-    config = cli.parse(Config, presets.TD3, TD3)
+    config = cli.parse(Config, td3.PRESETS)
     cli.prepare(config.devices)
-    cli.train(build(config), config)
+
+    env = make(config.env, **config.env_settings)
+    env = VectorEnv(env, config.num_envs, config.reset_mode, max_steps=config.max_steps)
+    agent = config.agent
+    if config.reward_scale != 1.0:
+        agent = ScaleReward(agent, config.reward_scale)
+    if config.normalize_obs:
+        agent = NormalizeObs(agent)
+    trainer = OffPolicy(
+        agent,
+        env,
+        buffer_size=config.buffer_size,
+        batch_size=config.batch_size,
+        learning_starts=config.learning_starts,
+        warmup_policy=config.warmup_policy,
+        num_steps=config.num_steps,
+        num_updates=config.num_updates,
+        cycles=config.cycles,
+        n_step=config.n_step,
+        precision=config.precision,
+    )
+
+    result = run(trainer, config.total_steps, **config.run_options(trainer))
+    cli.report(result, config)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ python experiments/value_bias.py
 python experiments/value_bias.py --env mjx/HalfCheetah-v5 --total-steps 200000 --out results/bias
 
 Each algorithm is trained with rewards times 0.1, 1 and 10, several seeds each, as one program.
-Their networks, rates, first temperatures, delays and ranges of deviations are the same, so that
-what differs is the algorithm: what a critic learns, the slow copy of the policy that DSAC and
-DSAC-T take the successors' actions from, and their taking all gradients at the same parameters. The
-bias of the trained critics is the mean of ``Q(s, a) - G`` over states and actions that the policy
-visits, where ``G`` is the discounted sum of what comes after, entropy bonuses included, played
-out without a time limit until what is left out is below a thousandth. It is divided by the factor,
-and so in units of the return. Written are ``value_bias.json`` and ``value_bias.png``.
+Networks, learning rates, initial temperatures, policy delays and ranges of standard deviations are
+the same, so only the algorithm differs: what a critic learns, the target policy from which DSAC and
+DSAC-T take next actions, and that they take all gradients at the same parameters. The bias of the
+trained critics is the mean of ``Q(s, a) - G`` over states and actions that the policy visits, where
+``G`` is the discounted sum of later rewards and entropy bonuses, played out without a time limit
+until the rest is below a thousandth. It is divided by the factor, and so is in units of the return.
+The results are ``value_bias.json`` and ``value_bias.png``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import DSAC, DSACT, SAC, OffPolicy, ScaleReward, VectorEnv, hyper, make, run
+from jaxrl import DSAC, DSACT, SAC, OffPolicy, ScaleReward, VectorEnv, cli, hyper, make, run
 from jaxrl.analysis.statistics import final_return
 from jaxrl.envs.vector import rescale
 from jaxrl.errors import UsageError
 from jaxrl.losses import discounted_sums
 from jaxrl.nn.networks import Activation
-from jaxrl.run import cli
 from jaxrl.types import Array, Environment, Key, PyTree
 
 AGENTS: dict[str, Any] = {"SAC": SAC, "DSAC": DSAC, "DSAC-T": DSACT}
@@ -53,22 +52,22 @@ class Config:
     num_envs: int = 1
     """Environments of each seed."""
     learning_rate: float = 1e-3
-    """Of critics, policy and temperature of all algorithms."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of all networks."""
+    """Step size of critics, policy and temperature."""
+    hidden_dims: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of all networks."""
     activation: Activation = "relu"
-    """Of all networks."""
+    """Activation of all networks."""
     gamma: float = 0.99
-    """The discount of all algorithms."""
+    """Discount."""
     tau: float = 0.005
-    """The step of all slow copies."""
-    delay: int = 1
-    """Policy, temperature, and slow copies but SAC's step on every so many gradient steps."""
+    """Step of all target networks."""
+    policy_delay: int = 1
+    """Gradient steps from one update of policy, temperature and DSAC's targets to the next."""
     initial_alpha: float = 1.0
-    """The first temperature of all algorithms."""
+    """Initial temperature."""
     batch_size: int = 128
     """Transitions of a gradient step."""
-    prefill: int = 1_000
+    learning_starts: int = 1_000
     """Transitions of uniform actions before the first gradient step."""
     episodes: int = 32
     """Episodes in which the bias is measured, for each seed."""
@@ -79,39 +78,48 @@ class Config:
 
 
 def agent_of(config: Config, name: str) -> Any:
-    """The algorithm ``name``; of all of them, what they share is equal."""
-    rates = ("learning_rate", "actor_learning_rate", "alpha_learning_rate")
-    return AGENTS[name](
-        **dict.fromkeys(rates, config.learning_rate),
-        hidden=config.hidden,
-        activation=config.activation,
-        gamma=config.gamma,
-        tau=config.tau,
-        delay=config.delay,
-        initial_alpha=config.initial_alpha,
-        log_std_range=LOG_STD_RANGE,
-    )
+    """Return the algorithm ``name``; all of them have the same values of what they share."""
+    network = {"hidden_dims": config.hidden_dims, "activation": config.activation}
+    settings = {
+        "policy": network | {"log_std_range": LOG_STD_RANGE},
+        "critic": network,
+        "actor_learning_rate": config.learning_rate,
+        "critic_learning_rate": config.learning_rate,
+        "alpha_learning_rate": config.learning_rate,
+        "gamma": config.gamma,
+        "tau": config.tau,
+        "policy_delay": config.policy_delay,
+        "initial_alpha": config.initial_alpha,
+    }
+    return hyper.override(AGENTS[name](), settings)
+
+
+def q_values(agent: Any, state: PyTree, obs: Array, action: Array) -> Array:
+    """Return the expected return by each critic: ``[critics, ...]``."""
+    if isinstance(agent, DSAC):
+        return agent.distribution(state.critic.params, obs, action)[0]
+    return agent.critic(state.critic.params, obs, action)
 
 
 def soft_returns(
     agent: Any, state: PyTree, env: Environment, keys: Key, scale: Array, steps: int
 ) -> tuple[Array, Array, Array]:
-    """Episodes under the exploring policy, without a time limit, from each of ``keys[E]``.
+    """Play an episode of the exploring policy from each of ``keys[E]``, without a time limit.
 
-    Returns the least of the critics' values and the discounted returns at every step, and whether
-    the episode was still going: ``[T, E]`` all three.
+    Returns the minimum over critics and the discounted return at every step, and whether the
+    episode was still going: ``[T, E]`` all three. The agent is bound to ``env.spec``.
     """
-    alpha = agent.temperature(state)
+    alpha = jnp.exp(state.log_alpha.params)
 
     def step(carry: tuple, t: Array) -> tuple[tuple, tuple]:
         inner, obs, going = carry
         act_key, env_key = jnp.moveaxis(
             jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, t)))(keys), 1, 0
         )
-        dist = agent.policy(state.params["actor"], obs)
-        raw = jax.vmap(lambda d, key: d.sample(key))(dist, act_key)
-        action, bonus = dist.emit(raw), -alpha * dist.log_prob(raw)
-        value = jnp.min(agent.q_values(state, obs, action), axis=0)
+        dist = agent.policy.dist(state.actor.params, obs)
+        action, trace = jax.vmap(lambda dist, key: dist.sample(key))(dist, act_key)
+        bonus = -alpha * trace.log_prob
+        value = jnp.min(q_values(agent, state, obs, action), axis=0)
         inner, out = jax.vmap(env.step)(env_key, inner, rescale(env.spec.action, action))
         row = (value, scale * out.reward, bonus, out.terminated, going)
         return (inner, out.obs, going & ~out.terminated), row
@@ -126,7 +134,7 @@ def soft_returns(
 
 
 def biases(config: Config, agent: Any, state: PyTree, env: Environment, scale: Array) -> Array:
-    """Bias, and mean magnitude of returns, of one trained agent: ``[2]``."""
+    """Return the bias and the mean magnitude of returns of one trained agent: ``[2]``."""
     horizon = config.states + math.ceil(math.log(1e-3) / math.log(agent.gamma))
     keys = jax.random.split(jax.random.key(2**31 - 2), config.episodes)
     value, returns, going = soft_returns(agent, state, env, keys, scale, horizon)
@@ -137,22 +145,21 @@ def biases(config: Config, agent: Any, state: PyTree, env: Environment, scale: A
 
 
 def measure(config: Config, name: str, folder: Path) -> list[dict[str, Any]]:
-    """Train an algorithm at all scales; a row for each of them."""
-    agent = agent_of(config, name)
+    """Train an algorithm at all scales, and return a row for each of them."""
     env = make(config.env)
+    agent = agent_of(config, name).bind(env.spec)
     trainer = OffPolicy(
         ScaleReward(agent),
         VectorEnv(env, config.num_envs),
-        capacity=max(config.total_steps, 2 * config.prefill),
+        buffer_size=max(config.total_steps, 2 * config.learning_starts),
         batch_size=config.batch_size,
-        prefill=config.prefill,
+        learning_starts=config.learning_starts,
     )
-    sweep = {"reward_scale": config.scales}
     result = run(
         trainer,
         config.total_steps,
         seeds=config.num_seeds,
-        sweep=sweep,
+        sweep={"reward_scale": config.scales},
         run_dir=folder / name,
     )
     measured = jax.jit(jax.vmap(lambda s, scale: biases(config, agent, s, env, scale)))
@@ -170,7 +177,7 @@ def measure(config: Config, name: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def draw(config: Config, rows: list[dict[str, Any]], path: Path) -> None:
-    """Final returns, and relative biases, against the scale of the reward."""
+    """Draw final returns and biases against the scale of the reward."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")

@@ -4,10 +4,24 @@ from jaxrl._startup import configure
 
 configure()
 
-from jaxrl.agents import BC, DQN, DSAC, DSACT, PPO, PQN, SAC, TD3, NormalizeObs, ScaleReward  # noqa: E402
+from jaxrl.agents import (  # noqa: E402
+    BC,
+    DQN,
+    DSAC,
+    DSACT,
+    PPO,
+    PQN,
+    SAC,
+    TD3,
+    NormalizeObs,
+    ScaleReward,
+)
+from jaxrl.data import Dataset  # noqa: E402
 from jaxrl.envs import VectorEnv, make  # noqa: E402
 from jaxrl.envs.randomize import Randomize  # noqa: E402
 from jaxrl.errors import RunError, UsageError  # noqa: E402
+from jaxrl.record import load_policy  # noqa: E402
+from jaxrl.run import Phase, Run, run  # noqa: E402
 from jaxrl.training import Offline, OffPolicy, OnPolicy  # noqa: E402
 
 __version__ = "0.1.0"
@@ -21,14 +35,19 @@ __all__ = [
     "PQN",
     "SAC",
     "TD3",
+    "Dataset",
     "NormalizeObs",
     "OffPolicy",
     "Offline",
     "OnPolicy",
+    "Phase",
     "Randomize",
+    "Run",
     "RunError",
     "ScaleReward",
     "UsageError",
     "VectorEnv",
+    "load_policy",
     "make",
+    "run",
 ]

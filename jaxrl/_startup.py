@@ -1,10 +1,11 @@
-"""Settings of JAX that must be made before its first computation. The user's own always win."""
+"""Settings of JAX that must precede its first computation. The user's own always win."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import warnings
+from pathlib import Path
 
 import jax
 
@@ -12,7 +13,7 @@ _LARGE_POOL = 8  # threads
 
 
 def configure() -> None:
-    """On a CPU: one XLA device per core."""
+    """Use one XLA device per core on a CPU."""
     flags = os.environ.get("XLA_FLAGS", "")
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in flags
     if not chosen and jax.config.values["jax_num_cpu_devices"] == -1:
@@ -25,14 +26,24 @@ def cpu_devices(count: int) -> None:
         jax.config.update("jax_num_cpu_devices", count)
 
 
+def prepare(devices: int | None = None) -> None:
+    """Set up JAX for a script: its CPU devices, and the persistent compilation cache."""
+    if devices is not None and devices > 1:
+        cpu_devices(devices)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "jaxrl" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def large_pool() -> None:
     """Give XLA's CPU pool enough threads for batched factorisations, on machines with few cores.
 
     Several of them in one program can block every thread of a small pool for good. The size is read
-    from the environment variable ``NPROC`` at JAX's first computation; once that is over, a warning
-    says what to do. Small programs lose by a
-    pool larger than the machine (a quarter to a half of their speed on two cores), so only physics
-    that factorises asks for it.
+    from the environment variable ``NPROC`` at JAX's first computation; after that, a warning says
+    what to do. A pool larger than the machine slows small programs down (by a quarter to a half on
+    two cores), so only physics that factorises asks for it.
     """
     if cores() >= _LARGE_POOL or "NPROC" in os.environ:
         return
@@ -47,12 +58,12 @@ def large_pool() -> None:
 
 
 def _started() -> bool:
-    from jax._src import xla_bridge  # nothing public tells
+    from jax._src import xla_bridge  # there is no public function
 
     return xla_bridge.backends_are_initialized()
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Hyper-parameters: declared once, then checked, swept, shown as options, and written to JSON.
+"""Hyper-parameters: declared once, then checked, swept and shown as options.
 
     @hyper.dataclass
     class Agent:
@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, dataclass_transform, get_args
+from typing import Any, NamedTuple, TypeVar, cast, dataclass_transform, get_args
 
 import jax
 import numpy as np
@@ -133,8 +133,16 @@ def bound(default: Any = None) -> Any:
     return struct.field(pytree_node=False, default=default, metadata={_KEY: None}, repr=False)
 
 
+def same_as(cls: type, name: str) -> Any:
+    """Declare a field of a dataclass of options as ``cls`` declares the one of that name."""
+    field = next(field for field in dataclasses.fields(cls) if field.name == name)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
 def _declared(default: Any, declaration: Declaration, leaf: bool = False) -> Any:
-    return struct.field(pytree_node=leaf, default=default, metadata={_KEY: declaration})
+    text = declaration.help
+    metadata = {_KEY: declaration, "help": text and f"{text[0].upper()}{text[1:]}."}  # tyro's
+    return struct.field(pytree_node=leaf, default=default, metadata=metadata)
 
 
 @dataclass_transform(frozen_default=True)
@@ -251,6 +259,25 @@ def _set(node: Any, path: tuple[str, ...], value: Any) -> Any:
     return dataclasses.replace(node, **{first: inner})
 
 
+def override(node: T, settings: Mapping[str, Any]) -> T:
+    """Return a copy of ``node`` with nested settings, as ``{"critic": {"hidden_dims": (64, 64)}}``.
+
+    Raises:
+        UsageError: for a name that is no hyper-parameter, and for settings inside of a number.
+    """
+    known = [field.name for field in filter(is_option, dataclasses.fields(cast(Any, node)))]
+    changed: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name not in known:
+            kind = type(node).__name__
+            raise UsageError(f"{kind} has no hyper-parameter {name!r}; {nearest(name, known)}")
+        inner = getattr(node, name)
+        if isinstance(value, Mapping) and not dataclasses.is_dataclass(inner):
+            raise UsageError(f"{name} is {inner!r}, which has no hyper-parameters of its own")
+        changed[name] = override(inner, value) if isinstance(value, Mapping) else value
+    return dataclasses.replace(cast(Any, node), **changed)
+
+
 # --- checks -------------------------------------------------------------------------------------
 
 
@@ -298,45 +325,3 @@ def require_choice(name: str, value: Any, literal: Any) -> None:
     """Raise UsageError unless ``value`` is one of the strings of a ``Literal``."""
     if value not in get_args(literal):
         raise UsageError(f"{name} is {value!r}; {nearest(str(value), get_args(literal))}")
-
-
-# --- records ------------------------------------------------------------------------------------
-
-
-def to_config(node: Any) -> dict[str, Any]:
-    """Return an agent as JSON: ``{"class": name, field: value, ...}``, nested ones included."""
-    config: dict[str, Any] = {"class": type(node).__name__}
-    for field in filter(is_option, dataclasses.fields(node)):
-        value = getattr(node, field.name)
-        if dataclasses.is_dataclass(value):
-            value = to_config(value)
-        config[field.name] = value.tolist() if hasattr(value, "tolist") else value
-    return config
-
-
-def from_config(config: Mapping[str, Any], classes: Mapping[str, type]) -> Any:
-    """Return the agent that ``to_config`` wrote; ``classes`` maps names to classes.
-
-    Raises:
-        UsageError: for a class that is not among them, and fields that it does not have, or lacks.
-    """
-    name: Any = config.get("class")
-    if name not in classes:
-        raise UsageError(
-            f"unknown agent class {name!r}; {nearest(str(name), classes)}; "
-            "a class of your own has to be given, as classes=[Mine]"
-        )
-    known = {field.name: field for field in dataclasses.fields(classes[name])}
-    for key in config:
-        if key not in known and key != "class":
-            raise UsageError(f"{name} has no hyper-parameter {key!r}; {nearest(key, known)}")
-    for key, field in known.items():
-        if key not in config and field.default is field.default_factory is dataclasses.MISSING:
-            raise UsageError(f"{name} needs {key!r}, which is not given")
-    fields: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            fields[key] = from_config(value, classes)
-        elif key != "class":
-            fields[key] = tuple(value) if isinstance(value, list) else value
-    return classes[name](**fields)

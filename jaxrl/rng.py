@@ -3,7 +3,8 @@
 On a CPU a random draw inside a ``scan`` is a nested loop that costs more than a toy environment's
 step. ``rng.scan`` traces its step once, finds the equations that depend on the step's key alone,
 evaluates them for all steps at once before the loop, and scans over the rest. Code inside the step
-draws from its key as usual.
+draws from its key as usual. With ``defer``, equations that serve only the step's outputs are
+evaluated for all steps at once too, after the loop.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ENABLED = True  # False: draw inside the loops; the values are the same
 _CALLS = ("jit", "pjit", "closed_call", "core_call")  # opened; all other equations stay whole
 _PER_SHARD = ("axis_index",)  # has an effect on paper, and is a constant of the shard
 
-Kind = Literal["constant", "key", "rest"]
+Kind = Literal["constant", "key", "loop", "after"]
 
 
 def row_key(key: Key) -> Key:
@@ -42,6 +43,7 @@ def scan(
     keys: Key,
     xs: PyTree = None,
     unroll: int = 1,
+    defer: bool = False,
 ) -> tuple[Any, Any]:
     """``jax.lax.scan`` of ``step(key, carry, x) -> carry, y`` over ``keys[T]`` and ``xs[T, ...]``.
 
@@ -55,11 +57,12 @@ def scan(
     # Only the first step's shapes are used; this read is not a use of its key.
     first = partial(jax.lax.dynamic_index_in_dim, index=0, keepdims=False)
     key, x = jax.tree.map(first, (keys, xs))
-    split = _Split(step, key, carry, x)
+    split = _Split(step, defer, key, carry, x)
     drawn = jax.vmap(split.draw)(keys)
-    return jax.lax.scan(
-        lambda c, dx: split.rest(dx[0], c, dx[1]), carry, (drawn, xs), length, unroll=unroll
+    carry, kept = jax.lax.scan(
+        lambda c, dx: split.loop(dx[0], c, dx[1]), carry, (drawn, xs), length, unroll=unroll
     )
+    return carry, jax.vmap(split.outputs)(keys, drawn, xs, kept)
 
 
 class _Equation(NamedTuple):
@@ -72,36 +75,54 @@ class _Equation(NamedTuple):
 
 
 class _Split:
-    """A step ``(key, *args) -> out`` as ``draw(key) -> drawn`` and ``rest(drawn, *args) -> out``.
+    """A step ``(key, carry, x) -> carry, y`` in three parts, of which only ``loop`` has to loop.
 
-    Constants are evaluated in both parts, so nothing large is repeated for every step. What the
-    step closes over counts as ``rest`` if it is traced.
+    ``draw(key) -> drawn``; ``loop(drawn, carry, x) -> carry, kept``;
+    ``outputs(key, drawn, x, kept) -> y``. Constants are evaluated in each part, so nothing large is
+    repeated for every step. What the step closes over is an argument of no part.
     """
 
-    def __init__(self, step: Callable, key: Key, *args: PyTree) -> None:
-        closed, shape = jax.make_jaxpr(step, return_shape=True)(key, *args)
-        self.tree = jax.tree.structure(shape)
+    def __init__(self, step: Callable, defer: bool, key: Key, carry: PyTree, x: PyTree) -> None:
+        closed, shape = jax.make_jaxpr(step, return_shape=True)(key, carry, x)
+        self.trees: list[Any] = [jax.tree.structure(each) for each in shape]
         self.equations: list[_Equation] = []
         self.kinds: list[Kind] = []
-        self.values: dict[int, Any] = {}  # of what the step closes over
-        keys = len(jax.tree.leaves(key))
-        inputs = [self._new("key" if i < keys else "rest") for i in range(len(closed.jaxpr.invars))]
-        self.key_inputs, self.rest_inputs = inputs[:keys], inputs[keys:]
-        self.results = self._number(closed, inputs)
-        read = [i for e in self.equations if e.kind == "rest" for i in e.inputs] + self.results
-        numbers = dict.fromkeys(i for i in read if isinstance(i, int))
-        self.drawn = [i for i in numbers if self.kinds[i] == "key"]
+        self.values: dict[int, Any] = {}  # what the step closes over
+        sizes = [len(jax.tree.leaves(each)) for each in (key, carry, x)]
+        kinds: list[Kind] = ["key", "loop", "loop"]
+        groups = [self._new_all(kind, n) for kind, n in zip(kinds, sizes, strict=True)]
+        self.key, self.carry, self.x = groups
+        results = self._number(closed, [i for group in groups for i in group])
+        self.end, self.y = results[: self.trees[0].num_leaves], results[self.trees[0].num_leaves :]
+        if defer:
+            self._defer()
         self._prune()
+        read = self._reads(("loop", "after"), (*self.end, *self.y))
+        self.drawn = [i for i in read if self.kinds[i] == "key"]
+        known = {*self.x, *self.values}
+        late = self._reads(("after",), self.y)
+        self.kept = [i for i in late if self.kinds[i] == "loop" and i not in known]
 
-    def draw(self, *key: Key) -> list[Any]:
-        """Return the values that the rest reads and that depend on the key alone."""
-        values = self._evaluate(("constant", "key"), self.key_inputs, key)
+    def draw(self, key: Key) -> list[Any]:
+        """Return the values that the other parts read and that depend on the key alone."""
+        values = self._evaluate(("constant", "key"), (self.key, key))
         return [values[i] for i in self.drawn]
 
-    def rest(self, drawn: list[Any], *args: PyTree) -> Any:
-        """Return the step's results, given what ``draw`` returned for its key."""
-        values = self._evaluate(("constant", "rest"), self.rest_inputs + self.drawn, (args, drawn))
-        return jax.tree.unflatten(self.tree, [_read(values, i) for i in self.results])
+    def loop(self, drawn: list[Any], carry: PyTree, x: PyTree) -> tuple[Any, list[Any]]:
+        """Return the next carry, and the values that the outputs need."""
+        given = ((self.drawn, drawn), (self.carry, carry), (self.x, x))
+        values = self._evaluate(("constant", "loop"), *given)
+        end = [_read(values, i) for i in self.end]
+        return jax.tree.unflatten(self.trees[0], end), [values[i] for i in self.kept]
+
+    def outputs(self, key: Key, drawn: list[Any], x: PyTree, kept: list[Any]) -> Any:
+        """Return the step's outputs."""
+        given = ((self.drawn, drawn), (self.x, x), (self.kept, kept))
+        values = self._evaluate(("constant", "after"), *given)
+        return jax.tree.unflatten(self.trees[1], [_read(values, i) for i in self.y])
+
+    def _new_all(self, kind: Kind, count: int) -> list[int]:
+        return [self._new(kind) for _ in range(count)]
 
     def _new(self, kind: Kind) -> int:
         self.kinds.append(kind)
@@ -111,7 +132,7 @@ class _Split:
         """Number the values of ``closed``, whose arguments are ``inputs``; return its results."""
         number: dict[Any, Any] = {}
         for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
-            number[var] = self._new("rest" if isinstance(value, jax.core.Tracer) else "constant")
+            number[var] = self._new("loop" if isinstance(value, jax.core.Tracer) else "constant")
             self.values[number[var]] = value
         number.update(zip(closed.jaxpr.invars, inputs, strict=True))
 
@@ -122,14 +143,14 @@ class _Split:
             read = [numbered(atom) for atom in eqn.invars]
             kinds = {self.kinds[i] for i in read if isinstance(i, int)}
             name = eqn.primitive.name
-            if "key" in kinds and ("rest" in kinds or eqn.effects) and name in _CALLS:
+            if "key" in kinds and ("loop" in kinds or eqn.effects) and name in _CALLS:
                 inner = _closed(eqn.params.get("jaxpr") or eqn.params["call_jaxpr"])
                 number.update(zip(eqn.outvars, self._number(inner, read), strict=True))
                 continue
             effects = eqn.effects and name not in _PER_SHARD
             kind: Kind = "constant"
-            if "rest" in kinds or effects:
-                kind = "rest"
+            if "loop" in kinds or effects:
+                kind = "loop"
             elif "key" in kinds:
                 kind = "key"
             made = [self._new(kind) for _ in eqn.outvars]
@@ -137,9 +158,25 @@ class _Split:
             number.update(zip(eqn.outvars, made, strict=True))
         return [numbered(atom) for atom in closed.jaxpr.outvars]
 
+    def _reads(self, kinds: Iterable[Kind], results: Iterable[Any]) -> dict[int, None]:
+        """The numbers that equations of these kinds read, and those of ``results``."""
+        inputs = [i for each in self.equations if each.kind in kinds for i in each.inputs]
+        return dict.fromkeys(i for i in (*inputs, *results) if isinstance(i, int))
+
+    def _defer(self) -> None:
+        """Move the equations behind the loop that the next carry does not need."""
+        needed = {i for i in self.end if isinstance(i, int)}
+        for n, equation in reversed(list(enumerate(self.equations))):
+            if equation.eqn.effects or needed.intersection(equation.outputs):
+                needed.update(i for i in equation.inputs if isinstance(i, int))
+            elif equation.kind == "loop":
+                self.equations[n] = equation._replace(kind="after")
+                for i in equation.outputs:
+                    self.kinds[i] = "after"
+
     def _prune(self) -> None:
         """Drop the equations that nothing reads."""
-        read = {i for i in (*self.results, *self.drawn) if isinstance(i, int)}
+        read = {i for i in (*self.end, *self.y) if isinstance(i, int)}
         kept = []
         for equation in reversed(self.equations):
             if equation.eqn.effects or read.intersection(equation.outputs):
@@ -147,8 +184,11 @@ class _Split:
                 read.update(i for i in equation.inputs if isinstance(i, int))
         self.equations = kept[::-1]
 
-    def _evaluate(self, kinds: Iterable[Kind], numbers: list[int], given: Any) -> dict[int, Any]:
-        values = self.values | dict(zip(numbers, jax.tree.leaves(given), strict=True))
+    def _evaluate(self, kinds: Iterable[Kind], *given: tuple[list[int], Any]) -> dict[int, Any]:
+        """The numbered values of all equations of these kinds, from ``(numbers, values)`` pairs."""
+        values = dict(self.values)
+        for numbers, tree in given:
+            values.update(zip(numbers, jax.tree.leaves(tree), strict=True))
         for eqn, inputs, outputs, kind in self.equations:
             if kind in kinds:
                 params = eqn.primitive.get_bind_params(eqn.params)

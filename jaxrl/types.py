@@ -33,8 +33,9 @@ class Box:
     dtype: Any = np.float32
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
         for name in ("low", "high"):
-            bound = np.broadcast_to(np.asarray(getattr(self, name), self.dtype), self.shape)
+            bound = np.broadcast_to(np.array(getattr(self, name), self.dtype), self.shape)
             object.__setattr__(self, name, bound)
         if np.any(self.low > self.high):
             raise ValueError(f"Box: low {self.low} exceeds high {self.high}")
@@ -45,7 +46,8 @@ class Box:
         return bool(np.all(np.isfinite(self.low)) and np.all(np.isfinite(self.high)))
 
     def _value(self) -> tuple:
-        return self.shape, np.dtype(self.dtype).str, self.low.tobytes(), self.high.tobytes()
+        bounds = ((bound + 0).tobytes() for bound in (self.low, self.high))  # -0.0 is 0.0
+        return self.shape, np.dtype(self.dtype).str, *bounds
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Box) and self._value() == other._value()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import math
@@ -12,21 +13,28 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 import numpy as np
-from agents_numpy import SPEC, batches, narrowed
+import pytest
 
 from jaxrl import DSACT, PPO, SAC, TD3, NormalizeObs, OnPolicy, UsageError, VectorEnv, make, run
 from jaxrl import metrics as m
+from jaxrl.agents import dsac, td3
 from jaxrl.envs.probe import Both
+from jaxrl.nn import distributions
+from jaxrl.nn.critics import Critic
+from jaxrl.nn.policies import Deterministic, TanhGaussian
+from jaxrl.optim import Adam
 from jaxrl.run.devices import SHARD, Placement, Programs, choose
-from jaxrl.sharding import reducing_over
-from jaxrl.training import rollout
+from jaxrl.sharding import reducing_over, shard_count, shard_index
+from jaxrl.training.gradient_steps import gradient_steps
+from jaxrl.training.rollout import rollout
+from jaxrl.types import Batch, Box, Spec
 
 COLLECTIVE = re.compile(
     r"= (\S+|\([^()]*\)) (all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter"
     r"|collective-permute|collective-broadcast|send|recv)(?:-start)?\("
 )
 P = jax.P
-MEMBERS, ENVS, UNROLL, EPISODES = 8, 8, 32, 16
+MEMBERS, ENVS, NUM_STEPS, EPISODES = 8, 8, 32, 16
 LEARNING = 240  # iterations within which it has learnt
 TARGET_KL = (1e9, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 
@@ -37,15 +45,21 @@ class Dear(Both):
     cheap = False
 
 
+def ppo(width, **options):
+    networks = {name: getattr(PPO(), name) for name in ("policy", "critic")}
+    narrow = {name: part.replace(hidden_dims=(width,)) for name, part in networks.items()}
+    return PPO(**narrow, **options)
+
+
 def tiny(env="gymnax/CartPole-v1", num_envs=ENVS):
-    ppo = PPO(hidden=(4,), minibatches=1)
-    return OnPolicy(ppo, VectorEnv(Dear() if env == "dear" else make(env), num_envs), unroll=8)
+    venv = VectorEnv(Dear() if env == "dear" else make(env), num_envs)
+    return OnPolicy(ppo(4, num_minibatches=1), venv, num_steps=8)
 
 
 def learner():
-    ppo = PPO(hidden=(32,), learning_rate=1e-2, entropy=0.01, anneal_over=LEARNING)
+    agent = ppo(32, learning_rate=1e-2, entropy_coef=0.01, lr_decay_steps=float(LEARNING))
     venv = VectorEnv(make("gymnax/CartPole-v1"), ENVS)
-    return OnPolicy(NormalizeObs(ppo), venv, unroll=UNROLL)
+    return OnPolicy(NormalizeObs(agent), venv, num_steps=NUM_STEPS)
 
 
 def first_keys(members=MEMBERS):
@@ -72,7 +86,7 @@ def choices(sizes, env="gymnax/CartPole-v1"):
 
     def chosen(members, devices):
         try:
-            return choose(tiny(env), members, devices)
+            return choose([tiny(env)], members, devices)
         except UsageError as error:
             return str(error)
 
@@ -86,7 +100,8 @@ def compiled(members, groups, shards):
     keys = first_keys(members)
     init = jax.jit(programs.init).lower({}, keys).compile()
     ts = init({}, keys)
-    chunk = jax.jit(programs.chunk, donate_argnums=1).lower({}, ts, jnp.int32(0)).compile()
+    count = jnp.int32(0)
+    chunk = jax.jit(programs.chunk, donate_argnums=1).lower({}, ts, (), count, count).compile()
     episodes = jax.random.split(jax.random.key(0), EPISODES)
     evaluate = jax.jit(programs.evaluate).lower({}, ts, episodes).compile()
     return programs, init, chunk, evaluate
@@ -117,7 +132,7 @@ def collectives(members, groups, shards):
 def iterations(groups, count):
     """The state after ``count`` iterations, and the metrics."""
     _, init, chunk, _ = compiled(MEMBERS, groups, 1)
-    ts, metrics = chunk({}, init({}, first_keys()), jnp.int32(count))
+    ts, metrics = chunk({}, init({}, first_keys()), (), jnp.int32(count), jnp.int32(0))
     return plain((ts, m.values(metrics)))
 
 
@@ -128,9 +143,9 @@ def learn(shards):
     """
     _, init, chunk, evaluate = compiled(MEMBERS, 1, shards)
     ts, third = init({}, first_keys()), jnp.int32(LEARNING // 3)
-    ts, early = chunk({}, ts, third)
-    ts, _ = chunk({}, ts, third)
-    ts, metrics = chunk({}, ts, third)
+    ts, early = chunk({}, ts, (), third, 0 * third)
+    ts, _ = chunk({}, ts, (), third, third)
+    ts, metrics = chunk({}, ts, (), third, 2 * third)
     returns = evaluate({}, ts, jax.random.split(jax.random.key(0), EPISODES)).returns
     results = [m.values(x)["episode_return"] for x in (early, metrics)] + [returns.mean(axis=1)]
     return plain(results), copies((ts.agent, metrics)), copies(ts.env)
@@ -139,7 +154,7 @@ def learn(shards):
 def evaluations(episodes, shards):
     """The returns ``[M, E]`` of one and the same policies, by the number of shards."""
     _, init, chunk, _ = compiled(MEMBERS, 1, 1)
-    ts, _ = chunk({}, init({}, first_keys()), jnp.int32(20))
+    ts, _ = chunk({}, init({}, first_keys()), (), jnp.int32(20), jnp.int32(0))
     found = {}
     for count in shards:
         programs = Programs(learner(), Placement(1, count))
@@ -150,12 +165,13 @@ def evaluations(episodes, shards):
 
 def rollouts(shards):
     """Observations and actions ``[T, N]`` of a fresh policy whose environments are sharded."""
-    trainer = tiny("probe/both")
+    trainer = dataclasses.replace(tiny("probe/both"), axis=SHARD)
 
     def experience(key):
+        ts = trainer.init(key)
         with reducing_over(SHARD):
-            ts = trainer.start(key)
-            transitions = rollout(trainer.agent, ts.agent, trainer.env, ts.env, key, 128)[1]
+            played = rollout(trainer.agent, ts.agent, trainer.env, ts.env, ts.carry, key, 128)
+            transitions = played[2]
         return transitions.obs[..., 0], transitions.action
 
     mesh = Placement(1, shards).mesh
@@ -165,20 +181,27 @@ def rollouts(shards):
     return plain(jax.jit(place)(jax.random.key(0)))
 
 
+@functools.cache
+def _spec():
+    return make("gymnax/CartPole-v1").spec  # it cannot be made while tracing
+
+
 def _agent(target_kl):
-    ppo = PPO(hidden=(8,), epochs=3, minibatches=1, max_grad_norm=1e3, target_kl=target_kl)
-    return NormalizeObs(ppo.replace(learning_rate=3e-3, entropy=0.01))
+    optimizer = Adam(max_grad_norm=1e3, eps=1e-5)
+    sizes = {"update_epochs": 3, "num_minibatches": 1, "optimizer": optimizer}
+    agent = ppo(8, learning_rate=3e-3, entropy_coef=0.01, target_kl=target_kl, **sizes)
+    return NormalizeObs(agent).bind(_spec())
 
 
 @functools.cache
 def _experience():
     """A first state, and two rollouts of environments whose rewards differ by far."""
     agent, venv, key = _agent(None), VectorEnv(make("gymnax/CartPole-v1"), 16), jax.random.key(0)
-    state, env = agent.init(key, venv.spec), venv.reset(key)
-    collect = jax.jit(lambda env, key: rollout(agent, state, venv, env, key, 16)[:2])
+    state, env = agent.init(key), venv.reset(key)
+    collect = jax.jit(lambda env, key: rollout(agent, state, venv, env, (), key, 16))
     batches = []
     for i in (1, 2):
-        env, batch = collect(env, jax.random.key(i))
+        env, _, batch, _ = collect(env, jax.random.key(i))
         batches.append(batch._replace(reward=batch.reward * jnp.arange(16.0)))
     return state, batches
 
@@ -222,40 +245,83 @@ def updates(shards, poison=None):
     return plain(found), plain(m.values(metrics)), plain([b.obs for b in batches])
 
 
+SPEC = Spec(Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,)))
+POLICY = TanhGaussian(hidden_dims=(8,))
 REPLAYED = {
-    "SAC": SAC(hidden=(8,), ensemble=4, subset=2, delay=2, policy_value="mean"),
-    "TD3": TD3(hidden=(8,), ensemble=3, subset=2),
-    "DSACT": DSACT(hidden=(8,), likelihood=True, tau_bound=0.5),
+    "SAC": SAC(
+        policy=POLICY,
+        critic=Critic(hidden_dims=(8,), num_critics=4),
+        num_min_critics=2,
+        policy_delay=2,
+        actor_q="mean",
+    ),
+    "TD3": TD3(
+        policy=Deterministic(hidden_dims=(8,)),
+        critic=Critic(hidden_dims=(8,), num_critics=3),
+        num_min_critics=2,
+    ),
+    "DSACT": DSACT(
+        policy=POLICY, critic=Critic(hidden_dims=(8,)), likelihood=True, running_tau=0.5
+    ),
 }
-NOISE = {"critics": P(), "return": P(None, None, SHARD)}  # of all others the rows are shared out
+
+
+def batches(count, rows):
+    """Batches ``[count, rows]`` of transitions; some terminated."""
+    rng = np.random.default_rng(0)
+    obs, next_obs = rng.normal(size=(2, count, rows, 3))
+    action = rng.uniform(-1.0, 1.0, (count, rows, 2))
+    reward = 10.0 * rng.normal(size=(count, rows))
+    discount = np.where(rng.random((count, rows)) < 0.2, 0.0, 0.99)
+    return jax.tree.map(jnp.float32, Batch(obs, action, reward, discount, next_obs, {}))
+
+
+@contextlib.contextmanager
+def rows_of_the_whole(rows):
+    """Have every shard of ``rows`` rows draw the normal noise of all shards, and take its own."""
+    normal = jax.random.normal
+
+    def shared(key, shape):
+        axis = shape.index(rows)
+        whole = normal(
+            key, tuple(n * shard_count() if i == axis else n for i, n in enumerate(shape))
+        )
+        start = 0 if shard_index() is None else shard_index() * rows
+        return jax.lax.dynamic_slice_in_dim(whole, start, rows, axis)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.random, "normal", shared)
+        for module in (distributions, td3, dsac):
+            patch.setattr(module, "row_key", lambda key: key)
+        yield
 
 
 def replayed(name, shards):
     """Four gradient steps on the same batches and noise, shared out over ``shards``.
 
-    Returns the state and metrics as every shard holds them, ``[S, ...]``, and what each would draw.
+    Returns the state and metrics as every shard holds them, ``[S, ...]``, and the actions by which
+    each would explore at one and the same observations.
     """
-    agent, key, rows = REPLAYED[name], jax.random.key(0), 16
-    state = jax.jit(lambda: agent.init(key, SPEC))()
-    batch = narrowed(batches(4, size=rows))
-    noise = jax.jit(lambda: agent.draw_update(state, key, (4, rows)))()
+    agent, key, rows = REPLAYED[name].bind(SPEC), jax.random.key(0), 16
+    state = jax.jit(agent.init)(key)
 
-    def update(state, batch, noise):
+    def update(state, batch):
         with reducing_over(SHARD if shards > 1 else None):
-            after, metrics = agent.update(state, batch, noise)
-            drawn = agent.draw_update(state, key, (4, rows // shards))
+            with rows_of_the_whole(rows // shards):
+                after, metrics = gradient_steps(agent, state, batch, key)
+            drawn, _, _ = agent.act(state, (), jnp.ones((5, 3)), key, "explore")
             found = after, m.values(m.over_shards(metrics)), drawn
         return jax.tree.map(lambda x: x[None], found)
 
-    specs = (P(), P(None, SHARD), {name: NOISE.get(name, P(None, SHARD)) for name in noise})
+    specs = (P(), P(None, SHARD))
     mesh = Placement(1, shards).mesh
     place = jax.shard_map(update, mesh=mesh, in_specs=specs, out_specs=P(SHARD), check_vma=False)
-    return plain(jax.jit(place)(state, batch, noise))
+    return plain(jax.jit(place)(state, batches(4, rows)))
 
 
 def train(run_dir, members, devices, count, every, resume=False):
     """``run`` for ``count`` iterations: its state, all rows, and what it said."""
-    steps = UNROLL * ENVS
+    steps = NUM_STEPS * ENVS
     with contextlib.redirect_stderr(io.StringIO()) as said:
         result = run(
             learner(),

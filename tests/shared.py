@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -55,4 +57,27 @@ def script_module(name):
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     yield module
-    del sys.modules[spec.name]
+    sys.modules.pop(spec.name, None)  # it may be loaded twice
+
+
+def run_script(script, words):
+    """Run a script's main function with the words of a command line, in this process."""
+    from jaxrl import cli  # only tests of scripts need the shell
+
+    with (
+        mock.patch.object(sys, "argv", [script.__name__, *words]),
+        mock.patch.object(cli, "prepare"),
+    ):
+        script.main()
+
+
+def trainer_of(name, words):
+    """The trainer that ``experiments/NAME.py`` composes from the words of a command line."""
+    given = mock.Mock(side_effect=InterruptedError)
+    with (
+        script_module(name) as script,
+        mock.patch.object(script, "run", given),
+        contextlib.suppress(InterruptedError),
+    ):
+        run_script(script, words.split())
+    return given.call_args.args[0]

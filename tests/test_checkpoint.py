@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl.run import checkpoint, manifest
+from jaxrl.record import checkpoint, manifest
 
 
 class Policy(NamedTuple):
@@ -27,7 +27,7 @@ class Policy(NamedTuple):
 
 class State(NamedTuple):
     agent: Any
-    replay: Any
+    store: Any
     key: Any
 
 
@@ -72,7 +72,7 @@ def test_round_trip_is_exact(tmp_path, capfd):
     path = checkpoint.save(tmp_path, 100, state, meta)
     assert path == tmp_path / "100"
     found = checkpoint.restore(tmp_path, shapes(state), report=no_report)
-    assert found.meta == meta and found.step == 100
+    assert found.meta == meta and found.iteration == 100
     assert_same(found.state, state)
     jax.random.uniform(found.state.key["one"])  # a usable typed key
     assert capfd.readouterr() == ("", "")
@@ -206,7 +206,7 @@ def test_falls_back_to_the_newest_intact_one(tmp_path, capfd):
     flip(tmp_path / "2" / "state" / "manifest.ocdbt")
     reports: list[str] = []
     found = checkpoint.restore(tmp_path, shapes(states[1]), report=reports.append)
-    assert found.step == 1 and found.meta == {"step": 1}
+    assert found.iteration == 1 and found.meta == {"step": 1}
     assert_same(found.state, states[1])
     assert reports == [
         f"checkpoint {tmp_path}/3 is damaged (manifest.json: No such file or directory); trying 2",
@@ -214,7 +214,7 @@ def test_falls_back_to_the_newest_intact_one(tmp_path, capfd):
         "(file state/manifest.ocdbt: checksum differs); trying 1",
     ]
     with pytest.raises(checkpoint.CheckpointError, match="2 is damaged"):
-        checkpoint.restore(tmp_path, shapes(states[1]), step=2)
+        checkpoint.restore(tmp_path, shapes(states[1]), iteration=2)
     (tmp_path / "1" / "manifest.json").write_text("{}")
     with pytest.raises(checkpoint.CheckpointError, match="1 is damaged.*no intact one is left"):
         checkpoint.restore(tmp_path, shapes(states[1]), report=reports.append)
@@ -226,7 +226,7 @@ def test_absent_checkpoints_are_said_to_be_absent(tmp_path):
         checkpoint.restore(tmp_path, {})
     checkpoint.save(tmp_path, 7, {"a": jnp.zeros(())}, {})
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint 8 in .*; there are 7"):
-        checkpoint.restore(tmp_path, {}, step=8)
+        checkpoint.restore(tmp_path, {}, iteration=8)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_what_json_cannot_hold_is_refused(tmp_path):
 
 SAVE_FOREVER = """
 import sys, numpy as np
-from jaxrl.run import checkpoint
+from jaxrl.record import checkpoint
 for step in range(int(sys.argv[2]), 10**9):
     checkpoint.save(sys.argv[1], step, {"a": np.full((50_000,), step)}, {"step": step})
     print(step, flush=True)
@@ -322,7 +322,7 @@ def test_killed_while_saving(tmp_path):
         checkpoint.clean(tmp_path)
         assert all(name.isdecimal() for name in os.listdir(tmp_path))
         found = checkpoint.restore(tmp_path, template, report=no_report)
-        assert found.step in (announced, announced + 1)
-        assert found.meta == {"step": found.step}
-        assert (found.state["a"] == found.step).all()
-        step = found.step
+        assert found.iteration in (announced, announced + 1)
+        assert found.meta == {"step": found.iteration}
+        assert (found.state["a"] == found.iteration).all()
+        step = found.iteration

@@ -10,16 +10,25 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from shared import EXPERIMENTS, script_module
+from shared import EXPERIMENTS, run_script, script_module, trainer_of
 
-from jaxrl import PPO, make, presets
-from jaxrl.run import cli, session
+from jaxrl import PPO, NormalizeObs, OnPolicy, ScaleReward, UsageError, cli, hyper, make
+from jaxrl.cli.presets import lookup, ppo
+from jaxrl.cli.presets.preset import merge
+from jaxrl.nn.encoders import CNN
+from jaxrl.nn.policies import TanhGaussian
+from jaxrl.optim import AdamW
+from jaxrl.run import session
 
 SCRIPT = EXPERIMENTS / "ppo.py"
 CART_POLE = "--env gymnax/CartPole-v1"
-SMALL = f"{CART_POLE} --num-envs 2 --unroll 8 --agent.minibatches 2 --agent.epochs 1"
-SMALL += " --agent.hidden 4 --agent.gamma 0.9 --total-steps 32 --eval-every 16 --eval-episodes 1"
+SMALL = f"{CART_POLE} --num-envs 2 --num-steps 8 --num-minibatches 2 --update-epochs 1"
+SMALL += (
+    " --agent.policy.hidden-dims 4 --gamma 0.9 --total-steps 32 --eval-every 16 --eval-episodes 1"
+)
 SMALL += " --devices 1 --quiet"
 
 
@@ -52,8 +61,7 @@ def finished(script, tmp_path_factory):
     """The folder of a small run of the script, and the options that made it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     options = f"{SMALL} --run-dir {folder}"
-    config = cli.parse(script.Config, presets.PPO, PPO, options.split())
-    cli.train(script.build(config), config)
+    run_script(script, options.split())
     return folder, options
 
 
@@ -89,7 +97,9 @@ def refused(call, finished, monkeypatch, tmp_path):
     return refused
 
 
-DEFAULT = presets.lookup(presets.PPO, cli.Options.env)
+CONTINUOUS = "--env probe/action --env-options continuous=True"
+HIDDEN = ("--agent.policy.hidden-dims", "--agent.critic.hidden-dims")
+DEFAULT = lookup(ppo.PRESETS, cli.Options.env)
 WRONG = {  # options: what the line must say
     "--env brax/antt": ["'brax/antt'", "did you mean brax/ant"],
     "--env brx/ant": ["'brx/ant'", "did you mean brax/ant?"],
@@ -112,17 +122,27 @@ WRONG = {  # options: what the line must say
     f"{CART_POLE} --env-options gravity=1 gravity=2": ["env-options gravity", "twice"],
     "--totl-steps 5": ["unknown option --totl-steps", "--total-steps"],
     "--agent.learning-rat 0.1": ["--agent.learning-rat;", "did you mean --agent.learning-rate"],
-    "--learning-rate 0.1": ["--learning-rate;", "did you mean --agent.learning-rate"],
+    "--learning-rat=0.1": ["--learning-rat=0.1;", "did you mean --agent.learning-rate"],
+    "--agent.clip 0.1": ["unknown option --agent.clip;", "did you mean --agent.clip-eps"],
+    "--agent.epochs 2": ["unknown option --agent.epochs;", "did you mean --agent.update-epochs"],
+    "--agent.hidden 8": ["--agent.hidden;", "--agent.policy.hidden-dims, --agent.critic.hidden"],
+    "--hidden-dims 8": ["--hidden-dims is ambiguous; choose one of", *HIDDEN],
+    "--agent.hidden_dims 8": ["--agent.hidden_dims is ambiguous; choose one of", *HIDDEN],
+    "--no-layer-norm": ["--no-layer-norm is ambiguous", "--agent.critic.no-layer-norm"],
+    f"{CONTINUOUS} --initial-std 0": ["initial_std is 0;", "more than 0"],
+    "--unroll 8": ["unknown option --unroll; see --help"],
     "--quiet please": ["'please'", "--help"],
     "--total-steps abc": ["--total-steps", "'abc'", f"the default is {DEFAULT['total_steps']}"],
     "--total-steps": ["'--total-steps'", "Expected 1 value"],
     "--agent.gamma high": ["--agent.gamma", "'high'", f"default is {DEFAULT['agent']['gamma']}"],
-    "--agent.activation tanhh": ["'tanhh'", "--agent.activation", "'tanh', 'relu'"],
-    "--resets sometimes": ["'sometimes'", "--resets", "'bank'"],
+    "--agent.policy.activation tanhh": ["'tanhh'", "--agent.policy.act", "'tanh', 'relu'"],
+    "--std dependent": ["'dependent'", "--agent.policy.std", "'softplus'"],
+    "--agent.policy.hidden-dims wide": ["--agent.policy.hidden-dims", "'wide'"],
+    "--reset-mode sometimes": ["'sometimes'", "--reset-mode", "'pool'"],
 }
 ON_CART_POLE = {
-    "--num-envs 8 --unroll 64 --agent.minibatches 7": ["minibatches is 7", "512 tr", "8 would"],
-    "--num-envs 8 --unroll 1 --agent.minibatches 4 --devices 4": ["minibatches is 4", "2 would"],
+    "--num-envs 8 --num-steps 64 --num-minibatches 7": ["minibatches is 7", "512 tr", "8 would"],
+    "--num-envs 8 --num-steps 1 --num-minibatches 4 --devices 4": ["tches is 4", "2 would"],
     "--num-envs 6 --devices 4": ["num_envs is 6", "over 4 devices", "8 would"],
     "--num-envs 8 --num-seeds 2 --devices 3": ["num_envs is 8", "over 3 devices", "9 would"],
     "--devices 9": ["devices is 9", "1 to 4"],
@@ -130,10 +150,10 @@ ON_CART_POLE = {
     "--devices -1": ["devices is -1", "1 to 4"],
     "--seed -1": ["seed is -1", "at least 0 and at most 2147483647"],
     "--seed 2147483647 --num-seeds 2": ["seed is 2147483648", "at most 2147483647"],
-    "--agent.hidden 8 0": ["hidden is 0", "at least 1"],
+    "--agent.critic.hidden-dims 8 0": ["critic.hidden_dims is 0", "at least 1"],
     "--max-steps 2147483648": ["max_steps is 2147483648", "at most 2147483647"],
     "--env-options max_steps=2147483648": ["max_steps is 2147483648", "at most 2147483647"],
-    "--agent.entropy inf": ["entropy is inf", "at least 0 and finite"],
+    "--entropy-coef inf": ["entropy_coef is inf", "at least 0 and finite"],
     "--sweep learning_rate=1e400": ["learning_rate is inf", "more than 0 and finite"],
     "--reward-scale -2": ["reward_scale is -2", "more than 0"],
     "--sweep target_kl=0.01,0.02": ["target_kl is None", "first, as --agent.target-kl"],
@@ -142,7 +162,12 @@ ON_CART_POLE = {
     "--num-envs 1000000000000": ["num_envs is 1000000000000, whose rollouts of 64", "would fit"],
     "--max-nonfinite 2": ["max_nonfinite is 2", "at least 0 and at most 1"],
     "--sweep gama=0.9": ["unknown hyper-parameter 'gama'", "did you mean gamma?"],
-    "--sweep epochs=2,4": ["epochs makes shapes", "sweep one of", "gamma", "learning_rate"],
+    "--sweep update_epochs=2,4": [
+        "update_epochs is static",
+        "sweep one of",
+        "gamma",
+        "learning_rate",
+    ],
     "--sweep gamma": ["sweep 'gamma'", "NAME=VALUE, as gamma=0.9,0.99"],
     "--sweep gamma=0.9,high": ["gamma=0.9,high", "list of numbers, as gamma=0.9,0.99"],
     "--sweep gamma=()": ["gamma=()", "list of numbers, as gamma=0.9,0.99"],
@@ -152,14 +177,15 @@ ON_CART_POLE = {
     "--resume": ["resume needs", "--run-dir"],
     "--resume --run-dir new": ["/new holds nothing to resume", "without --resume"],
 }
-COUNTS = "total-steps num-envs unroll num-seeds eval-every eval-episodes log-every"
-COUNTS += " checkpoint-every max-skipped max-steps agent.epochs agent.minibatches"
-POSITIVE = "agent.learning-rate agent.clip agent.max-grad-norm agent.initial-std agent.target-kl"
+COUNTS = "total-steps num-envs num-steps num-seeds eval-every eval-episodes log-every"
+COUNTS += " checkpoint-every max-skipped max-steps agent.update-epochs agent.num-minibatches"
+POSITIVE = "agent.learning-rate agent.clip-eps agent.optimizer.max-grad-norm"
+POSITIVE += " agent.target-kl"
 RANGES = {
     COUNTS: ((0, -3), "at least 1"),
     "agent.gamma agent.gae-lambda": ((-0.1, 1.5, "nan"), "at least 0 and at most 1"),
     POSITIVE: ((0, -1), "more than 0"),
-    "agent.entropy agent.value agent.anneal-over": ((-1,), "at least 0"),
+    "agent.entropy-coef agent.value-coef agent.lr-decay-steps": ((-1,), "at least 0"),
 }
 for options, (values, needed) in RANGES.items():
     for option, value in itertools.product(options.split(), values):
@@ -213,14 +239,14 @@ def test_a_resumed_run_has_the_options_it_had(refused, finished):
         "num_envs (2, now 4)",
         "seeds ([0], now [7])",
     )
-    assert "learning_rate" not in line and "unroll" not in line
+    assert "learning_rate" not in line and "num_steps" not in line
     refused(f"{options} --resume --env gymnax/Acrobot-v1", "env (gymnax/CartPole-v1, now gymnax/A")
 
 
 def test_a_run_that_cannot_be_shortened_is_left_as_it_is(call, finished):
     folder, options = finished
     before = [(path, content) for path, content, _ in contents(folder)]
-    code, _, err = call(f"{options} --resume --total-steps 16 --agent.anneal-over 2")
+    code, _, err = call(f"{options} --resume --total-steps 16 --lr-decay-steps 2")
     assert code == 2 and "total-steps is 16" in err and "is at step 32 already" in err
     assert [(path, content) for path, content, _ in contents(folder)] == before
 
@@ -233,30 +259,74 @@ FAMILIES = ("brax/reacher", "gymnax/CartPole-v1", "gymnax/Breakout-MinAtar")
 @pytest.mark.parametrize("env", FAMILIES)
 def test_defaults_are_those_of_the_family_and_the_command_line_wins(script, env):
     def parsed(*words):
-        return dataclasses.asdict(cli.parse(script.Config, presets.PPO, PPO, words))
+        return dataclasses.asdict(cli.parse(script.Config, ppo.PRESETS, words))
 
-    settings = presets.lookup(presets.PPO, env)
+    settings = lookup(ppo.PRESETS, env)
     bare = dataclasses.asdict(script.Config(env=env))
-    wanted = bare | settings | {"agent": bare["agent"] | settings["agent"]}
+    wanted = merge(bare, settings)
     assert parsed("--env", env) == parsed("--env", "brax/ant", f"--env={env}") == wanted
 
-    given = f"--num-envs 77 --agent.learning-rate 0.125 --agent.entropy 0.5 --no-anneal --env {env}"
-    agent = wanted["agent"] | {"learning_rate": 0.125, "entropy": 0.5}
+    given = f"--num-envs 77 --agent.learning-rate 0.125 --entropy-coef=0.5 --no-anneal --env {env}"
+    given += " --agent.critic.hidden_dims 8 4 --max-grad-norm None --policy.layer-norm"
+    agent = {"learning_rate": 0.125, "entropy_coef": 0.5}
+    agent |= {"critic": {"hidden_dims": (8, 4)}, "policy": {"layer_norm": True}}
+    agent |= {"optimizer": {"max_grad_norm": None}}
     changed = {"num_envs": 77, "anneal": False, "agent": agent}
-    assert parsed(*given.split()) == wanted | changed
+    assert parsed(*given.split()) == merge(wanted, changed)
 
 
 def test_families_differ():
     """Else the comparison with the table shows nothing."""
-    settings = [presets.lookup(presets.PPO, env) for env in FAMILIES]
-    assert len({(s["num_envs"], s["unroll"], s["total_steps"]) for s in settings}) == 3
+    settings = [lookup(ppo.PRESETS, env) for env in FAMILIES]
+    assert len({(s["num_envs"], s["num_steps"], s["total_steps"]) for s in settings}) == 3
 
 
-def test_annealing_lasts_the_run_unless_told_otherwise(script):
-    words = f"{SMALL} --total-steps 100 --anneal".split()
-    for more, updates in [([], 7.0), (["--agent.anneal-over", "5"], 5.0), (["--no-anneal"], 0.0)]:
-        config = cli.parse(script.Config, presets.PPO, PPO, words + more)
-        assert script.build(config).agent.anneal_over == updates
+@dataclasses.dataclass(frozen=True)
+class Convolutional(cli.OnPolicyOptions):
+    """A script whose agent has other parts, and numbers that are arrays."""
+
+    agent: PPO = PPO(
+        gamma=np.float64(0.5),
+        learning_rate=jnp.float32(0.25),
+        policy=TanhGaussian(encoder=CNN(filters=(4, 8), kernels=(3, 3), strides=(1, 1))),
+        optimizer=AdamW(weight_decay=0.5, rectified=np.bool_(True)),
+    )
+
+
+def test_options_are_those_of_the_parts_that_there_are():
+    parsed = cli.parse(Convolutional, [], ["--filters", "2", "2", "--weight-decay=0.125"])
+    agent = parsed.agent
+    assert type(agent.policy) is TanhGaussian and type(agent.optimizer) is AdamW
+    assert (agent.policy.encoder.filters, agent.policy.encoder.kernels) == ((2, 2), (3, 3))
+    assert agent.optimizer == AdamW(weight_decay=0.125, rectified=True)
+    assert (agent.gamma, agent.learning_rate) == (0.5, 0.25)
+    with pytest.raises(UsageError, match="unknown option --squash; see --help"):
+        cli.parse(Convolutional, [], ["--squash"])  # of the policy that is no longer there
+
+
+def test_numbers_that_may_be_none_can_be_set_to_it():
+    trainer = trainer_of("dqn", "--huber None --max-grad-norm 3")
+    agent = trainer.agent.agent  # in a ScaleReward
+    assert agent.huber is None and agent.optimizer.max_grad_norm == 3.0
+
+
+def test_annealing_lasts_the_run_unless_told_otherwise():
+    words = f"{SMALL} --total-steps 100 --anneal"
+    for more, updates in [("", 7.0), (" --agent.lr-decay-steps 5", 5.0), (" --no-anneal", 0.0)]:
+        assert trainer_of("ppo", words + more).agent.lr_decay_steps == updates
+
+
+def test_wrappers_are_there_if_asked_for():
+    for more, kinds in {
+        "--reward-scale 1 --no-normalize-obs": [PPO],
+        "--reward-scale 2 --no-normalize-obs": [ScaleReward, PPO],
+        "--reward-scale 2 --normalize-obs": [NormalizeObs, ScaleReward, PPO],
+    }.items():
+        agent, found = trainer_of("ppo", f"{SMALL} {more}").agent, []
+        while agent is not None:
+            found.append(type(agent))
+            agent = getattr(agent, "agent", None)
+        assert found == kinds
 
 
 # --- as a program
@@ -297,12 +367,20 @@ def test_the_program_refuses_double_precision():
 
 
 def test_help_lists_every_option_with_the_defaults_of_the_environment(script):
-    result = program("--help", "--env", "gymnax/Breakout-MinAtar", COLUMNS="200")
+    result = program("--help", "--env", "gymnax/Breakout-MinAtar", COLUMNS="110")
     assert (result.returncode, result.stderr) == (0, "")
     shown = set(re.findall(r"--[\w.-]+", result.stdout))
     names = {field.name for field in dataclasses.fields(script.Config)} - {"agent"}
-    names |= {f"agent.{field.name}" for field in dataclasses.fields(PPO)}
+    names |= {f"agent.{name}" for name in hyper.names(PPO())}
+    assert {"agent.critic.encoder.obs_keys", "agent.optimizer.eps"} < names
     assert {f"--{name.replace('_', '-')}" for name in names} <= shown
-    settings = presets.lookup(presets.PPO, "gymnax/Breakout-MinAtar")
+    assert not [option for option in shown if "action-dim" in option or "shapes" in option]
+    settings = lookup(ppo.PRESETS, "gymnax/Breakout-MinAtar")
     assert settings["num_envs"] != DEFAULT["num_envs"]
-    assert re.search(rf"--num-envs INT .*\(default: {settings['num_envs']}\)", result.stdout)
+    text = re.sub(r"[\s│]+", " ", result.stdout).lower()
+    for field in [*dataclasses.fields(PPO), *dataclasses.fields(OnPolicy)]:
+        declared = hyper.declaration(field)
+        if declared is not None:
+            assert re.sub(r"\s+", " ", declared.help).lower() in text, field.name
+    envs = settings["num_envs"]
+    assert re.search(rf"--num-envs INT[^-]*\(default: {envs}\)", result.stdout)

@@ -1,18 +1,31 @@
 """What the documents say can be run: their Python blocks, and the notebooks."""
 
+import importlib
 import os
 import re
+import shlex
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from shared import script_module
 
 import jaxrl
+from jaxrl import cli
 from jaxrl.envs.vector import VectorEnv
 
 ROOT = Path(__file__).parent.parent
+# Every Markdown file of the tree; tools keep theirs in other folders.
+FOLDERS = ["docs", "experiments", "benchmarks", "jaxrl", "notebooks", "results", "tests"]
+MARKDOWN = sorted(
+    [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
+)
+COLUMNS = 100
+REINFORCE_LINES = 40
 
 
 def python_blocks(path: str) -> list[str]:
@@ -20,25 +33,76 @@ def python_blocks(path: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", (ROOT / path).read_text(), re.S | re.M)
 
 
-def test_contributing_describes_an_agent_that_learns_and_an_environment_that_steps():
+def run_blocks(path: str) -> dict:
+    """The names that the Python blocks of a document define, one block after another."""
     said: dict = {}
-    for block in python_blocks("CONTRIBUTING.md"):
-        exec(compile(block, "CONTRIBUTING.md", "exec"), said)
+    blocks = python_blocks(path)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, path, "exec"), said)
+    return said
+
+
+def train(agent, env, steps):
+    """The mean return of evaluation episodes after training on ``env``."""
+    trainer = jaxrl.OnPolicy(agent, VectorEnv(env, 8), num_steps=64)
+    state, _ = jax.jit(trainer.train, static_argnums=1)(jax.random.key(0), steps)
+    return trainer.evaluate(state, jax.random.key(1))
+
+
+def test_contributing_describes_classes_of_a_users_own(tmp_path, monkeypatch):
+    """The agent learns, the part trains, the environment steps, and the run is read again."""
+    monkeypatch.chdir(tmp_path)
+    said = run_blocks("CONTRIBUTING.md")
     returns = np.asarray(said["metrics"]["episode_return"])
     assert np.nanmean(returns[-20:]) > 3 * np.nanmean(returns[:5])
 
-    trainer = jaxrl.OnPolicy(said["Reinforce"](), VectorEnv(said["Corridor"](), 8), unroll=32)
-    before = trainer.evaluate(trainer.init(said["jax"].random.key(0)), said["jax"].random.key(1))
-    assert before.returns.max() <= 10.0 and before.finite.all()
+    corridor = said["Corridor"]()
+    found = train(jaxrl.PPO(policy=said["LaplacePolicy"](), learning_rate=1e-3), corridor, 30_000)
+    assert found.finite.all() and found.returns.max() <= 10.0
+    assert found.lengths.mean() < 20  # ten steps are the fewest, the time limit is 100
+
+    action = said["policy"](jnp.array([[0.5], [9.0]]))
+    assert action.shape == (2, 1) and jnp.isfinite(action).all()
+    assert (tmp_path / "runs" / "corridor" / "episode.npz").exists()
+
+
+def test_reinforce_is_short():
+    """The agent of CONTRIBUTING, imports included."""
+    block = next(block for block in python_blocks("CONTRIBUTING.md") if "class Reinforce:" in block)
+    assert block.startswith("import")
+    assert sum(bool(line.strip()) for line in block.splitlines()) <= REINFORCE_LINES
 
 
 def test_readme_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said: dict = {}
-    blocks = python_blocks("README.md")
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), said)
+    said = run_blocks("README.md")
+    assert said["state"].env_steps.shape[0] == 4
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {
+        "cartpole",
+        "offline_to_online",
+    }
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_lines_of_markdown_fit_the_page(path):
+    lines = enumerate(path.read_text().splitlines(), start=1)
+    assert [f"{n}: {line}" for n, line in lines if len(line) > COLUMNS] == []
+
+
+def test_commands_of_the_documents_have_options_that_exist():
+    """Of the scripts that parse them with presets; nothing is trained."""
+    parsed = 0
+    for path in ("README.md", "docs/mjx.md"):
+        text = (ROOT / path).read_text().replace("\\\n", " ")
+        for script, words in re.findall(r"python experiments/(\w+)\.py([^\n`#|]*)", text):
+            if not (ROOT / "jaxrl" / "cli" / "presets" / f"{script}.py").exists():
+                continue
+            presets = importlib.import_module(f"jaxrl.cli.presets.{script}").PRESETS
+            with script_module(script) as module:
+                cli.parse(module.Config, presets, shlex.split(words))
+            parsed += 1
+    assert parsed >= 10
 
 
 def test_readme_names_only_files_that_exist():

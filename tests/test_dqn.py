@@ -1,4 +1,4 @@
-"""DQN: updates against numpy, the slow copy, exploration, the probes, and its options."""
+"""DQN: updates against numpy, the target network, the probes, and its options."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shared import script_module
+from shared import trainer_of
 
-from jaxrl import DQN, NormalizeObs, OffPolicy, ScaleReward, UsageError, VectorEnv, make, presets
+from jaxrl import DQN, NormalizeObs, OffPolicy, ScaleReward, UsageError, VectorEnv, make
 from jaxrl import metrics as m
-from jaxrl.run import cli
-from jaxrl.types import Box, Discrete, Spec, Transition
+from jaxrl.agents import protocol
+from jaxrl.agents.dqn import DQNState
+from jaxrl.nn.critics import QNetwork
+from jaxrl.nn.encoders import Flatten
+from jaxrl.optim import Adam
+from jaxrl.training.gradient_steps import gradient_steps
+from jaxrl.types import Batch, Box, Discrete, Spec
 
 KEY = jax.random.key(0)
 OBS, ACTIONS, BATCH = (2, 2), 3, 6
@@ -21,28 +26,33 @@ SPEC = Spec(Box(-np.inf, np.inf, OBS), Discrete(ACTIONS))
 
 # Agents are pytrees: one program serves all numbers.
 update = jax.jit(lambda agent, state, batch: agent.update(state, batch, KEY))
-values = jax.jit(lambda agent, state, obs: agent.values(state.params["q"], obs))
+updates = jax.jit(lambda agent, state, batches: gradient_steps(agent, state, batches, KEY))
+values = jax.jit(lambda agent, state, obs: agent.q_network(state.q.params, obs))
 
 
-def batches(steps, n_step=1, seed=0):
-    """Batches ``[G, B]`` with both kinds of end and errors on both sides of Huber's width."""
+def batches(steps, n_step=1, seed=0, gamma=0.99):
+    """Batches ``[G, B]``: terminated or not, and errors on both sides of Huber's width."""
     rng = np.random.default_rng(seed)
     shape = (steps, BATCH)
     obs, next_obs = rng.normal(size=(2, *shape, *OBS))
     reward = rng.normal(size=shape) * 10.0 ** rng.uniform(-1.0, 1.0, shape)
     ends = rng.permuted(np.tile(np.arange(BATCH), (steps, 1)), axis=1)
-    extras = {"steps": rng.integers(1, n_step + 1, shape)} if n_step > 1 else {}
+    discount = np.where(ends == 0, 0.0, gamma ** rng.integers(1, n_step + 1, shape))
     action = rng.integers(0, ACTIONS, shape)
-    rows = Transition(obs, action, reward, next_obs, ends == 0, ends == 1, extras)
-    return jax.tree.map(jnp.asarray, rows)
+    return jax.tree.map(jnp.asarray, Batch(obs, action, reward, discount, next_obs, {}))
 
 
-def scrambled(state, seed=0):
-    """The state with other weights in the network and in its slow copy."""
+def narrowed(tree):
+    """In the precision of training."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == float else x, tree)
+
+
+def scrambled(agent, seed=0):
+    """A state with other weights in the Q-network than in the target network."""
     rng = np.random.default_rng(seed)
-    parts = (state.params, state.targets)
-    params, targets = jax.tree.map(lambda x: jnp.array(rng.normal(size=x.shape)), parts)
-    return state._replace(params=params, targets=targets)
+    params = jax.eval_shape(agent.init, KEY).target_q
+    q, target = (jax.tree.map(lambda x: jnp.array(rng.normal(size=x.shape)), params) for _ in "qt")
+    return DQNState(agent.optimizer.start(q), target, jnp.int32(0))
 
 
 # --- against numpy ------------------------------------------------------------------------------
@@ -50,34 +60,33 @@ def scrambled(state, seed=0):
 
 def mlp(layers, x):
     """A plain network; without a head, its last hidden layer."""
-    for name in sorted(name for name in layers if name.startswith("layer_")):
-        x = x @ layers[name]["kernel"] + layers[name]["bias"]
-        if f"norm_{name}" in layers:
+    for i in range(sum(name.startswith("layer_") for name in layers)):
+        x = x @ layers[f"layer_{i}"]["kernel"] + layers[f"layer_{i}"]["bias"]
+        if f"norm_{i}" in layers:
             x = x - x.mean(-1, keepdims=True)
             x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
-            x = x * layers[f"norm_{name}"]["scale"] + layers[f"norm_{name}"]["bias"]
+            x = x * layers[f"norm_{i}"]["scale"] + layers[f"norm_{i}"]["bias"]
         x = np.where(x.real > 0, x, 0)
     return x @ layers["head"]["kernel"] + layers["head"]["bias"] if "head" in layers else x
 
 
 def q_values(agent, params, obs):
-    layers, x = params["params"], obs.reshape(len(obs), -1)
-    if not agent.dueling:
+    layers, x = params["network"], obs.reshape(len(obs), -1)
+    if not agent.q_network.dueling:
         return mlp(layers, x)
     x = mlp(layers["shared"], x) if "shared" in layers else x
     advantage = mlp(layers["advantage"], x)
     return mlp(layers["value"], x) + advantage - advantage.mean(-1, keepdims=True)
 
 
-def target(agent, params, slow, batch):
+def target(agent, params, target_params, batch):
     """Row by row, as the papers have it."""
     y = np.array(batch.reward)
-    following = q_values(agent, slow, batch.next_obs)
+    next_q = q_values(agent, target_params, batch.next_obs)
     judged = q_values(agent, params, batch.next_obs)
-    steps = batch.extras.get("steps", np.ones(BATCH, int))
-    for i in np.flatnonzero(~batch.terminated):
-        best = following[i, np.argmax(judged[i])] if agent.double else max(following[i])
-        y[i] += agent.gamma ** steps[i] * best
+    for i in np.flatnonzero(batch.discount):
+        best = next_q[i, np.argmax(judged[i])] if agent.double else max(next_q[i])
+        y[i] += batch.discount[i] * best
     return y
 
 
@@ -103,29 +112,29 @@ def gradient(f, params):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "network", "n_step"),
     [
-        {"double": False, "huber": None, "n_step": 1},
-        {"huber": None, "n_step": 3},
-        {"double": False, "tau": 0.3},
-        {"dueling": True, "hidden": (4, 3), "layer_norm": True, "max_grad_norm": 0.5},
-        {"dueling": True, "huber": 3.0},
+        ({"double": False, "huber": None}, {}, 1),
+        ({"huber": None}, {}, 3),
+        ({"double": False, "tau": 0.3}, {}, 2),
+        (
+            {"optimizer": Adam(max_grad_norm=0.5)},
+            {"dueling": True, "hidden_dims": (4, 3), "layer_norm": True},
+            2,
+        ),
+        ({"huber": 3.0}, {"dueling": True}, 2),
     ],
     ids=["plain", "double, 3 steps", "plain, Huber, Polyak", "dueling, normalised", "dueling"],
 )
-def test_updates_equal_a_numpy_transcription(options):
-    n_step = options.pop("n_step", 2)
-    agent = DQN(**({"learning_rate": 0.02, "gamma": 0.9, "hidden": (4,)} | options))
-    agent = agent.replace(target_every=2, anneal_over=4.0)
+def test_updates_equal_a_numpy_transcription(options, network, n_step):
+    options = {"learning_rate": 0.02, "target_every": 2, "lr_decay_steps": 4.0} | options
+    agent = DQN(q_network=QNetwork(**({"hidden_dims": (4,)} | network)), **options).bind(SPEC)
     with jax.enable_x64(True):
-        state = scrambled(agent.init(KEY, SPEC))
-        moments = jax.tree.map(lambda x: x.astype(float), state.optim["q"].moments.mu)
-        moments = state.optim["q"].moments._replace(mu=moments, nu=moments)
-        state = state._replace(optim={"q": state.optim["q"]._replace(moments=moments)})
-        batch = batches(3, n_step)
-        new, metrics = update(agent, state, batch)
+        state = scrambled(agent)
+        batch = batches(3, n_step, gamma=0.9)
+        new, metrics = updates(agent, state, batch)
 
-        start = (state.params["q"], state.targets["q"])
+        start = (state.q.params, state.target_q)
         params, slow = jax.tree.map(lambda x: np.array(x, float), start)
         rows = jax.tree.map(np.asarray, batch)
         mean = var = 0.0
@@ -135,8 +144,8 @@ def test_updates_equal_a_numpy_transcription(options):
             y = target(agent, params, slow, row)
             losses.append(loss(agent, params, row, y))
             slopes = gradient(lambda p, row=row, y=y: loss(agent, p, row, y), params)
-            if agent.max_grad_norm is not None:
-                slopes *= min(1.0, agent.max_grad_norm / np.linalg.norm(slopes))
+            if agent.optimizer.max_grad_norm is not None:
+                slopes *= min(1.0, agent.optimizer.max_grad_norm / np.linalg.norm(slopes))
             mean, var = 0.9 * mean + 0.1 * slopes, 0.999 * var + 0.001 * slopes**2
             step = mean / (1 - 0.9 ** (g + 1))
             step = step / (np.sqrt(var / (1 - 0.999 ** (g + 1))) + 1e-8)
@@ -147,56 +156,56 @@ def test_updates_equal_a_numpy_transcription(options):
             if g == 1:
                 slow = closer(slow, params, agent.tau)
 
-        for found, expected in ((new.params["q"], params), (new.targets["q"], slow)):
+        for found, expected in ((new.q.params, params), (new.target_q, slow)):
             assert_near(found, expected, 1e-6)
         found = m.values(metrics)
         assert found["q_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-        assert new.updates == 3 and found["skipped_updates"] == 0
+        assert new.gradient_steps == 3 and found["skipped_updates"] == 0
 
 
-def test_double_lets_the_network_choose_what_its_slow_copy_values():
+def test_double_lets_the_network_choose_what_the_target_network_values():
     def table(*rows):
-        return {"params": {"head": {"kernel": jnp.array(rows), "bias": jnp.zeros(2)}}}
+        head = {"kernel": jnp.array(rows), "bias": jnp.zeros(2)}
+        return {"encoder": {}, "network": {"head": head}}
 
     online, slow = table([1.0, 3.0], [2.0, 1.0]), table([5.0, 2.0], [4.0, 0.0])
-    agent = DQN(hidden=(), gamma=0.5)
-    state = agent.init(KEY, Spec(Box(0.0, 1.0, (2,)), Discrete(2)))
-    state = state._replace(params={"q": online}, targets={"q": slow})
-    following = jnp.eye(2)[jnp.array([0, 1, 0, 0, 0])]  # the first state twice more, as an end
-    ends = jnp.arange(5)
-    batch = Transition(
-        following,
-        jnp.zeros(5, jnp.int32),
-        jnp.ones(5),
-        following,
-        ends == 2,
-        ends == 3,
-        {"steps": jnp.array([1, 1, 1, 1, 3])},
-    )
-    double = agent.target(state, batch)
-    np.testing.assert_allclose(double, [1 + 0.5 * 2, 1 + 0.5 * 4, 1, 1 + 0.5 * 2, 1 + 0.125 * 2])
-    plain = agent.replace(double=False).target(state, batch)
-    np.testing.assert_allclose(plain, [1 + 0.5 * 5, 1 + 0.5 * 4, 1, 1 + 0.5 * 5, 1 + 0.125 * 5])
+    agent = DQN(q_network=QNetwork(hidden_dims=()), huber=None)
+    agent = agent.bind(Spec(Box(0.0, 1.0, (2,)), Discrete(2)))
+    state = DQNState(agent.optimizer.start(online), slow, jnp.int32(0))
+    zero = table([0.0, 0.0], [0.0, 0.0])
+    obs = jnp.eye(2)[jnp.array([0, 1, 0, 0])]  # the first state twice more
+    discount = jnp.array([0.5, 0.5, 0.0, 0.125])  # one step, one step, terminated, three steps
+    batch = Batch(obs, jnp.zeros(4, jnp.int32), jnp.ones(4), discount, obs, {})
+
+    @jax.jit
+    def targets(agent):
+        """``sqrt(2 loss)`` of each row by itself, where Q is 0 and targets are positive."""
+        rows = jax.tree.map(lambda x: x[:, None], batch)
+        return jnp.sqrt(2.0 * jax.vmap(lambda row: agent.q_loss(zero, state, row)[0])(rows))
+
+    double, plain = targets(agent), targets(agent.replace(double=False))
+    np.testing.assert_allclose(double, [1 + 0.5 * 2, 1 + 0.5 * 4, 1, 1 + 0.125 * 2], rtol=1e-6)
+    np.testing.assert_allclose(plain, [1 + 0.5 * 5, 1 + 0.5 * 4, 1, 1 + 0.125 * 5], rtol=1e-6)
 
 
-# --- the slow copy ------------------------------------------------------------------------------
+# --- the target network -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.25])
-def test_the_slow_copy_moves_after_every_so_many_gradient_steps_and_not_between(tau):
-    agent = DQN(hidden=(4,), learning_rate=0.1, tau=tau, target_every=3)
-    first = state = agent.init(KEY, SPEC)
-    batch = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == float else x, batches(7))
+def test_the_target_network_moves_every_so_many_gradient_steps_and_not_between(tau):
+    agent = DQN(q_network=QNetwork((4,)), learning_rate=0.1, tau=tau, target_every=3).bind(SPEC)
+    first = state = agent.init(KEY)
+    batch = narrowed(batches(7))
     for g in range(7):
         before = state
-        state, _ = update(agent, state, jax.tree.map(lambda x, g=g: x[g : g + 1], batch))
+        state, _ = update(agent, state, jax.tree.map(lambda x, g=g: x[g], batch))
         if g in (2, 5):
-            assert_near(state.targets, closer(before.targets, state.params, tau), 1e-5)
+            assert_near(state.target_q, closer(before.target_q, state.q.params, tau), 1e-5)
         else:
-            jax.tree.map(equal, state.targets, before.targets)
-    whole, _ = update(agent, first, batch)
-    assert_near(whole.targets, state.targets, 1e-4)
-    assert_near(whole.params, state.params, 1e-4)
+            jax.tree.map(equal, state.target_q, before.target_q)
+    whole, _ = updates(agent, first, batch)
+    assert_near(whole.target_q, state.target_q, 1e-4)
+    assert_near(whole.q.params, state.q.params, 1e-4)
 
 
 def closer(slow, params, tau):
@@ -214,33 +223,11 @@ def equal(a, b):
     np.testing.assert_array_equal(a, b)
 
 
-# --- exploration --------------------------------------------------------------------------------
-
-
-def test_epsilon_falls_linearly_over_gradient_steps_and_stays():
-    agent = DQN(epsilon_start=0.9, epsilon_end=0.1, epsilon_over=4.0, hidden=(4,))
-    expected = [0.9, 0.7, 0.5, 0.3, 0.1, 0.1, 0.1]
-    np.testing.assert_allclose(agent.epsilon(jnp.array([0, 1, 2, 3, 4, 5, 99])), expected, 1e-6)
-    np.testing.assert_allclose(DQN(epsilon_start=0.3).epsilon(jnp.array([0, 99])), 0.3)
-    _, metrics = update(agent, agent.init(KEY, SPEC), batches(3))
+def test_epsilon_is_reported():
+    agent = DQN(q_network=QNetwork((4,)), epsilon_start=0.9, epsilon_end=0.1, epsilon_decay_steps=4)
+    agent = agent.bind(SPEC)
+    _, metrics = updates(agent, agent.init(KEY), narrowed(batches(3)))
     assert m.values(metrics)["epsilon"] == pytest.approx(0.7)  # of gradient steps 0, 1, 2
-
-
-@pytest.mark.parametrize("drawn", [False, True])
-def test_it_acts_at_random_with_probability_epsilon(drawn):
-    agent = DQN(epsilon_start=0.9, epsilon_end=0.3, epsilon_over=6.0, hidden=(8,))
-    state = agent.init(KEY, SPEC)._replace(updates=jnp.int32(5))  # epsilon 0.4
-    obs = jnp.broadcast_to(jax.random.normal(jax.random.key(1), OBS), (100_000, *OBS))
-    best, _ = agent.act(state, obs[:1], KEY, "greedy")
-    assert best[0] == np.argmax(values(agent, state, obs[0]))
-    keys = agent.draw(state, obs, jax.random.key(3), 3)
-    key = jax.tree.map(lambda x: x[1], keys) if drawn else jax.random.key(3)
-    action, extras = agent.act(state, obs, key, "explore")
-    assert action.dtype == jnp.int32 and extras == {}
-    expected = np.full(ACTIONS, 0.4 / ACTIONS)
-    expected[best[0]] += 0.6
-    shares = np.bincount(action, minlength=ACTIONS) / len(action)
-    np.testing.assert_allclose(shares, expected, atol=0.01)
 
 
 # --- probes -------------------------------------------------------------------------------------
@@ -250,37 +237,33 @@ def test_it_acts_at_random_with_probability_epsilon(drawn):
 def solve():
     """Train on a probe, and give the largest Q-values and greedy actions for observations."""
 
-    def train(name, steps=24_000, **options):
+    def train(name, steps=24_000, dueling=False, **options):
         env = make(f"probe/{name}")
         agent = DQN(
-            **{
-                "learning_rate": 3e-3,
-                "gamma": 0.9,
-                "tau": 0.1,
-                "target_every": 5,
-                "hidden": (32,),
-                "epsilon_end": 0.2,
-                "epsilon_over": steps / 64,
-            }
-            | options
+            q_network=QNetwork(hidden_dims=(32,), dueling=dueling),
+            learning_rate=3e-3,
+            gamma=0.9,
+            tau=0.1,
+            target_every=5,
+            epsilon_end=0.2,
+            epsilon_decay_steps=steps / 64,
+            **options,
         )
-        sizes = {"batch_size": 64, "capacity": 8_000, "prefill": 1_000, "n_step": n_step(name)}
-        trainer = OffPolicy(agent, VectorEnv(env, 8), **sizes)
+        sizes = {"batch_size": 64, "buffer_size": 8_000, "learning_starts": 1_000}
+        n_step = 2 if name == "delayed" else 1
+        trainer = OffPolicy(agent, VectorEnv(env, 8), **sizes, n_step=n_step)
         ts, _ = jax.jit(trainer.train, static_argnums=1)(KEY, steps)
+        agent = trainer.agent
 
         def value(obs):
             return np.asarray(values(agent, ts.agent, jnp.array(obs)).max(-1))
 
         def act(obs):
-            return np.asarray(agent.act(ts.agent, jnp.array(obs), KEY, "greedy")[0])
+            return np.asarray(agent.act(ts.agent, (), jnp.array(obs), KEY, "greedy")[0])
 
         return env, value, act
 
     return train
-
-
-def n_step(name):
-    return 2 if name == "delayed" else 1
 
 
 @pytest.mark.parametrize("name", ["constant", "observation", "delayed", "action", "both"])
@@ -309,11 +292,12 @@ def test_termination_is_an_end(solve, double):
 
 
 def test_it_sees_the_part_of_a_dictionary_that_it_is_told():
-    agent = DQN(hidden=(8,), policy_obs="privileged_state")
+    agent = DQN(q_network=QNetwork((8,), encoder=Flatten(obs_keys=("privileged_state",))))
     env = VectorEnv(make("probe/privileged"), 4)
-    trainer = OffPolicy(NormalizeObs(agent), env, capacity=64, prefill=16, batch_size=8)
+    sizes = {"buffer_size": 64, "learning_starts": 16, "batch_size": 8}
+    trainer = OffPolicy(NormalizeObs(agent), env, **sizes)
     ts, _ = jax.jit(trainer.train, static_argnums=1)(KEY, 64)
-    state = ts.agent.agent
+    agent, state = trainer.agent.agent, ts.agent.agent
     seen = {"state": jnp.ones((3, 1)), "privileged_state": jnp.array([[-1.0], [0.0], [1.0]])}
     found = values(agent, state, seen)
     equal(found, values(agent, state, seen | {"state": jnp.full((3, 1), jnp.nan)}))
@@ -325,16 +309,15 @@ def test_it_sees_the_part_of_a_dictionary_that_it_is_told():
 
 def test_learns_cart_pole_in_chunks_of_any_length():
     agent = DQN(
+        q_network=QNetwork(hidden_dims=(64, 64), layer_norm=True),
         learning_rate=1e-3,
         tau=0.02,
         target_every=1,
-        hidden=(64, 64),
-        layer_norm=True,
-        epsilon_over=1_000.0,
+        epsilon_decay_steps=1_000.0,
     )
     env = VectorEnv(make("gymnax/CartPole-v1"), 8)
-    sizes = {"batch_size": 64, "capacity": 20_000, "prefill": 1_000, "n_step": 3}
-    trainer = OffPolicy(ScaleReward(agent, 0.1), env, **sizes, rounds=50)
+    sizes = {"batch_size": 64, "buffer_size": 20_000, "learning_starts": 1_000, "n_step": 3}
+    trainer = OffPolicy(ScaleReward(agent, 0.1), env, **sizes, cycles=50)
     whole, _ = jax.jit(trainer.train, static_argnums=1)(KEY, 31_000)
     untrained = trainer.evaluate(trainer.init(KEY), jax.random.key(1), 16)
     trained = trainer.evaluate(whole, jax.random.key(1), 16)
@@ -344,7 +327,7 @@ def test_learns_cart_pole_in_chunks_of_any_length():
     chunk = jax.jit(trainer.chunk)
     ts = jax.jit(trainer.init)(KEY)
     for iterations in (50, 1, 24):
-        ts, _ = chunk(ts, jnp.int32(iterations))
+        ts, _ = chunk(ts, (), jnp.int32(iterations))
     jax.tree.map(equal, ts.agent, whole.agent)
 
 
@@ -362,56 +345,39 @@ def test_learns_cart_pole_in_chunks_of_any_length():
         ({"huber": math.inf}, "huber is inf; it must be more than 0 and finite"),
         ({"epsilon_start": -0.1}, "epsilon_start is -0.1; it must be at least 0 and at most 1"),
         ({"epsilon_end": 1.5}, "epsilon_end is 1.5; it must be at least 0 and at most 1"),
-        ({"epsilon_over": -1.0}, "epsilon_over is -1; it must be at least 0"),
-        ({"anneal_over": -1.0}, "anneal_over is -1; it must be at least 0"),
-        ({"delay": 2}, "delay is 2; it must be at least 1 and at most 1"),
-        ({"hidden": (64, 0)}, "hidden is 0; it must be at least 1"),
-        ({"activation": "relu6"}, "activation is 'relu6'; did you mean relu"),
+        ({"epsilon_decay_steps": -1.0}, "epsilon_decay_steps is -1; it must be at least 0"),
+        ({"lr_decay_steps": -1.0}, "lr_decay_steps is -1; it must be at least 0"),
+        ({"double": 1}, "double is 1; it must be True or False"),
+        (
+            {"q_network": QNetwork(hidden_dims=(64, 0))},
+            "q_network.hidden_dims is 0; it must be at least 1",
+        ),
+        (
+            {"q_network": QNetwork(activation="relu6")},
+            "q_network.activation is 'relu6'; did you mean relu, elu, gelu?",
+        ),
+        ({"optimizer": Adam(eps=0.0)}, "optimizer.eps is 0; it must be more than 0"),
     ],
 )
 def test_hyper_parameters_that_cannot_work_are_refused(options, message):
-    env = VectorEnv(make("gymnax/CartPole-v1"), 4)
-    with pytest.raises(UsageError, match=message):
-        OffPolicy(DQN(**options), env).check()
+    with pytest.raises(UsageError) as error:
+        protocol.check(DQN(**options).bind(SPEC), 256)
+    assert str(error.value) == message
 
 
-def test_continuous_actions_are_refused():
-    trainer = OffPolicy(DQN(), VectorEnv(make("gymnax/Pendulum-v1"), 4))
-    with pytest.raises(UsageError, match="DQN needs discrete actions; this environment has cont"):
-        jax.eval_shape(trainer.init, KEY)
+def test_hyper_parameters_that_can_work_are_accepted():
+    protocol.check(DQN(huber=None).bind(SPEC), 256)
+    protocol.check(DQN(target_every=1, tau=1.0, gamma=1.0, epsilon_start=0.0).bind(SPEC), 256)
 
 
-@pytest.fixture(scope="module")
-def script():
-    """``experiments/dqn.py`` as a module."""
-    with script_module("dqn") as module:
-        yield module
-
-
-def build(script, words):
-    return script.build(cli.parse(script.Config, presets.DQN, DQN, words.split()))
-
-
-def test_the_script_refuses_in_one_line_before_anything_is_compiled(script, monkeypatch):
-    monkeypatch.setattr(OffPolicy, "init", lambda *_: pytest.fail("training began"))
-    for words, message in {
-        "--env gymnax/Pendulum-v1": "DQN needs discrete actions; gymnax/Pendulum-v1 has continuous"
-        " ones; gymnax/CartPole-v1 has discrete ones",
-        "--epsilon-fraction 1.5": "epsilon_fraction is 1.5; it must be at least 0 and at most 1",
-        "--num-envs 0": "num_envs is 0; it must be at least 1",
-    }.items():
-        with pytest.raises(UsageError) as error:
-            build(script, words)
-        assert str(error.value) == message
-
-
-def test_schedules_follow_the_run_s_length_unless_told_otherwise(script):
-    words = "--total-steps 1100 --prefill 100 --num-envs 2 --unroll 5 --updates 3"
+def test_schedules_follow_the_run_s_length_unless_told_otherwise():
+    words = "--total-steps 1100 --learning-starts 100 --num-envs 2 --num-steps 5 --num-updates 3"
     words += " --epsilon-fraction 0.25 --reward-scale 1"
-    for more, epsilon_over, anneal_over in [
+    for more, epsilon_decay_steps, lr_decay_steps in [
         (" --anneal", 75.0, 300.0),
-        (" --no-anneal --agent.epsilon-over 7", 7.0, 0.0),
-        (" --anneal --agent.anneal-over 9", 75.0, 9.0),
+        (" --no-anneal --agent.epsilon-decay-steps 7", 7.0, 0.0),
+        (" --anneal --agent.lr-decay-steps 9", 75.0, 9.0),
     ]:
-        agent = build(script, words + more).agent
-        assert (agent.epsilon_over, agent.anneal_over) == (epsilon_over, anneal_over)
+        agent = trainer_of("dqn", words + more).agent
+        assert agent.epsilon_decay_steps == epsilon_decay_steps
+        assert agent.lr_decay_steps == lr_decay_steps

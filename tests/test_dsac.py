@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import operator
 
 import agents_numpy as ref
 import jax
@@ -12,15 +14,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxrl import DSAC, DSACT, SAC, UsageError, make, presets
+from jaxrl import DSAC, DSACT, SAC, UsageError, make
 from jaxrl import metrics as m
+from jaxrl.agents import protocol
 from jaxrl.envs import names
-from jaxrl.types import Transition
+from jaxrl.types import Batch
 
 KEY = jax.random.key(0)
-SMALL = {"hidden": (5,), "activation": "tanh", "gamma": 0.9, "tau": 0.3}
-RATES = {"learning_rate": 0.02, "actor_learning_rate": 0.03, "alpha_learning_rate": 0.05}
-NONE = {"expected_value": False, "twin": False, "adjust": False}
+RATES = {"critic_learning_rate": 0.02, "actor_learning_rate": 0.03, "alpha_learning_rate": 0.05}
+WITHOUT = {"expected_value": False, "critic.num_critics": 1, "variance_scaling": False}
+
+
+def small(kind, options=()):
+    return ref.small(kind, options, activation="tanh")
 
 
 # --- against numpy ------------------------------------------------------------------------------
@@ -32,44 +38,47 @@ def huber(x):
 
 
 def distribution(critic, obs, action, agent):
-    out = ref.critics(critic, obs, action, agent.activation)
+    out = ref.critics(critic, obs, action, agent)
     return out[..., 0], ref.softplus(out[..., 1])
 
 
 def critic_loss_of(learner, batch, noise, seen):
-    """Sections 3.2 and 3.7 of the reference; ``seen`` takes which branches were met."""
-    agent, params, slow = learner.agent, learner.params, learner.targets
-    refined = isinstance(agent, DSACT)
+    """The critics' loss; ``seen`` takes which branches were met."""
+    agent, params, targets = learner.agent, learner.params, learner.targets
+    count, refined = agent.critic.num_critics, isinstance(agent, DSACT)
     alpha = np.exp(params["log_alpha"])
-    next_action, log_prob = ref.policy(slow["actor"], batch.next_obs, noise["next"], agent)
-    mean, std = distribution(slow["critic"], batch.next_obs, next_action, agent)
+    next_action, log_prob = ref.policy(targets["actor"], batch.next_obs, noise["next"], agent)
+    mean, std = distribution(targets["critic"], batch.next_obs, next_action, agent)
     sample = mean + np.clip(noise["return"], -3, 3) * std
-    if refined and agent.twin:
+    beyond = (np.abs(noise["return"]) > 3) & (batch.discount * std > 0.01)
+    seen["sample clipped"] = seen.get("sample clipped", 0) + np.sum(beyond)
+    if refined and count == 2:
         j, rows = mean.argmin(0), np.arange(ref.BATCH)
-        seen["other sample is less"] = np.any(sample.argmin(0) != j)
+        seen["other sample is less"] = seen.get("other sample is less", False) | np.any(
+            sample.argmin(0) != j
+        )
         mean, sample = mean[j, rows], sample[j, rows]
-    bootstrap = ref.discount(batch, agent.gamma)
-    y_z = batch.reward + bootstrap * (sample - alpha * log_prob)
-    y_q = batch.reward + bootstrap * (mean - alpha * log_prob)
+    y_z = batch.reward + batch.discount * (sample - alpha * log_prob)
+    y_q = batch.reward + batch.discount * (mean - alpha * log_prob)
     if not (refined and agent.expected_value):
         y_q = y_z
-    y_q, y_z = (np.broadcast_to(y, (agent.critics, ref.BATCH)) for y in (y_q, y_z))
+    y_q, y_z = (np.broadcast_to(y, (count, ref.BATCH)) for y in (y_q, y_z))
 
     still_q, still_sigma = distribution(params["critic"], batch.obs, batch.action, agent)
-    if refined and agent.adjust:
+    if refined and agent.variance_scaling:
         now = (still_sigma.mean(-1), (still_sigma**2).mean(-1))
         old = learner.running
-        tau = agent.tau_bound
+        tau = agent.running_tau
         learner.running = (
             now
             if old is None
             else tuple((1 - tau) * a + tau * b for a, b in zip(old, now, strict=True))
         )
 
-    if refined and agent.adjust:
+    if refined and agent.variance_scaling:
         limits = 3 * learner.running[0][:, None]
     else:
-        limits = agent.bound
+        limits = agent.td_bound
     errors = y_z - still_q
     seen["clipped"] = seen.get("clipped", 0) + np.sum(np.abs(errors) > limits)
     seen["far"] = seen.get("far", 0) + np.sum(np.abs(still_q - y_q) > 50)
@@ -81,7 +90,7 @@ def critic_loss_of(learner, batch, noise, seen):
         return by_q * q + by_s * s
 
     def loss_of(i, q, s):
-        if not (refined and agent.adjust):
+        if not (refined and agent.variance_scaling):
             return likelihood(i, q, s).mean()
         b, omega = (running[i] for running in learner.running)
         if agent.likelihood:
@@ -94,13 +103,13 @@ def critic_loss_of(learner, batch, noise, seen):
 
     def loss(critic):
         q, s = distribution(critic, batch.obs, batch.action, agent)
-        return sum(loss_of(i, q[i], s[i]) for i in range(agent.critics))
+        return sum(loss_of(i, q[i], s[i]) for i in range(count))
 
     return loss
 
 
-def numpy_step(learner, batch, noise, actor, seen):
-    """Section 3.5: all gradients at the same parameters, then steps, then all slow copies."""
+def numpy_step(learner, batch, noise, update_actor, seen):
+    """All gradients at the same parameters, then their steps, then all target networks."""
     agent, params = learner.agent, learner.params
     critic_loss = critic_loss_of(learner, batch, noise, seen)
     alpha = np.exp(params["log_alpha"])
@@ -116,198 +125,251 @@ def numpy_step(learner, batch, noise, actor, seen):
         return -log_alpha * (log_prob + target_entropy).mean()
 
     losses = {"critic": critic_loss, "actor": actor_loss, "log_alpha": alpha_loss}
-    rates = (agent.learning_rate, agent.actor_learning_rate, agent.alpha_learning_rate)
+    rates = (agent.critic_learning_rate, agent.actor_learning_rate, agent.alpha_learning_rate)
     slopes = {name: ref.gradient(loss, params[name]) for name, loss in losses.items()}
     for name, rate in zip(losses, rates, strict=True):
-        if name == "critic" or actor:
+        if name == "critic" or update_actor:
             learner.step(name, slopes[name], rate)
-    if actor:
-        learner.follow()
+    if update_actor:
+        learner.update_targets()
 
 
 def various(state):
-    """With critics whose standard deviations are of every size."""
-    critic = state.params["critic"]
-    head = critic["params"]["mlp"]["head"]
+    """``state`` with critics whose standard deviations are of every size."""
+    critic = state.critic.params
+    head = critic["network"]["head"]
     kernel = head["kernel"].at[..., 1].multiply(40.0)
     bias = head["bias"].at[..., 1].add(-10.0)
-    mlp = critic["params"]["mlp"] | {"head": {"kernel": kernel, "bias": bias}}
-    return state._replace(params=state.params | {"critic": {"params": {"mlp": mlp}}})
+    network = critic["network"] | {"head": {"kernel": kernel, "bias": bias}}
+    return ref.with_params(state, critic=critic | {"network": network})
+
+
+def seed_with_clipped_noise(agent):
+    """A seed of two gradient steps, one of which bootstraps from a return beyond 3 deviations."""
+
+    def largest(seed):
+        keys = jax.random.split(jax.random.key(seed), 2)
+        noise = np.stack([ref.noise(agent, key)["return"] for key in keys])
+        bootstraps = ref.batches(2, seed=seed).discount > 0
+        return np.abs(noise * bootstraps[:, None]).max()
+
+    return next(seed for seed in itertools.count(1) if largest(seed) > 3)
 
 
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
         (DSAC, {}),
-        (DSAC, {"max_grad_norm": 0.5, "activation": "relu", "log_std_range": (-1.0, 0.2)}),
+        (
+            DSAC,
+            {"optimizer.max_grad_norm": 0.5, "policy.log_std_range": (-1.0, 0.2)}
+            | {"policy.activation": "relu", "critic.activation": "relu"},
+        ),
         (DSACT, {}),
         (DSACT, {"expected_value": False}),
-        (DSACT, {"twin": False}),
-        (DSACT, {"adjust": False}),
+        (DSACT, {"critic.num_critics": 1}),
+        (DSACT, {"variance_scaling": False}),
         (DSACT, {"likelihood": True}),
-        (DSACT, {"likelihood": True, "expected_value": False, "twin": False}),
+        (DSACT, {"likelihood": True, "expected_value": False, "critic.num_critics": 1}),
     ],
     ids=lambda x: x.__name__ if isinstance(x, type) else ",".join(x) or "defaults",
 )
-def test_updates_equal_a_numpy_transcription(kind, options):
-    bound = {"tau_bound": 0.7} if kind is DSACT else {}
-    agent = kind(**(SMALL | RATES | bound | options))
-    assert agent.delay == 2
-    seen = {}
+def test_update_matches_numpy(kind, options):
+    running = {"running_tau": 0.7} if kind is DSACT else {}
+    agent = small(kind, RATES | running | options)
+    assert agent.policy_delay == 2
+    seen, count = {}, agent.critic.num_critics
     with jax.enable_x64(True):
         state = various(ref.state(agent))
         learner = ref.Learner(agent, state)
-        state = learner.assert_follows(state, functools.partial(numpy_step, seen=seen))
+        step = functools.partial(numpy_step, seen=seen)
+        state = learner.assert_matches(state, step, (seed_with_clipped_noise(agent), 0))
     # What was there to be distinguished was distinguished.
-    assert 0 < seen["clipped"] < 4 * agent.critics * ref.BATCH
-    assert seen["far"] > 0 and seen.get("other sample is less", True)
-    if agent.critics == 2 and "weights" in seen:
+    assert 0 < seen["clipped"] < 4 * count * ref.BATCH
+    assert seen["far"] > 0 and seen["sample clipped"] > 0 and seen.get("other sample is less", True)
+    if count == 2 and "weights" in seen:
         assert seen["weights"].min() < 0.1 and seen["weights"].max() > 10
+    assert (learner.running is not None) == (kind is DSACT and agent.variance_scaling)
     if learner.running is not None:
-        np.testing.assert_allclose(state.running["sigma"], learner.running[0], rtol=1e-9)
+        np.testing.assert_allclose(state.running["std"], learner.running[0], rtol=1e-9)
+    if learner.running is not None and agent.likelihood:
+        np.testing.assert_allclose(state.running["variance"], learner.running[1], rtol=1e-9)
 
 
 # --- refinements and limits ---------------------------------------------------------------------
 
 
-def test_without_refinements_it_is_version_one_bit_for_bit():
-    assert [field for field, value in NONE.items() if getattr(DSACT(), field) is value] == []
-    ends, batch = [], ref.narrowed(BATCHES)
-    for agent in (DSAC(**SMALL, **RATES), DSACT(**SMALL, **RATES, **NONE)):
-        ends.append(ref.update(agent, ref.state(agent), batch, jax.random.key(1)))
+def test_dsac_t_without_refinements_is_dsac_bit_for_bit():
+    defaults = {name: operator.attrgetter(name)(DSACT()) for name in WITHOUT}
+    assert all(defaults[name] != value for name, value in WITHOUT.items())
+    ends, batches = [], ref.batches(4)
+    for agent in (small(DSAC, RATES), small(DSACT, RATES | WITHOUT)):
+        ends.append(ref.learn(agent, ref.state(agent), batches, jax.random.key(1)))
     assert jax.tree.structure(ends[0]) == jax.tree.structure(ends[1])
     jax.tree.map(np.testing.assert_array_equal, *ends)
 
 
-BATCHES = ref.batches(4)
-
-
-def test_with_a_huge_variance_the_means_gradient_is_sacs_times_a_known_factor():
+def test_gradient_of_the_mean_is_sacs_times_a_factor_if_the_variance_is_huge():
     """SAC's is ``2 (Q - y)``, the likelihood's ``(Q - y) / (sigma^2 + 0.1)``."""
-    raw = 300.0
-    agent = DSACT(**SMALL, adjust=False, bound=1e-6)
+    raw, key = 300.0, jax.random.key(1)
+    agent = small(DSACT, {"variance_scaling": False, "td_bound": 1e-6})
+    sac = small(SAC, {"policy.log_std_range": agent.policy.log_std_range})
     with jax.enable_x64(True):
-        state = ref.state(agent)
-        actor = {"actor": state.params["actor"]}
-        params, targets = (
-            tree | actor | {"critic": widened(tree["critic"], raw)}
-            for tree in (state.params, state.targets)
-        )
-        state = state._replace(params=params, targets=targets)
-        batch = jax.tree.map(lambda x: x[0], BATCHES)
-        noise = jax.tree.map(lambda x: x[0], ref.noise(agent, state, 1))
+        state, batch = ref.state(agent), ref.row(ref.batches(4), 0)
+        actor, critic = state.actor.params, with_deviation(state.critic.params, raw)
+        target = with_deviation(state.target_critic, raw)
+        state = ref.with_params(state, critic=critic)
+        state = state._replace(target_actor=actor, target_critic=target)
+        plain = ref.with_params(ref.state(sac), actor=actor, critic=means(critic))
+        plain = plain._replace(target_critic=means(target))
 
-        sac = SAC(**SMALL, log_std_range=agent.log_std_range)
-        plain = ref.state(sac)._replace(
-            params=params | {"critic": means(params["critic"])},
-            targets={"critic": means(targets["critic"])},
-        )
-        target = agent.target(state, batch, noise)
-        y = sac.target(plain, batch, noise)
-        np.testing.assert_allclose(target.mean, jnp.broadcast_to(y, target.mean.shape), rtol=1e-9)
-        assert np.std(target.sample - target.mean) > raw / 2
-        found = jax.grad(lambda p: agent.critic_loss(p, batch, target, {})[0])(params["critic"])
-        expected = jax.grad(lambda p: sac.critic_loss(p, batch, y)[0])(plain.params["critic"])
+        targets = agent.targets(state, batch, key)
+        noise = (targets.sample - targets.mean)[0][batch.discount > 0]
+        assert np.std(noise / batch.discount[batch.discount > 0]) > raw / 2
+        found, _ = jax.grad(agent.critic_loss, has_aux=True)(critic, state, batch, key)
+        expected, _ = jax.grad(sac.critic_loss, has_aux=True)(means(critic), plain, batch, key)
         factor = 1.0 / (2.0 * (raw**2 + 0.1))
         scaled = jax.tree.map(lambda x: factor * x, expected)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7), means(found), scaled)
 
+        # Targets are equal too: the loss of two critics that return 0 is ``2 mean y^2``.
+        zeros = jax.tree.map(jnp.zeros_like, means(critic))
+        loss, _ = sac.critic_loss(zeros, plain, batch, key)
+        np.testing.assert_allclose(2 * np.mean(targets.mean**2), loss, rtol=1e-9)
 
-def widened(critic, raw):
-    """Critics of which every standard deviation is ``softplus(raw)``, whatever they see."""
-    head = critic["params"]["mlp"]["head"]
+
+def with_deviation(critic, raw):
+    """Critics whose standard deviations are ``softplus(raw)``, whatever they see."""
+    head = critic["network"]["head"]
     new = {"kernel": head["kernel"].at[..., 1].set(0), "bias": head["bias"].at[..., 1].set(raw)}
-    return {"params": {"mlp": critic["params"]["mlp"] | {"head": new}}}
+    return critic | {"network": critic["network"] | {"head": new}}
 
 
 def means(critic):
-    """What of the critics makes the mean: SAC's critics."""
-    head = jax.tree.map(lambda x: x[..., :1], critic["params"]["mlp"]["head"])
-    return {"params": {"mlp": critic["params"]["mlp"] | {"head": head}}}
+    """The part of the critics that returns the mean: SAC's critics."""
+    head = jax.tree.map(lambda x: x[..., :1], critic["network"]["head"])
+    return critic | {"network": critic["network"] | {"head": head}}
 
 
 @pytest.mark.parametrize(("likelihood", "expected"), [(False, 2**-0.5), (True, 1.0)])
-def test_the_deviation_settles_at_the_error_of_the_return(likelihood, expected):
+def test_deviation_settles_at_the_error_of_the_return(likelihood, expected):
     """One state and action, normal rewards: their root-mean-square error, or it over sqrt(2)."""
     steps, size, spread = 3000, 64, 0.5
-    agent = DSACT(hidden=(4,), learning_rate=1e-2, likelihood=likelihood)
+    options = {"critic.hidden_dims": (4,), "policy.hidden_dims": (4,), "likelihood": likelihood}
+    agent = ref.agent_of(DSACT, options | {"critic_learning_rate": 1e-2}).bind(ref.SPEC)
     shape = (steps, size)
     obs, action = jnp.zeros((*shape, ref.OBS)), jnp.zeros((*shape, ref.ACTION))
     reward = 3.0 + spread * jax.random.normal(KEY, shape)
-    ends = jnp.ones(shape, bool)
-    batch = Transition(obs, action, reward, obs, ends, ~ends, {})
-    state, _ = ref.without_actor(agent, ref.narrowed(ref.state(agent)), batch, KEY)
-    q, sigma = agent.distribution(
-        state.params["critic"], jnp.zeros((1, ref.OBS)), jnp.zeros((1, ref.ACTION))
-    )
+    batches = Batch(obs, action, reward, jnp.zeros(shape), obs, {})
+
+    @functools.partial(jax.jit, compiler_options=ref.QUICKLY)
+    def learn(agent, state):
+        def step(key, state, batch):
+            return agent.update(state, batch, key, False)
+
+        return m.scan(step, state, jax.random.split(KEY, steps), batches)
+
+    state, _ = learn(agent, ref.state(agent))
+    zeros = jnp.zeros((1, ref.OBS)), jnp.zeros((1, ref.ACTION))
+    q, sigma = agent.distribution(state.critic.params, *zeros)
     np.testing.assert_allclose(q, 3.0, atol=0.1)
     np.testing.assert_allclose(sigma, expected * spread, rtol=0.1)
 
 
 @pytest.mark.parametrize("likelihood", [False, True])
-def test_what_is_not_finite_leaves_no_trace_in_the_running_statistics(likelihood):
-    """Neither at first, when the next batch begins them, nor later."""
-    agent = DSACT(**SMALL, likelihood=likelihood)
-    state, batch = ref.state(agent), ref.narrowed(BATCHES)
-    good, bad = jax.tree.map(lambda x: x[:1], batch), jax.tree.map(lambda x: x[1:2], batch)
-    bad = bad._replace(obs=bad.obs.at[0, 0, 0].set(jnp.nan))
+def test_nonfinite_batches_leave_the_running_statistics_alone(likelihood):
+    """Neither at first, when the next batch starts them, nor later."""
+    agent = small(DSACT, {"likelihood": likelihood})
+    state, batches = ref.state(agent), ref.batches(2)
+    good, bad = ref.row(batches, 0), ref.row(batches, 1)
+    bad = bad._replace(obs=bad.obs.at[0, 0].set(jnp.nan))
     known, _ = ref.update(agent, state, good, KEY)
+    assert known.running.keys() == ({"std", "variance"} if likelihood else {"std"})
     assert all(np.all(x > 0) for x in known.running.values())
-    for before, after in ((state, state), (known, known)):
+    for before in (state, known):
         found, metrics = ref.update(agent, before, bad, KEY)
         assert m.values(metrics)["skipped_updates"] > 0
-        jax.tree.map(np.testing.assert_array_equal, found.running, after.running)
+        jax.tree.map(np.testing.assert_array_equal, found.running, before.running)
     late, _ = ref.update(agent, ref.update(agent, state, bad, KEY)[0], good, KEY)
     jax.tree.map(np.testing.assert_array_equal, late.running, known.running)
 
 
-def test_samples_of_returns_are_normal_within_three_deviations_and_independent():
-    agent = DSACT(**SMALL)
-    noise = agent.draw_update(ref.state(agent), KEY, (400, 50))
-    assert noise["return"].shape == (400, 2, 50)
-    assert noise["next"].shape == noise["policy"].shape == (400, 50, ref.ACTION)
-    assert np.abs(noise["return"]).max() == 3.0 and np.abs(noise["next"]).max() > 3.0
-    inside = np.ravel(noise["return"])[np.abs(np.ravel(noise["return"])) < 3]
+def test_sampled_returns_are_normal_within_three_deviations_and_independent():
+    """Independent between critics, and of next actions and of the actor's actions."""
+    size, agent = 20_000, small(DSACT)
+    with jax.enable_x64(True):
+        state = ref.state(agent)
+        one = jax.tree.map(lambda x: x[:1], ref.row(ref.batches(1), 0))
+        batch = jax.tree.map(lambda x: jnp.repeat(x, size, axis=0), one)
+        critic_key, actor_key = jax.random.split(KEY)  # as ``update`` does
+        mean, sample, log_prob = agent.next_returns(state, batch, critic_key)
+        assert mean.shape == sample.shape == (2, size) and log_prob.shape == (size,)
+        drawn = ref.noise(agent, KEY, size)
+        next_action, expected = ref.policy(
+            jax.tree.map(np.asarray, state.target_actor), batch.next_obs, drawn["next"], agent
+        )
+        np.testing.assert_allclose(log_prob, expected, rtol=1e-6)
+        _, std = agent.distribution(state.target_critic, batch.next_obs, next_action)
+        returns = np.asarray((sample - mean) / std)
+        action, _ = agent.policy.sample(state.actor.params, batch.obs, actor_key)
+    assert np.abs(returns).max() == pytest.approx(3.0) and np.abs(drawn["next"]).max() > 3.0
+    inside = returns[np.abs(returns) < 3 - 1e-9]
     assert stats.kstest(inside, stats.truncnorm(-3, 3).cdf).pvalue > 1e-4
-    first, second = np.moveaxis(np.asarray(noise["return"]), 1, 0).reshape(2, -1)
-    columns = [first, second, *np.reshape(noise["next"], (-1, 2)).T]
-    columns += [*np.reshape(noise["policy"], (-1, 2)).T]
-    off_diagonal = np.corrcoef(columns) - np.eye(6)
-    assert np.abs(off_diagonal).max() < 5 / len(first) ** 0.5
+    outside = stats.binomtest(returns.size - inside.size, returns.size, 2 * stats.norm.sf(3.0))
+    assert outside.pvalue > 1e-4
+    columns = [*returns, *next_action.T, *np.asarray(action).T]
+    assert np.abs(np.corrcoef(columns) - np.eye(6)).max() < 5 / size**0.5
 
 
-def test_the_temperature_starts_at_e():
-    agents = (DSAC(**SMALL), DSACT(**SMALL))
-    states = jax.jit(lambda key: [agent.init(key, ref.SPEC) for agent in agents])(KEY)
-    assert [float(s.params["log_alpha"]) for s in states] == pytest.approx([1.0, 1.0])
+def test_initial_temperature_is_e():
+    agents = (small(DSAC), small(DSACT))
+    states = jax.jit(lambda key: [agent.init(key) for agent in agents])(KEY)
+    assert [float(s.log_alpha.params) for s in states] == pytest.approx([1.0, 1.0])
 
 
 # --- options ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("env", [name for name in names() if name.startswith("mjx/")])
-def test_presets_hold_the_authors_entropy_in_the_units_of_the_environment(env):
+def test_presets_hold_the_authors_target_entropy_in_the_units_of_the_environment(env):
     """-1 per element, of actions in ``[low, high]``; it is another of actions in [-1, 1]."""
+    from jaxrl.cli.presets import dsac_t, lookup
+
     space = make(env).spec.action
-    agent = DSACT(**presets.lookup(presets.DSACT, env)["agent"])
+    agent = ref.agent_of(DSACT, flat(lookup(dsac_t.PRESETS, env)["agent"]))
     in_units = agent.target_entropy + np.log((space.high - space.low) / 2)
     np.testing.assert_allclose(in_units, -1.0, atol=1e-6)
+
+
+def flat(settings, prefix=""):
+    """Nested settings by dotted names."""
+    found = {}
+    for name, value in settings.items():
+        inner = flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {}
+        found |= inner or {f"{prefix}{name}": value}
+    return found
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (DSAC, {"bound": 0.0}, "bound is 0; it must be more than 0"),
-        (DSAC, {"bound": math.inf}, "bound is inf; it must be more than 0 and finite"),
+        (DSAC, {"td_bound": 0.0}, "td_bound is 0; it must be more than 0"),
+        (DSAC, {"td_bound": math.inf}, "td_bound is inf; it must be more than 0 and finite"),
         (DSAC, {"alpha_learning_rate": -1.0}, "alpha_learning_rate is -1; it must be at least 0"),
-        (DSACT, {"tau_bound": 1.5}, "tau_bound is 1.5; it must be at least 0 and at most 1"),
-        (DSACT, {"learning_rate": 0.0}, "learning_rate is 0; it must be more than 0"),
-        (DSACT, {"bound": -1.0}, "bound is -1; it must be more than 0"),
-        (DSACT, {"log_std_range": (0.5, 0.5)}, r"log_std_range is \(0.5, 0.5\); .*low and high"),
+        (DSAC, {"critic.num_critics": 2}, "critic.num_critics is 2; DSAC has at most 1"),
+        (DSACT, {"critic.num_critics": 3}, "critic.num_critics is 3; DSACT has at most 2"),
+        (DSACT, {"running_tau": 1.5}, "running_tau is 1.5; it must be at least 0 and at most 1"),
+        (DSACT, {"critic_learning_rate": 0.0}, "critic_learning_rate is 0; it must be more than 0"),
+        (DSACT, {"td_bound": -1.0}, "td_bound is -1; it must be more than 0"),
+        (
+            DSACT,
+            {"policy.log_std_range": (0.5, 0.5)},
+            r"policy.log_std_range is \(0.5, 0.5\); .*low and high",
+        ),
     ],
 )
-def test_hyper_parameters_that_cannot_work_are_refused(kind, options, message):
-    kind().check(256)
+def test_invalid_hyperparameters_are_refused(kind, options, message):
+    protocol.check(ref.agent_of(kind).bind(ref.SPEC), 256)
     with pytest.raises(UsageError, match=message) as error:
-        kind(**options).check(256)
+        protocol.check(ref.agent_of(kind, options).bind(ref.SPEC), 256)
     assert "\n" not in str(error.value)

@@ -90,6 +90,7 @@ def test_a_wrong_name_answers_with_the_nearest(name, answer):
         ("brax/ant", {"use_contact_forces": True}, ["use_contact_forces"]),
         ("probe/constant", {"length": 3}, ["length", "continuous"]),
         ("probe/termination", {"length": 0}, ["length is 0"]),
+        ("probe/memory", {"delay": 0}, ["delay is 0"]),
         ("probe/action", {"continuous": 1}, ["continuous is 1"]),
     ],
 )
@@ -258,7 +259,7 @@ def test_a_traced_index_out_of_range_makes_the_reward_nan(name):
 def test_the_vector_environment_ends_and_counts_an_illegal_action():
     venv = envs.VectorEnv(envs.make("gymnax/CartPole-v1"), 2)
     state = venv.reset(KEY)
-    _, step = jax.jit(venv.step)(state, jnp.array([1, 5]), venv.draw(KEY, 1).at(0))
+    _, step = jax.jit(venv.step)(KEY, state, jnp.array([1, 5]))
     np.testing.assert_array_equal(step.info["nonfinite"], [False, True])
     np.testing.assert_array_equal(step.terminated, [False, True])
     np.testing.assert_array_equal(step.reward, [1.0, 0.0])
@@ -268,12 +269,13 @@ def test_the_vector_environment_ends_and_counts_an_illegal_action():
 
 
 def discounted_returns(env, gamma, steps):
-    """Observations ``[T, 1]`` and the returns ``[T]`` of the best actions, by playing them."""
+    """Observations ``[T, O]`` and the returns ``[T]`` of the best actions, by playing them."""
     state, obs = env.reset(KEY)
     seen, rewards = [], []
     for key in jax.random.split(KEY, steps):
         seen.append(obs)
-        state, step = env.step(key, state, env.best_action(obs))
+        remembered = seen[0] if env.name == "probe/memory" else obs
+        state, step = env.step(key, state, env.best_action(remembered))
         rewards.append(float(step.reward))
         obs = step.obs
         if step.terminated:
@@ -321,13 +323,38 @@ def test_probes_show_both_observations_and_their_lengths():
     assert envs.make("probe/termination").spec.max_steps is None
 
 
+@pytest.mark.parametrize("continuous", [False, True])
+def test_a_cue_to_remember_is_seen_once_and_decides_the_last_reward_alone(continuous):
+    env = envs.make("probe/memory", continuous=continuous, delay=3)
+    actions = jnp.linspace(-1, 1, 41)[:, None] if continuous else jnp.arange(2)
+    keys = jax.random.split(KEY, 16)
+    state, obs = jax.vmap(env.reset)(keys)
+    cue = np.asarray(obs[:, 0])
+    assert set(cue) == {-1.0, 1.0}
+    best = env.best_action(obs)
+    for left in (3, 2, 1, 0):
+        np.testing.assert_allclose(obs[:, 1], left / 3)
+        assert left == 3 or (obs == obs[0]).all()  # both cues look the same
+        each = jax.vmap(lambda s: jax.vmap(lambda a, s=s: env.step(KEY, s, a)[1].reward)(actions))
+        rewards = np.asarray(each(state))  # [16, actions]
+        if left:
+            assert (rewards == 0).all()
+        else:
+            np.testing.assert_allclose(actions[rewards.argmax(axis=1)], best, atol=1e-6)
+            np.testing.assert_allclose(rewards.max(axis=1), 1.0)
+            blind = (rewards[cue < 0].mean(axis=0) + rewards[cue > 0].mean(axis=0)) / 2
+            np.testing.assert_allclose(blind.max(), 0.75 if continuous else 0.0)
+        state, step = jax.vmap(env.step)(keys, state, best)
+        assert (step.terminated == (left == 0)).all()
+        obs = step.obs
+
+
 def test_the_vector_environment_truncates_one_limit_probe_and_lets_the_other_end():
     ends = {}
     for task in ("time_limit", "termination"):
         venv = envs.VectorEnv(envs.make(f"probe/{task}"), 1)
-        draws = venv.draw(KEY, 10)
         state, out = venv.reset(KEY), None
-        for t in range(10):
-            state, out = venv.step(state, jnp.zeros(1, jnp.int32), draws.at(t))
+        for key in jax.random.split(KEY, 10):
+            state, out = venv.step(key, state, jnp.zeros(1, jnp.int32))
         ends[task] = (bool(out.terminated[0]), bool(out.truncated[0]))
     assert ends == {"time_limit": (False, True), "termination": (True, False)}

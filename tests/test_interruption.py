@@ -16,35 +16,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl.run import checkpoint
+from jaxrl.record import checkpoint
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-COMMON = "--quiet --normalize-obs --eval-episodes 2 --agent.hidden 8 --devices 1"
+COMMON = "--quiet --normalize-obs --eval-episodes 2 --devices 1"
+ACTOR_CRITIC = "--agent.policy.hidden-dims 8 --agent.critic.hidden-dims 8"
+Q_NETWORK = "--agent.q-network.hidden-dims 8"
 # Of every script: twelve chunks, seven evaluations, six checkpoints.
 OPTIONS = {
-    "ppo": f"""{COMMON} --env gymnax/CartPole-v1 --num-envs 4 --unroll 16
-        --agent.epochs 2 --agent.minibatches 2
-        --total-steps 96000 --log-every 8000 --eval-every 16000 --checkpoint-every 16000""",
-    "pqn": f"""{COMMON} --env gymnax/CartPole-v1 --num-envs 4 --unroll 16
-        --agent.epochs 2 --agent.minibatches 2
-        --total-steps 96000 --log-every 8000 --eval-every 16000 --checkpoint-every 16000""",
+    script: f"""{COMMON} {networks} --env gymnax/CartPole-v1 --num-envs 4 --num-steps 16
+        --agent.update-epochs 2 --agent.num-minibatches 2
+        --total-steps 96000 --log-every 8000 --eval-every 16000 --checkpoint-every 16000"""
+    for script, networks in {"ppo": ACTOR_CRITIC, "pqn": Q_NETWORK}.items()
 } | {
-    script: f"""{COMMON} --env gymnax/{env} --num-envs 2 --rounds 64 --batch-size 8
-        --prefill 64 --capacity 20000 --n-step 3
+    script: f"""{COMMON} {networks} --env gymnax/{env} --num-envs 2 --cycles 64 --batch-size 8
+        --learning-starts 64 --buffer-size 20000 --n-step 3
         --total-steps 30784 --log-every 2560 --eval-every 5120 --checkpoint-every 5120"""
-    for script, env in {
-        "sac": "Pendulum-v1",
-        "td3": "Pendulum-v1",
-        "dsac_t": "Pendulum-v1",
-        "dqn": "CartPole-v1",
-    }.items()
+    for script, env, networks in [
+        ("sac", "Pendulum-v1", ACTOR_CRITIC),
+        ("td3", "Pendulum-v1", ACTOR_CRITIC),
+        ("dsac_t", "Pendulum-v1", ACTOR_CRITIC),
+        ("dqn", "CartPole-v1", Q_NETWORK),
+    ]
 }
 
 # Runs the script, but kills its own process for good at one moment of the given phase.
 SABOTAGE = """
 import os, runpy, signal, sys, threading
 from pathlib import Path
-from jaxrl.run import checkpoint, session
+from jaxrl.record import checkpoint
+from jaxrl.run import session
 
 phase, count, witness, script = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
 sys.argv = sys.argv[4:]
@@ -127,7 +128,7 @@ def assert_same_run(folder, whole, members):
     """Equal to the last bit, with every row once."""
     found = checkpoint.restore(folder / "checkpoints", None)
     wanted = checkpoint.restore(whole / "checkpoints", None)
-    assert found.step == wanted.step and found.state.keys() == wanted.state.keys()
+    assert found.iteration == wanted.iteration and found.state.keys() == wanted.state.keys()
     for path in wanted.state:
         a, b = found.state[path], wanted.state[path]
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
@@ -181,7 +182,7 @@ def test_killed_at_random_moments(start, uninterrupted, tmp_path):
         child = start(folder, "ppo --num-seeds 1", *(("--resume",) if kills else ()))
         metrics = folder / "metrics.jsonl"
         began = metrics.stat().st_size if metrics.exists() else 0
-        while child.poll() is None:  # until this sitting has written, so that some work is lost
+        while child.poll() is None:  # until this session has written, so that some work is lost
             if metrics.exists() and metrics.stat().st_size != began:
                 break
             time.sleep(0.002)
@@ -208,7 +209,8 @@ def test_a_signal_ends_the_run_after_its_chunk_with_a_checkpoint(
     child.send_signal(signum)
     _, said = child.communicate(timeout=300)
     assert child.returncode == code
-    (step,) = checkpoint.available(folder / "checkpoints")
+    (iteration,) = checkpoint.available(folder / "checkpoints")
+    step = iteration * 4 * 16
     assert said.strip().count("\n") == 0 and f"at step {step}" in said
     assert 0 < step < 96000
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxrl.errors import UsageError
-from jaxrl.run import logs
+from jaxrl.record.metrics_file import MetricsFile
+from jaxrl.run import logs, progress
 
 
 def rows_of(path):
@@ -26,7 +27,7 @@ def train_row(seed: int = 0, step: int = 128, **more):
 
 
 def test_rows_come_back_as_they_were_and_missing_numbers_as_null(tmp_path):
-    file = logs.MetricsFile(tmp_path / "run" / "metrics.jsonl")
+    file = MetricsFile(tmp_path / "run" / "metrics.jsonl")
     row = {
         "kind": "eval",
         "step": np.int64(2**40),
@@ -61,7 +62,7 @@ def test_rows_come_back_as_they_were_and_missing_numbers_as_null(tmp_path):
 
 def test_truncating_to_a_synced_size_and_appending_again_gives_identical_bytes(tmp_path):
     rows = [train_row(step=step, loss=np.float32(1 / step)) for step in range(1, 6)]
-    whole, cut = logs.MetricsFile(tmp_path / "whole"), logs.MetricsFile(tmp_path / "cut")
+    whole, cut = MetricsFile(tmp_path / "whole"), MetricsFile(tmp_path / "cut")
     whole.append(rows)
     whole.close()
     cut.append(rows[:3])
@@ -69,7 +70,7 @@ def test_truncating_to_a_synced_size_and_appending_again_gives_identical_bytes(t
     assert size == (tmp_path / "cut").stat().st_size
     cut.append([train_row(step=99)])
     cut.close()
-    resumed = logs.MetricsFile(tmp_path / "cut")
+    resumed = MetricsFile(tmp_path / "cut")
     resumed.truncate(size)
     resumed.append(rows[3:])
     resumed.close()
@@ -77,14 +78,14 @@ def test_truncating_to_a_synced_size_and_appending_again_gives_identical_bytes(t
 
 
 def test_rows_are_on_file_as_soon_as_they_are_appended(tmp_path):
-    file = logs.MetricsFile(tmp_path / "metrics.jsonl")
+    file = MetricsFile(tmp_path / "metrics.jsonl")
     file.append([train_row()])
     assert len(rows_of(tmp_path / "metrics.jsonl")) == 1
     file.close()
 
 
 def test_lost_rows_are_told_in_one_line(tmp_path):
-    file = logs.MetricsFile(tmp_path / "metrics.jsonl")
+    file = MetricsFile(tmp_path / "metrics.jsonl")
     file.append([train_row()])
     with pytest.warns(UserWarning, match="of the 9999 written.*last rows are lost") as told:
         file.truncate(9999)
@@ -97,7 +98,7 @@ def test_lost_rows_are_told_in_one_line(tmp_path):
 def test_a_torn_last_line_is_cut_off(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + torn)
-    file = logs.MetricsFile(path)
+    file = MetricsFile(path)
     file.append([{"step": 2}])
     file.close()
     assert rows_of(path) == [{"step": 1}, {"step": 2}]
@@ -176,22 +177,22 @@ def events_of(path):
 @pytest.mark.skipif(not importlib.util.find_spec("tensorboardX"), reason="not installed")
 def test_a_resumed_run_has_tensorboard_drop_what_came_after_the_checkpoint(tmp_path):
     folder = tmp_path / "tensorboard" / "seed0"
-    for sitting, steps in enumerate([(128, 256, 384), (384, 512)]):
-        (writer,) = logs.make_writers(["tensorboard"], tmp_path, {}, resume=bool(sitting))
-        if sitting:
-            writer.forget(256)  # where the newest checkpoint is
+    for session, steps in enumerate([(128, 256, 384), (384, 512)]):
+        (writer,) = logs.make_writers(["tensorboard"], tmp_path, {}, resume=bool(session))
+        if session:
+            writer.rewind(256)  # where the newest checkpoint is
         for step in steps:
-            writer.write([train_row(step=step, sitting=sitting)])
+            writer.write([train_row(step=step, session=session)])
         writer.close()
         (new,) = (path for path in folder.iterdir() if path.name.count(".") > 3)
-        new.rename(folder / f"events.out.tfevents.{sitting}")  # it was named after the second
+        new.rename(folder / f"events.out.tfevents.{session}")  # it was named after the second
     files = sorted(folder.iterdir())
     assert len(files) == 2
     shown = []  # as TensorBoard reads the files, one after the other
     for event in (event for path in files for event in events_of(path)):
         if event.HasField("session_log"):
             shown = [each for each in shown if each.step < event.step]
-        if event.HasField("summary") and event.summary.value[0].tag == "train/sitting":
+        if event.HasField("summary") and event.summary.value[0].tag == "train/session":
             shown.append(event)
     found = [(event.step, event.summary.value[0].simple_value) for event in shown]
     assert found == [(128, 0), (256, 0), (384, 1), (512, 1)]
@@ -244,9 +245,9 @@ LONG = "[warning] 3 of 64 environments became non-finite " + "x" * 100
 
 def test_without_a_terminal_lines_are_few_plain_and_whole(stderr, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(logs.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     stream = stderr(io.StringIO())
-    bar = logs.ProgressBar(2000, start_step=1000, label="ppo")
+    bar = progress.ProgressBar(2000, start_step=1000, label="ppo")
     for step in range(1001, 1026):
         clock[0] += 1.0
         bar.update(step, 8000.0, 12.34 if step > 1015 else None)
@@ -264,7 +265,7 @@ def test_without_a_terminal_lines_are_few_plain_and_whole(stderr, monkeypatch):
 
 def test_on_a_terminal_messages_stand_above_the_bar(stderr):
     stream = stderr(Terminal())
-    bar = logs.ProgressBar(1000, label="ppo")
+    bar = progress.ProgressBar(1000, label="ppo")
     bar.update(500, 1.0, 7.0)
     bar.message(LONG)
     bar.update(1000, 1.0, 8.0)
@@ -280,13 +281,13 @@ def test_on_a_terminal_messages_stand_above_the_bar(stderr):
     + [(123_456_789, "123M"), (5e12, "5T")],
 )
 def test_counts_are_short(number, text):
-    assert logs._short(number) == text
+    assert progress._short(number) == text
 
 
 @pytest.mark.parametrize("terminal", [io.StringIO, Terminal])
 def test_quiet_draws_nothing(stderr, terminal):
     stream = stderr(terminal())
-    bar = logs.ProgressBar(10, quiet=True)
+    bar = progress.ProgressBar(10, quiet=True)
     bar.update(10, 1.0, 1.0)
     bar.message("hello")
     bar.close()

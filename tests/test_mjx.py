@@ -15,12 +15,11 @@ import mujoco
 import numpy as np
 import pytest
 
-from jaxrl import PPO, NormalizeObs, OnPolicy, VectorEnv, load_policy, make, run
+from jaxrl import PPO, OnPolicy, VectorEnv, make, rng
 from jaxrl.envs import mjx as suite
 from jaxrl.envs.mjx.engine_c import CEngine
 from jaxrl.envs.mjx.engine_mjx import MjxEngine
 from jaxrl.errors import UsageError
-from jaxrl.run.devices import Placement, choose
 
 ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
 TASKS = suite.TASKS
@@ -349,7 +348,8 @@ def test_diverged_physics_ends_one_episode_and_is_counted(
     env = env_of(task, **options) if engine == "c" else with_euler(task, folder, **options)
     venv = VectorEnv(env, 64)
     state = jax.jit(venv.reset)(jax.random.key(0))
-    draws = jax.jit(venv.draw, static_argnums=1)(jax.random.key(1), 1).at(0)
+    pool_key, step_key = jax.random.split(jax.random.key(1))
+    pool = jax.jit(venv.reset_pool)(pool_key)
     action = jnp.asarray(random_actions(env, 64))
     inner = dict(state.inner)
     part = "words" if engine == "c" else "qvel"
@@ -358,8 +358,8 @@ def test_diverged_physics_ends_one_episode_and_is_counted(
     inner[part] = jnp.asarray(bad)
 
     step = jax.jit(venv.step, compiler_options=COMPILER)
-    healthy_next, healthy = step(state, action, draws)
-    after, out = step(state._replace(inner=inner), action, draws)
+    healthy_next, healthy = step(step_key, state, action, pool)
+    after, out = step(step_key, state._replace(inner=inner), action, pool)
     others = np.arange(64) != 7
 
     def same(a, b):
@@ -369,7 +369,7 @@ def test_diverged_physics_ends_one_episode_and_is_counted(
     assert out.info["nonfinite"][7] and out.terminated[7] and not out.truncated[7]
     assert out.info["nonfinite"].sum() == 1
     assert (out.obs[7] == 0).all() and out.reward[7] == 0
-    again, following = step(after, action, draws)
+    again, following = step(step_key, after, action, pool)
     assert not following.info["nonfinite"].any() and np.isfinite(again.obs).all()
     assert not list(tmp_path.iterdir())
 
@@ -545,52 +545,58 @@ def test_an_engine_that_cannot_run_here_is_one_line(monkeypatch):
     assert suite.choose_engine("mjx/Hopper-v5", None) == "mjx"
 
 
-# Training
+# In rollouts
 
 
-def trainer_of(env):
-    agent = NormalizeObs(PPO(hidden=(32, 32), learning_rate=1e-3, epochs=4, minibatches=4))
-    return OnPolicy(agent, VectorEnv(env, 32), unroll=32)
+@pytest.mark.parametrize(
+    ("mode", "resets"),
+    [("pool", [2 * 5]), ("fresh", [2 * 6 * 8]), ("first", [])],
+)
+def test_a_rollout_of_two_members_calls_the_engine_once_per_step(mode, resets, monkeypatch):
+    """And once for all starts of a rollout. Draws inside the loop give the same steps."""
+    env, num_steps, num_envs = make("mjx/HalfCheetah-v5", engine="c"), 6, 8
+    venv = VectorEnv(env, num_envs, reset_mode=mode, pool_size=5, max_steps=4)
+    trainer = OnPolicy(PPO(update_epochs=1, num_minibatches=1), venv, num_steps=num_steps)
+    calls = []
 
+    def counted(name):
+        own = getattr(CEngine, name)
 
-def test_environments_that_use_all_cores_are_not_sharded(monkeypatch):
-    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
-    native, mjx = trainer_of(env_of("Hopper-v5")), trainer_of(env_of("Hopper-v5", "mjx"))
-    assert choose(native, 1) == Placement(1, 1)
-    assert choose(native, 2) == Placement(2, 1)
-    assert choose(mjx, 1) == Placement(1, 2)
+        def host(self, out, *args):
+            calls.append((name, len(out[1])))  # the rows of this batch
+            own(self, out, *args)
 
+        monkeypatch.setattr(CEngine, name, host)
 
-def test_a_resumed_run_on_the_native_engine_is_the_uninterrupted_one(tmp_path):
-    trainer = trainer_of(env_of("Hopper-v5"))
-    whole = run(trainer, 4096, seeds=2, run_dir=tmp_path / "whole", eval_every=2048, quiet=True)
-    run(trainer, 2048, seeds=2, run_dir=tmp_path / "half", eval_every=2048, quiet=True)
-    resumed = run(
-        trainer, 4096, seeds=2, run_dir=tmp_path / "half", eval_every=2048, quiet=True, resume=True
+    counted("_host_reset")
+    counted("_host_step")
+
+    def two_iterations():
+        init, iteration = (
+            jax.jit(jax.vmap(f), compiler_options=COMPILER)
+            for f in (trainer.init, trainer.iteration)
+        )
+        trained = init(jax.random.split(jax.random.key(0), 2))
+        iteration = iteration.lower(trained).compile()
+        jax.block_until_ready(trained)
+        calls.clear()
+        history = []
+        for _ in range(2):
+            trained, metrics = jax.block_until_ready(iteration(trained))
+            history.append((trained.env.obs, metrics["episode_return"]))
+        return calls.copy(), trained, history
+
+    found, trained, history = two_iterations()
+    each = [("_host_reset", rows) for rows in resets]
+    each += [("_host_step", 2 * num_envs)] * num_steps
+    assert sorted(found) == sorted(2 * each)
+    assert (trained.env.steps < 4).all() and (history[1][1].weight == 2 * num_envs).all()
+    monkeypatch.setattr(rng, "ENABLED", False)
+    _, again, inside = two_iterations()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3),
+        history,
+        inside,
     )
-    plain = [x.state._replace(key=jax.random.key_data(x.state.key)) for x in (whole, resumed)]
-    jax.tree.map(np.testing.assert_array_equal, *plain)
-    rows = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "half")]
-    assert rows[0] == rows[1]
-
-
-def test_a_trained_policy_gets_the_same_return_in_gymnasium(tmp_path):
-    """A pole that is not yet balanced for good: returns that differ between starts."""
-    env = env_of("InvertedPendulum-v5")
-    trained = run(trainer_of(env), 24 * 1024, run_dir=tmp_path / "run", quiet=True)
-    ts = jax.tree.map(lambda x: x[0], trained.state)
-    evaluate = jax.jit(trained.trainer.evaluate, static_argnums=2)
-    ours = np.asarray(evaluate(ts, jax.random.key(5), 100).returns)
-    policy = load_policy(tmp_path / "run")
-    theirs = gymnasium.make("InvertedPendulum-v5")
-    returns = []
-    for seed in range(100):
-        (obs, _), done, total = theirs.reset(seed=seed), False, 0.0
-        while not done:
-            action = np.asarray(policy(obs.astype(np.float32)))
-            obs, reward, terminated, truncated, _ = theirs.step(action)
-            total, done = total + reward, terminated or truncated
-        returns.append(total)
-    assert 30 < ours.mean() < 990
-    error = (ours.var(ddof=1) / 100 + np.var(returns, ddof=1) / 100) ** 0.5
-    assert abs(ours.mean() - np.mean(returns)) < 3 * error
+    networks = (x.agent.networks.params for x in (trained, again))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *networks)

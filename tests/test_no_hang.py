@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import pytest
 
 from jaxrl import PPO, NormalizeObs, OnPolicy, VectorEnv, make
+from jaxrl.nn.critics import ValueFunction
+from jaxrl.nn.policies import AutoPolicy
 from jaxrl.run.devices import Placement, Programs
 
 AGAIN = """
@@ -21,14 +23,14 @@ from jaxrl import PPO, OnPolicy, VectorEnv, make
 from jaxrl.run.devices import Programs, choose
 
 seeds = int(sys.argv[1])
-agent = PPO(epochs=1, minibatches=1)
-trainer = OnPolicy(agent, VectorEnv(make("gymnax/CartPole-v1"), 4), unroll=16)
-programs = Programs(trainer, choose(trainer, seeds))
+agent = PPO(update_epochs=1, num_minibatches=1)
+trainer = OnPolicy(agent, VectorEnv(make("gymnax/CartPole-v1"), 4), num_steps=16)
+programs = Programs(trainer, choose([trainer], seeds))
 init, chunk = jax.jit(programs.init), jax.jit(programs.chunk)
 for i in range(20):
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds) + 1000 * i)
-    ts, _ = jax.block_until_ready(chunk({}, init({}, keys), jnp.int32(2)))
-print("ended", ts.updates.sum())
+    ts, _ = jax.block_until_ready(chunk({}, init({}, keys), (), jnp.int32(2), jnp.int32(0)))
+print("ended", ts.iterations.sum())
 """
 
 
@@ -60,13 +62,16 @@ def factorisations(lowered):
 
 @pytest.mark.parametrize("env", ["gymnax/CartPole-v1", "brax/ant"])
 def test_programs_factorise_nothing(env):
-    agent = NormalizeObs(PPO(hidden=(8,), epochs=1))
-    programs = Programs(OnPolicy(agent, VectorEnv(make(env), 4), unroll=2), Placement())
+    policy, critic = (part(hidden_dims=(8,)) for part in (AutoPolicy, ValueFunction))
+    agent = NormalizeObs(PPO(policy=policy, critic=critic, update_epochs=1))
+    trainer = OnPolicy(agent, VectorEnv(make(env), 4), num_steps=2)
+    programs = Programs(trainer, Placement())
     keys = jax.vmap(jax.random.key)(jnp.arange(4))
     state = jax.eval_shape(programs.init, {}, keys)
+    counts = jnp.int32(1), jnp.int32(0)
     lowered = (
         jax.jit(programs.init).lower({}, keys),
-        jax.jit(programs.chunk).lower({}, state, jnp.int32(1)),
+        jax.jit(programs.chunk).lower({}, state, (), *counts),
     )
     for program in lowered:
         assert not factorisations(program)
@@ -91,6 +96,6 @@ def test_physics_that_factorises_gets_a_large_pool_and_ends():
     """Batched factorisations of several seeds and environments, step after step."""
     again = AGAIN.replace("gymnax/CartPole-v1", "brax/inverted_pendulum")
     again = again.replace('pendulum")', 'pendulum", backend="generalized")').replace("16)", "2)")
-    *_, word, updates, pool = ended(again + "import os; print(os.environ.get('NPROC'))", 8)
-    assert (word, updates) == ("ended", "16")
+    *_, word, iterations, pool = ended(again + "import os; print(os.environ.get('NPROC'))", 8)
+    assert (word, iterations) == ("ended", "16")
     assert pool == ("8" if len(os.sched_getaffinity(0)) < 8 else "None")

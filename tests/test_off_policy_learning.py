@@ -1,38 +1,27 @@
-"""Off-policy agents learn: eight seeds of each, all of them."""
+"""SAC, TD3 and DSAC-T with the settings of their scripts on Pendulum, eight seeds each."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
-from jaxrl import DSACT, SAC, TD3, OffPolicy, VectorEnv, make
+from jaxrl import DSACT, SAC, TD3, OffPolicy, VectorEnv, hyper, make
+from jaxrl.cli.presets import dsac_t, lookup, sac, td3
 
-RATES = {"critic_learning_rate": 1e-3, "actor_learning_rate": 1e-3}
-AGENTS = {
-    "SAC": (SAC(**RATES), "uniform"),
-    "TD3": (TD3(**RATES), "uniform"),
-    "DSACT": (DSACT(alpha_learning_rate=1e-3, **RATES), "agent"),
-}
+AGENTS = {"SAC": (SAC, sac), "TD3": (TD3, td3), "DSACT": (DSACT, dsac_t)}
+SIZES = ("batch_size", "learning_starts", "warmup_policy", "num_updates")
 
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_pendulum_is_solved_by_every_seed_within_20000_steps(name):
     """An untrained policy returns -1200; -200 takes swinging up and staying there."""
-    agent, warmup_policy = AGENTS[name]
-    narrow = {
-        part: dataclasses.replace(getattr(agent, part), hidden_dims=(64, 64))
-        for part in ("policy", "critic")
-    }
-    sizes = {"buffer_size": 20_000, "batch_size": 128, "learning_starts": 1_000}
-    trainer = OffPolicy(
-        dataclasses.replace(agent, **narrow),
-        VectorEnv(make("gymnax/Pendulum-v1"), 1),
-        warmup_policy=warmup_policy,
-        **sizes,
-    )
+    kind, module = AGENTS[name]
+    settings = lookup(module.PRESETS, "gymnax/Pendulum-v1")
+    agent = hyper.override(kind(), settings["agent"])
+    env = VectorEnv(make("gymnax/Pendulum-v1"), settings["num_envs"])
+    sizes = {key: settings[key] for key in SIZES}
+    trainer = OffPolicy(agent, env, buffer_size=20_000, **sizes)
     steps = 20_000 - trainer.steps_per_iteration
     made = trainer.first_step + trainer.iterations(steps) * trainer.steps_per_iteration
     assert made <= 20_000

@@ -17,7 +17,7 @@ from jaxrl.types import Box, Spec, Step
 
 GAMMA, STEPS, LIMIT = 0.9, 40_000, 10
 KINDS = {kind.__name__: kind for kind in (SAC, TD3, DSAC, DSACT)}
-PROBES = {name: make(f"probe/{name}", continuous=True) for name in TASKS}
+PROBES = {name: make(f"probe/{name}", continuous=True) for name in TASKS if name != "memory"}
 PARTS = ("policy", "critic")
 # Where episodes go on, entropy counts: so a temperature of next to nothing there.
 SEVERAL_STEPS = ("delayed", "time_limit", "termination")

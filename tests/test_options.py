@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 
 import pytest
-from shared import script_module
+from shared import run_script, script_module, trainer_of
 
-from jaxrl import UsageError, hyper, presets
+from jaxrl import UsageError, cli, hyper
+from jaxrl.cli.presets import dqn, dsac_t, lookup, pqn, sac, td3
+from jaxrl.cli.presets.off_policy import SLOW
 from jaxrl.envs import names
-from jaxrl.run import cli
 
-SCRIPTS = {"sac": "SAC", "td3": "TD3", "dsac_t": "DSACT", "dqn": "DQN", "pqn": "PQN"}
+PRESETS = {each.__name__.rpartition(".")[2]: each.PRESETS for each in (sac, td3, dsac_t, dqn, pqn)}
 PATTERNS = [
-    (script, pattern)
-    for script, name in SCRIPTS.items()
-    for pattern in getattr(presets, name)
-    if pattern not in presets.SLOW  # which differ in their length alone
+    (script, preset.pattern)
+    for script, presets in PRESETS.items()
+    for preset in presets
+    if preset not in SLOW  # they differ in their length only
 ]
-CART_POLE = ("--env", "gymnax/CartPole-v1")
-TINY = """--env probe/both --env-options continuous=True --num-envs 2 --capacity 200 --prefill 20
-    --rounds 4 --batch-size 4 --agent.hidden 4 --eval-episodes 2 --eval-every 40 --quiet
-    --devices 1"""
+CART_POLE = "--env gymnax/CartPole-v1"
+DECAYING = ("epsilon", "lr")
+TINY = """--env probe/both --env-options continuous=True --num-envs 2 --buffer-size 200
+    --learning-starts 20 --cycles 4 --batch-size 4 --agent.policy.hidden-dims 4 --eval-episodes 2
+    --agent.critic.hidden-dims 4 --eval-every 40 --quiet --devices 1"""
 
 
-def parsed(script, module, *args):
-    """The options of a script, whose agent is the one that its table is named after."""
-    agent = type(module.Config().agent)
-    return cli.parse(module.Config, getattr(presets, SCRIPTS[script]), agent, args)
-
-
-def built(script, *args):
+def steps_of(script, words):
+    """The length of the run that a script's words ask for."""
     with script_module(script) as module:
-        config = parsed(script, module, *args)
-        return config, module.build(config)
+        return cli.parse(module.Config, PRESETS[script], words.split()).total_steps
 
 
 @pytest.mark.parametrize(("script", "pattern"), PATTERNS)
@@ -42,70 +39,73 @@ def test_the_defaults_of_every_family_fit_each_other(script, pattern):
     assert known
     if pattern.startswith("playground"):
         pytest.importorskip("mujoco_playground")
-    env = () if pattern == "*" else ("--env", known[0])
-    config, trainer = built(script, *env)
+    env = "" if pattern == "*" else f"--env {known[0]}"
+    trainer = trainer_of(script, env)
     trainer.check()
-    assert trainer.iterations(config.total_steps) > 0
+    assert trainer.iterations(steps_of(script, env)) > 0
 
 
 def test_redqs_command_line_is_twenty_gradient_steps_and_one_of_the_actor_per_step():
-    words = "--agent.ensemble 10 --agent.subset 2 --agent.policy-value mean"
-    _, trainer = built("sac", *words.split(), "--updates", "20", "--agent.delay", "20")
+    words = "--num-critics 10 --num-min-critics 2 --actor-q mean --num-updates 20"
+    trainer = trainer_of("sac", f"{words} --policy-delay 20")
     trainer.check()
-    assert (trainer.group, trainer.block, trainer.env.num_envs) == (1, 1, 1)
-    assert trainer.updates_per_iteration == 20 * trainer.steps_per_iteration
+    assert trainer.agent.critic.num_critics == 10 and trainer.agent.num_min_critics == 2
+    assert (trainer.schedule.merged, trainer.schedule.block, trainer.env.num_envs) == (1, 1, 1)
+    assert trainer.gradient_steps_per_iteration == 20 * trainer.steps_per_iteration
 
 
 def test_some_tasks_of_playground_take_twice_as_long():
-    for pattern in presets.SLOW:
-        known = [name for name in names() if fnmatch.fnmatchcase(name, pattern)]
-        assert known, pattern
-        for table in (presets.SAC, presets.TD3, presets.DSACT):
-            family = presets.lookup(table, "playground/CartpoleBalance")
+    for slow in SLOW:
+        known = [name for name in names() if fnmatch.fnmatchcase(name, slow.pattern)]
+        assert known, slow.pattern
+        for presets in (sac.PRESETS, td3.PRESETS, dsac_t.PRESETS):
+            family = lookup(presets, "playground/CartpoleBalance")
             for name in known:
                 longer = {"total_steps": 2 * family["total_steps"]}
-                assert presets.lookup(table, name) == family | longer
+                assert lookup(presets, name) == family | longer
 
 
 @pytest.mark.parametrize("script", ["sac", "td3", "dsac_t"])
 def test_nothing_but_its_length_depends_on_the_length_of_a_run(script):
-    (_, short), (_, long) = (built(script, "--total-steps", n) for n in ("20000", "3000000"))
+    short, long = (trainer_of(script, f"--total-steps {n}") for n in (20_000, 3_000_000))
     assert short.config() == long.config()
 
 
 @pytest.mark.parametrize("script", ["dqn", "pqn"])
 def test_what_falls_over_a_run_falls_as_before_in_a_longer_one_if_told_so(script):
     """The numbers to give are those that a refused resumption names."""
-    _, short = built(script, *CART_POLE, "--total-steps", "200000")
+    short = trainer_of(script, f"{CART_POLE} --total-steps 200000")
     known = hyper.numbers(short.agent)
-    _, long = built(script, *CART_POLE, "--total-steps", "400000")
+    long = trainer_of(script, f"{CART_POLE} --total-steps 400000")
     assert short.config() != long.config()
-    told = [f"--agent.{name}-over={known[f'{name}_over']}" for name in ("epsilon", "anneal")]
-    _, long = built(script, *CART_POLE, "--total-steps", "400000", *told)
+    told = [f"--agent.{kind}-decay-steps={known[f'{kind}_decay_steps']}" for kind in DECAYING]
+    long = trainer_of(script, f"{CART_POLE} --total-steps 400000 {' '.join(told)}")
     assert short.config() == long.config()
 
 
 def test_a_short_run_goes_on_past_its_end(tmp_path):
+    folder = tmp_path / "run"
     with script_module("sac") as module:
-        for total, more in (("60", ()), ("140", ("--resume",))):
-            folder = ("--run-dir", str(tmp_path / "run"))
-            config = parsed("sac", module, *TINY.split(), "--total-steps", total, *folder, *more)
-            result = cli.train(module.build(config), config)
-    assert result.summary["total_steps"] == 140
-    steps = [row["step"] for row in result.rows if row["kind"] == "eval"]
+        for more in ("--total-steps 60", "--total-steps 140 --resume"):
+            run_script(module, f"{TINY} --run-dir {folder} {more}".split())
+    assert json.loads((folder / "summary.json").read_text())["total_steps"] == 140
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    steps = [row["step"] for row in rows if row["kind"] == "eval"]
     assert steps[0] == 20 and steps[-1] == 140 and steps == sorted(set(steps))
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ("--total-steps 5000", "total_steps is 5000, and the prefill alone makes 10000; give more"),
-        ("--agent.delay 0", "delay is 0; it must be at least 1"),
-        ("--capacity 5000", "capacity is 5000, less than the prefill of 10000"),
+        ("--total-steps 5000", "total_steps is 5000, and 10000 are made before learning starts"),
+        ("--policy-delay 0", "policy_delay is 0; it must be at least 1"),
+        ("--buffer-size 5000", "buffer_size is 5000, less than the 10000 transitions before"),
+        ("--num-steps 0", "num_steps is 0; it must be at least 1"),
+        ("--reward-scale 0", "reward_scale is 0; it must be more than 0"),
+        ("--num-min-critics 3", "num_min_critics is 3, and there are 2 critics; it must be at m"),
     ],
 )
 def test_sizes_that_cannot_work_are_refused_by_their_names(args, words, tmp_path):
-    config, trainer = built("sac", *args.split(), "--run-dir", str(tmp_path / "run"), "--quiet")
-    with pytest.raises(UsageError, match=words) as error:
-        cli.train(trainer, config)
+    with script_module("sac") as module, pytest.raises(UsageError, match=words) as error:
+        run_script(module, f"{args} --run-dir {tmp_path / 'run'} --quiet".split())
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()

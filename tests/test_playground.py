@@ -104,16 +104,19 @@ def test_steps_are_playgrounds_own_bit_for_bit(task, cartpole):
 
 @pytest.mark.parametrize("value", [np.nan, 1e12])  # of the latter MuJoCo has diverged too
 def test_the_vector_environment_limits_and_resets_and_contains_divergence(value, cartpole):
-    venv = VectorEnv(envs.make(CARTPOLE, max_steps=3), 4, bank_size=2)
+    venv = VectorEnv(envs.make(CARTPOLE, max_steps=3), 4, pool_size=2)
     assert venv.spec.max_steps == 3 and cartpole.spec.max_steps == 1000
 
     def run(key, value):
-        state, draws = venv.reset(key), venv.draw(key, 4)
+        reset_key, pool_key, step_key = jax.random.split(key, 3)
+        state, pool = venv.reset(reset_key), venv.reset_pool(pool_key)
         first = state.obs
         broken = state.inner["data"]["qpos"].at[1].set(value)
         state = state._replace(inner=state.inner | {"data": state.inner["data"] | {"qpos": broken}})
         return first, jax.lax.scan(
-            lambda s, t: venv.step(s, jnp.ones((4, 1)), draws.at(t)), state, jnp.arange(4)
+            lambda s, k: venv.step(k, s, jnp.ones((4, 1)), pool),
+            state,
+            jax.random.split(step_key, 4),
         )
 
     first, (state, steps) = jax.jit(run, compiler_options=COMPILER)(KEY, value)
@@ -214,8 +217,8 @@ def test_observations_may_be_dictionaries_and_actions_repeat_until_the_end():
     assert not any(bool(out.truncated) for out in steps)
 
     venv = VectorEnv(env, 2)
-    start = venv.reset(KEY)
-    _, out = jax.jit(venv.step)(start, jnp.zeros((2, 1)), venv.draw(KEY, 1).at(0))
+    start, pool = venv.reset(KEY), venv.reset_pool(KEY)
+    _, out = jax.jit(venv.step)(KEY, start, jnp.zeros((2, 1)), pool)
     assert jax.tree.map(jnp.shape, out.obs) == {"state": (2, 1), "privileged_state": (2, 2)}
 
 

@@ -115,17 +115,19 @@ def test_a_vector_environment_is_as_many_models_edited_by_hand(engine, tmp_path)
 def test_parameters_lie_in_their_ranges_and_last_for_an_episode():
     """Factors over all environments and resets, and when they change."""
     env = make("mjx/InvertedPendulum-v5", engine="c", randomize=ALL)
-    venv = VectorEnv(env, N, max_steps=3, bank_size=16)
+    venv = VectorEnv(env, N, max_steps=3, pool_size=16)
 
     @compiled
     def play(key):
-        state, draws = venv.reset(key), venv.draw(key, 6)
+        reset_key, pool_key, step_key = jax.random.split(key, 3)
+        state, pool = venv.reset(reset_key), venv.reset_pool(pool_key)
 
-        def step(state, t):
-            after, out = venv.step(state, jnp.zeros((N, 1)), draws.at(t))
+        def step(state, key):
+            after, out = venv.step(key, state, jnp.zeros((N, 1)), pool)
             return after, (after.inner["parameters"], out.info["ended"])
 
-        return state.inner["parameters"], jax.lax.scan(step, state, jnp.arange(6))[1]
+        keys = jax.random.split(step_key, 6)
+        return state.inner["parameters"], jax.lax.scan(step, state, keys)[1]
 
     first, (later, ended) = play(KEY)
     assert not ended[:2].any() and ended[2].all()

@@ -20,13 +20,14 @@ import pytest
 from PIL import Image
 
 import jaxrl.analysis
-from jaxrl import PPO, OnPolicy, VectorEnv, make, run
+from jaxrl import PPO, OnPolicy, VectorEnv, _startup, cli, hyper, make, run
 from jaxrl.analysis import Episode, render_episode, rollout
 from jaxrl.analysis.__main__ import main
-from jaxrl.analysis.frames import film
-from jaxrl.run import Policy, cli
-from jaxrl.run.session import EVALUATION_SEED
-from jaxrl.training.evaluate import evaluate
+from jaxrl.analysis.frames import render_frames
+from jaxrl.nn.critics import ValueFunction
+from jaxrl.nn.policies import AutoPolicy
+from jaxrl.record import Policy
+from jaxrl.training.evaluate import EVALUATION_SEED, evaluate
 from jaxrl.types import Box, Spec, Step
 
 ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
@@ -47,11 +48,24 @@ def gl(monkeypatch):
         pytest.skip(f"no EGL on this machine: {error}")
 
 
+def ppo(width, kind=PPO):
+    """PPO, or an agent of its kind, with networks of one small layer."""
+    networks = {
+        "policy": AutoPolicy(hidden_dims=(width,)),
+        "critic": ValueFunction(hidden_dims=(width,)),
+    }
+    return kind(**networks, update_epochs=1, num_minibatches=1)
+
+
 class Constant:
     """An agent that acts the same everywhere."""
 
-    def act(self, state, obs, key, mode):
-        return state, {}
+    def bind(self, spec):
+        return self
+
+    def act(self, state, carry, obs, key, mode):
+        rows = jax.tree.leaves(obs)[0].shape[0]
+        return jnp.broadcast_to(state, (rows, *state.shape)), carry, {}
 
 
 @dataclasses.dataclass
@@ -97,11 +111,11 @@ def names(folder):
 @pytest.fixture(scope="module")
 def cart_pole(tmp_path_factory):
     """A short run on CartPole, with a time limit of its own."""
-    agent = PPO(hidden=(8,), epochs=1, minibatches=1)
+    agent = ppo(8)
     env = VectorEnv(make("gymnax/CartPole-v1"), 2, max_steps=30)
     folder = tmp_path_factory.mktemp("render") / "run"
     options = {"seeds": [3, 5], "eval_every": 32, "eval_episodes": 4, "devices": 1, "quiet": True}
-    return run(OnPolicy(agent, env, unroll=16), 32, run_dir=folder, **options)
+    return run(OnPolicy(agent, env, num_steps=16), 32, run_dir=folder, **options)
 
 
 @pytest.mark.parametrize("mode", ["greedy", "sample"])
@@ -132,8 +146,8 @@ def test_an_episode_ends_where_it_stops_being_finite_or_is_cut():
 def test_frames_are_gymnasiums_pixel_by_pixel(gl, monkeypatch):
     env = make("mjx/HalfCheetah-v5", engine="c")
     played = rollout(env, constant(env, jnp.full(6, 0.7)), jax.random.key(1), 30)
-    frames = list(film(env, played).frames)
-    assert len(frames) == 31 and film(env, played).seconds == pytest.approx(0.05)
+    frames = list(render_frames(env, played).frames)
+    assert len(frames) == 31 and render_frames(env, played).seconds == pytest.approx(0.05)
 
     monkeypatch.setenv("MUJOCO_GL", "egl")
     theirs = gymnasium.make("HalfCheetah-v5", render_mode="rgb_array")
@@ -161,7 +175,7 @@ def test_a_playground_task_is_filmed_with_its_mocap_target_by_a_camera_that_foll
         states.append({"data": {"qpos": qpos, **mocap}})
     still = np.zeros(2, np.float32)
     episode = Episode(states, {}, np.zeros((2, model.nu)), still, "cut")
-    drawn = film(env, episode, (160, 160))
+    drawn = render_frames(env, episode, (160, 160))
     assert drawn.seconds == pytest.approx(env.dt)
     places = []
     for frame in drawn.frames:
@@ -259,10 +273,10 @@ def test_gymnax_tasks_are_drawn(task):
 
     env, (action, seconds) = make(f"gymnax/{task}"), DRAWN[task]
     policy = Policy(Constant(), jnp.asarray(action), env.spec, "greedy")
-    shown = film(env, rollout(env, policy, jax.random.key(0), 4))
-    frames = np.stack(list(shown.frames))
+    video = render_frames(env, rollout(env, policy, jax.random.key(0), 4))
+    frames = np.stack(list(video.frames))
     assert frames.dtype == np.uint8 and frames.shape[0] == 5 and frames.shape[-1] == 3
-    assert shown.seconds == pytest.approx(seconds)
+    assert video.seconds == pytest.approx(seconds)
     assert (frames[0] != frames[-1]).any() and not plt.get_fignums()
 
 
@@ -271,7 +285,7 @@ def test_cart_pole_stands_where_its_state_says():
     state, _ = jax.device_get(jax.jit(env.reset)(jax.random.key(0)))
     states = [state.replace(x=np.float32(x), theta=np.float32(0)) for x in (-1.2, 1.2)]
     played = Episode(states, np.zeros((2, 4)), np.zeros(1), np.ones(1), "cut")
-    left, right = film(env, played).frames
+    left, right = render_frames(env, played).frames
     for frame, x in ((left, 150), (right, 450)):  # the track is 4.8 wide, the frame 600
         cart = np.flatnonzero(frame[305:312].sum(-1).max(0) == 0)  # black columns below the track
         assert cart.size and abs(cart.mean() - x) < 10
@@ -303,7 +317,7 @@ def test_a_missing_pygame_is_named(monkeypatch, tmp_path, cart_pole):
 def render(monkeypatch, tmp_path, capsys):
     """``python -m jaxrl.analysis render`` in this process: its code, and what it printed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "prepare", lambda devices: None)
+    monkeypatch.setattr(_startup, "prepare", lambda: None)
 
     def call(*words):
         code = main(["render", *map(str, words)])
@@ -339,7 +353,7 @@ def test_elsewhere_nothing_is_replaced(render, cart_pole, tmp_path):
         ("", 2, "required: RUN"),
         ("nowhere", 2, "nowhere is not a run folder"),
         ("RUN --seed 4", 2, "seed 4 is not in"),
-        ("RUN --step 33", 1, "no checkpoint 33"),
+        ("RUN --iteration 33", 1, "no checkpoint 33"),
         ("RUN --mode best", 2, "invalid choice: 'best'"),
         ("RUN --episode -1", 2, "episode is -1; it must be at least 0"),
         ("RUN --steps 0", 2, "steps is 0; it must be at least 1"),
@@ -364,26 +378,41 @@ def test_a_size_that_no_video_has_is_refused():
 # --- at the end of training
 
 
-def small(folder):
-    """A trainer of nothing, and options that draw its episode."""
-    venv = VectorEnv(make("probe/action"), 2)
-    trainer = OnPolicy(PPO(hidden=(4,), epochs=1, minibatches=1), venv, unroll=4)
-    sizes = {"total_steps": 8, "eval_every": 8, "eval_episodes": 1, "devices": 1}
-    return trainer, cli.Options(run_dir=str(folder), render=True, quiet=True, **sizes)
+def small(folder, agent=None, env=None):
+    """A run of nothing, and the options of a script that draws its episode."""
+    env = VectorEnv(env or make("probe/action"), 2)
+    trainer = OnPolicy(agent or ppo(4), env, num_steps=4)
+    options = {"eval_every": 8, "eval_episodes": 1, "devices": 1, "quiet": True}
+    result = run(trainer, 8, run_dir=folder, **options)
+    return result, cli.Options(run_dir=str(folder), render=True, quiet=True)
 
 
 def test_training_with_render_ends_with_the_episode(tmp_path, capsys):
-    cli.train(*small(tmp_path / "run"))
+    cli.report(*small(tmp_path / "run"))
     out, err = capsys.readouterr()
     assert (tmp_path / "run" / "episode.npz").exists()
     assert (out, err) == ("", "warning: no pictures: there is no picture of probe/action\n")
 
 
+@hyper.dataclass
+class Mine(PPO):
+    """An agent that the library does not know."""
+
+
+def test_own_agents_and_environments_are_drawn_at_the_end_of_training(tmp_path, capsys):
+    env = make("probe/action")
+    object.__setattr__(env, "name", "elsewhere/action")
+    cli.report(*small(tmp_path / "run", ppo(4, Mine), env))
+    assert (tmp_path / "run" / "episode.npz").exists()
+    assert "no picture of elsewhere/action" in capsys.readouterr().err
+
+
 def test_no_failure_to_draw_spoils_a_run(tmp_path, capsys, monkeypatch):
-    def fail(folder):
+    def fail(folder, **options):
         raise RuntimeError("the renderer\nfell over")
 
     monkeypatch.setattr(jaxrl.analysis, "render_run", fail)
-    result = cli.train(*small(tmp_path / "run"))
+    result, options = small(tmp_path / "run")
+    cli.report(result, options)
     assert result.summary["final_return"] and (tmp_path / "run" / "summary.json").exists()
     assert capsys.readouterr().err == "warning: no episode was drawn: the renderer fell over\n"

@@ -468,3 +468,42 @@ def test_shards_draw_rows_of_their_own_and_networks_in_common(two, check_vma):
     assert "random_bits" in inside
     for a, b in zip((rows, called, network, carry), again, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+# --- deferred outputs ---------------------------------------------------------------------------
+
+
+def scored(key, carry, x):
+    """A sample whose score only the outputs need, and one output of every other kind."""
+    y = 0.9 * carry + jax.random.normal(key, (3,))
+    score = jnp.log1p(jnp.square(y)).sum() * jnp.cos(scale)
+    return jnp.tanh(y), {"score": score, "y": y, "x": x, "key": key, "constant": jnp.arange(2)}
+
+
+scale = jnp.float32(0.3)
+
+
+def test_outputs_that_the_carry_does_not_need_are_computed_behind_the_loop():
+    keys, xs = keys_of(KEY), jnp.arange(STEPS, dtype=jnp.float32)
+    carry = jnp.ones(3)
+    expected = plain(scored, carry, keys, xs)
+    found = rng.scan(scored, carry, keys, xs, defer=True)
+    assert_close(found, expected)
+    inside = looped(lambda c: rng.scan(scored, c, keys, xs, defer=True), carry)
+    assert "tanh" in inside and "log1p" not in inside and "random_bits" not in inside
+    assert "log1p" in looped(lambda c: rng.scan(scored, c, keys, xs), carry)
+
+
+def test_deferred_outputs_have_gradients_and_vmap():
+    keys = keys_of(KEY)
+
+    def total(carry, scan):
+        end, ys = scan(scored, carry, keys, jnp.zeros(STEPS))
+        return end.sum() + ys["score"].sum()
+
+    def deferred(*args):
+        return rng.scan(*args, defer=True)
+
+    starts = jnp.linspace(0.1, 1.0, 6).reshape(2, 3)
+    several = [jax.vmap(jax.grad(total), (0, None))(starts, f) for f in (plain, deferred)]
+    assert_close(*several)

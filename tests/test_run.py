@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import struct
 from shared import assert_same_bits
 
 from jaxrl import (
@@ -21,12 +20,15 @@ from jaxrl import (
     RunError,
     UsageError,
     VectorEnv,
+    hyper,
     load_policy,
     make,
     run,
 )
-from jaxrl.run import checkpoint
-from jaxrl.run.folder import RunFolder
+from jaxrl.nn.critics import ValueFunction
+from jaxrl.nn.policies import AutoPolicy
+from jaxrl.record import checkpoint
+from jaxrl.record.folder import RunFolder
 from jaxrl.run.session import Session
 
 STEPS = 10 * 32  # ten iterations
@@ -35,9 +37,14 @@ SMALL |= {"devices": 1, "quiet": True}
 
 
 def tiny(agent=None):
-    agent = agent or PPO(hidden=(8,), epochs=2, minibatches=2)
+    agent = agent or ppo()
     env = VectorEnv(make("gymnax/CartPole-v1"), 4)
-    return OnPolicy(NormalizeObs(agent), env, unroll=8)
+    return OnPolicy(NormalizeObs(agent), env, num_steps=8)
+
+
+def ppo(kind=PPO, **options):
+    networks = {"policy": AutoPolicy(hidden_dims=(8,)), "critic": ValueFunction(hidden_dims=(8,))}
+    return kind(**networks, update_epochs=2, num_minibatches=2, **options)
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +53,9 @@ def finished(tmp_path_factory):
     return run(tiny(), STEPS, seeds=[3, 5], run_dir=tmp_path_factory.mktemp("run") / "a", **SMALL)
 
 
-def copied(result, to, without=()):
-    """The folder as it was when its last ``without`` checkpoints were not yet there."""
+def copied(result, to):
+    """A copy of the run's folder."""
     shutil.copytree(result.run_dir, to)
-    for step in without:
-        shutil.rmtree(to / "checkpoints" / str(step))
     return to
 
 
@@ -94,6 +99,9 @@ def test_rows_and_summary_say_what_happened(finished):
     evals = [row for row in rows if row["kind"] == "eval"]
     assert [row["step"] for row in evals] == [0, 0, 160, 160, 320, 320]
     assert [row["step"] for row in train[::2]] == [64, 96, 128, 160, 192, 256, 288, 320]
+    for row in rows:
+        assert row["env_steps"] == row["step"]
+        assert row["gradient_steps"] == row["step"] / 32 * 4 and "phase" not in row
     for row in train:
         assert row["seed"] in (3, 5) and row["nonfinite_steps"] == 0 and row["skipped_updates"] == 0
         names = {"episodes", "policy_loss", "value_loss", "entropy", "kl", "clip_fraction"}
@@ -109,11 +117,19 @@ def test_rows_and_summary_say_what_happened(finished):
     assert final["mean"] == pytest.approx(np.mean(final["per_seed"]))
     assert final["ci95"][0] <= final["iqm"] <= final["ci95"][1]
     assert summary["seeds"] == [3, 5] and summary["total_steps"] == STEPS
-    assert summary["steps_per_second"] > 0 and summary["updates_per_second"] > 0
+    assert (summary["env_steps"], summary["gradient_steps"]) == (STEPS, 40)
+    assert summary["steps_per_second"] > 0 and summary["gradient_steps_per_second"] > 0
     assert {"algorithm", "env", "compile_seconds", "train_seconds", "device"} <= summary.keys()
     config = json.loads((finished.run_dir / "config.json").read_text())
-    assert config["agent"]["agent"]["hidden"] == [8] and config["versions"]["jax"]
+    assert config["agent"]["agent"]["policy"]["hidden_dims"] == [8] and config["versions"]["jax"]
+    assert config["unit"] == "env_steps" and config["data"] == {"checksum": None}
     assert (finished.run_dir / "curves.png").stat().st_size > 10_000
+
+
+def critic_head(ts):
+    """The head of the value function of every member ``[M, 8]``."""
+    params = ts.agent.agent.networks.params
+    return np.asarray(params["critic"]["network"]["head"]["kernel"])[..., 0]
 
 
 def test_a_sweep_is_trained_and_summed_up_by_configuration(tmp_path):
@@ -124,12 +140,12 @@ def test_a_sweep_is_trained_and_summed_up_by_configuration(tmp_path):
         {"learning_rate": rate, "gamma": gamma} for rate in (1e-4, 1e-2) for gamma in (0.5, 0.99)
     ]
     assert all(len(c["final_return"]["per_seed"]) == 2 for c in configurations)
-    head = np.asarray(result.state.agent.agent.params["value"]["params"]["head"]["kernel"])[..., 0]
+    head = critic_head(result.state)
     assert head.shape == (8, 8) and len(np.unique(head[:, 0])) == 8
 
     first = jax.vmap(tiny().init)(jax.vmap(jax.random.key)(jnp.array([0, 1] * 4)))
-    start = np.asarray(first.agent.agent.params["value"]["params"]["head"]["kernel"])[..., 0]
-    moved = np.abs(head - start).max(axis=1)  # Adam's first steps are as long as its rate
+    # Adam's first steps are as long as its rate.
+    moved = np.abs(head - critic_head(first)).max(axis=1)
     assert moved[:4].max() < 0.2 * moved[4:].min()
     assert result.policy(member=6).agent.agent.learning_rate == 1e-2
 
@@ -205,46 +221,44 @@ def test_a_full_disk_is_told_at_once_and_training_goes_on(tmp_path, monkeypatch,
     folder = tmp_path / "run"
     if failing == "one save":
         run(tiny(), STEPS, run_dir=folder, **SMALL)
-        assert checkpoint.available(folder / "checkpoints") == [288, 320]
+        assert checkpoint.available(folder / "checkpoints") == [9, 10]
     else:
         with pytest.raises(RunError, match="its last state is not saved: .*No space left"):
             run(tiny(), STEPS, run_dir=folder, **SMALL)
-        assert checkpoint.available(folder / "checkpoints") == [96]
+        assert checkpoint.available(folder / "checkpoints") == [3]
         assert (folder / "summary.json").exists()
     warnings = capsys.readouterr().err.strip().splitlines()
     assert len(warnings) == (1 if failing == "one save" else 3)
-    assert "checkpoints/192 could not be saved" in warnings[0]
+    assert "checkpoints/6 could not be saved" in warnings[0]
     assert warnings[0].endswith("training goes on")
     monkeypatch.undo()
     resumed = run(tiny(), STEPS, run_dir=folder, resume=True, **SMALL)
     assert_same_bits(resumed.state, run(tiny(), STEPS, **SMALL).state)
 
 
-@struct.dataclass
+@hyper.dataclass
 class Failing(PPO):
     """Its rewards are infinite in the updates from ``first`` to before ``last``."""
 
     first: float = 6.0
     last: float = 1e9
 
-    def update(self, state, batch, key):
+    def update(self, state, rollout, key):
         bad = (state.updates >= self.first) & (state.updates < self.last)
-        reward = jnp.where(bad, jnp.inf, batch.reward)
-        return PPO.update(self, state, batch._replace(reward=reward), key)
+        reward = jnp.where(bad, jnp.inf, rollout.reward)
+        return PPO.update(self, state, rollout._replace(reward=reward), key)
 
 
 def test_gradients_that_are_not_finite_are_skipped_counted_and_stop_the_run(tmp_path, capsys):
-    options = {"hidden": (8,), "epochs": 2, "minibatches": 2}
     folder = tmp_path / "run"
-    with pytest.raises(RunError, match=r"step 256: 8 gradients in a row .* step 192 is kept"):
-        run(tiny(Failing(**options)), STEPS, run_dir=folder, max_skipped=8, **SMALL)
+    with pytest.raises(RunError, match=r"step 256: 8 gradients in a row .* iteration 6 is kept"):
+        run(tiny(ppo(Failing)), STEPS, run_dir=folder, max_skipped=8, **SMALL)
     kept = checkpoint.restore(folder / "checkpoints", None).state
     assert all(np.isfinite(x).all() for path, x in kept.items() if "params" in path)
 
     # Of several members, all have to be lost; those that are not alone are named, once.
-    options |= {"last": 1e9}
     sweep = {"gamma": [0.9], "first": [6.0, 1e9]}
-    some = run(tiny(Failing(**options)), STEPS, seeds=[4, 5], sweep=sweep, max_skipped=8, **SMALL)
+    some = run(tiny(ppo(Failing)), STEPS, seeds=[4, 5], sweep=sweep, max_skipped=8, **SMALL)
     (line,) = [each for each in capsys.readouterr().err.splitlines() if "gradients" in each]
     assert line.startswith("warning: 8 gradients in a row of seed 4 with gamma=0.9 first=6, seed 5")
     assert "seed 5 with gamma=0.9 first=6 were not finite (max-skipped is 8)" in line
@@ -255,14 +269,13 @@ def test_gradients_that_are_not_finite_are_skipped_counted_and_stop_the_run(tmp_
     with pytest.raises(
         RunError, match="step 256: 8 .* of seed 0 with first=5, seed 0 with first=6"
     ):
-        run(tiny(Failing(**options)), STEPS, sweep=both, max_skipped=8, **SMALL)
-    del options["last"]
+        run(tiny(ppo(Failing)), STEPS, sweep=both, max_skipped=8, **SMALL)
 
-    passing = run(tiny(Failing(last=8.0, **options)), STEPS, max_skipped=9, **SMALL)
+    passing = run(tiny(ppo(Failing, last=8.0)), STEPS, max_skipped=9, **SMALL)
     skipped = [row["skipped_updates"] for row in passing.rows if row["kind"] == "train"]
     assert sum(skipped) == 8 and skipped[-1] == 0
-    finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(passing.state.agent.agent.params)]
-    assert all(finite)
+    params = jax.tree.leaves(passing.state.agent.agent.networks.params)
+    assert all(jnp.isfinite(x).all() for x in params)
 
 
 def test_a_configuration_that_describes_no_policy_is_one_line(finished, tmp_path):
@@ -325,7 +338,7 @@ def test_a_folder_in_use_is_refused(finished, tmp_path):
 
 def test_another_environment_is_refused(finished):
     env = VectorEnv(make("gymnax/CartPole-v1", gravity=3.0), 4)
-    other = OnPolicy(tiny().agent, env, unroll=8)
+    other = OnPolicy(tiny().agent, env, num_steps=8)
     with pytest.raises(UsageError, match=r"env_options.gravity \(absent, now 3.0\)"):
         run(other, STEPS, seeds=[3, 5], run_dir=finished.run_dir, resume=True, **SMALL)
 

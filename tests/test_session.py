@@ -1,4 +1,4 @@
-"""What a sitting tells its user, and in which order it opens things."""
+"""Sessions: their messages to the user, and the order in which they open things."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ import jax.numpy as jnp
 import pytest
 from shared import assert_same_bits
 
-from jaxrl import DQN, PPO, OffPolicy, OnPolicy, RunError, UsageError, VectorEnv, make, run
+from jaxrl import DQN, PPO, OffPolicy, OnPolicy, RunError, UsageError, VectorEnv, cli, make, run
 from jaxrl.errors import Interrupted
-from jaxrl.run import checkpoint, cli, logs, session, summary
-from jaxrl.run.folder import RunFolder
+from jaxrl.nn.critics import QNetwork, ValueFunction
+from jaxrl.nn.policies import AutoPolicy
+from jaxrl.record import checkpoint
+from jaxrl.record.folder import RunFolder
+from jaxrl.record.metrics_file import MetricsFile
+from jaxrl.run import logs, records, session, summary
 from jaxrl.types import Environment
 
 SMALL = {"eval_every": 64, "eval_episodes": 1, "log_every": 16, "devices": 1, "quiet": True}
 
 
 def tiny(env: Environment | None = None) -> OnPolicy:
-    agent = PPO(hidden=(4,), epochs=1, minibatches=1)
-    return OnPolicy(agent, VectorEnv(env or make("gymnax/CartPole-v1"), 2), unroll=8)
+    networks = {"policy": AutoPolicy(hidden_dims=(4,)), "critic": ValueFunction(hidden_dims=(4,))}
+    agent = PPO(**networks, update_epochs=1, num_minibatches=1)
+    return OnPolicy(agent, VectorEnv(env or make("gymnax/CartPole-v1"), 2), num_steps=8)
 
 
 def test_wrong_input_of_the_function_is_refused_too():
@@ -35,6 +40,18 @@ def test_wrong_input_of_the_function_is_refused_too():
         ({"seeds": [1, 2, 1]}, r"seeds \[1, 2, 1\] repeat; give every seed once"),
         ({"seeds": []}, "num_seeds is 0; it must be at least 1"),
         ({"sweep": {"gamma": []}}, "gamma has no values"),
+        (
+            {"sweep": {"hidden_dims": [4]}},
+            "'hidden_dims' is ambiguous; choose one of critic",
+        ),
+        (
+            {"sweep": {"optimizer.eps": [1e-8], "eps": [1e-8]}},
+            "optimizer.eps and eps are one hyper-parameter; sweep it once",
+        ),
+        (
+            {"sweep": {"obs_clip": [5.0]}},
+            "obs_clip is not in use, .*wrap the agent in Norm",
+        ),
         ({"resume": True}, "resume needs the run-dir"),
         ({"log": ["tensorboard"]}, "log tensorboard needs a run-dir"),
         ({"max_nonfinite": 1.5}, "max_nonfinite is 1.5; it must be at least 0 and at most 1"),
@@ -128,7 +145,7 @@ def test_rows_that_a_full_disk_refused_are_written_once_there_is_room(
     tmp_path, monkeypatch, capsys
 ):
     whole, folder = run(tiny(), 64, run_dir=tmp_path / "whole", **SMALL), tmp_path / "run"
-    flush, full = logs.MetricsFile._flush, []
+    flush, full = MetricsFile._flush, []
 
     def flush_or_fail(self):
         full.append(self.path.name)
@@ -136,7 +153,7 @@ def test_rows_that_a_full_disk_refused_are_written_once_there_is_room(
             no_space()
         flush(self)
 
-    monkeypatch.setattr(logs.MetricsFile, "_flush", flush_or_fail)
+    monkeypatch.setattr(MetricsFile, "_flush", flush_or_fail)
     result = run(tiny(), 64, run_dir=folder, **SMALL)
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 4 == len([line for line in warnings if "No space left" in line])
@@ -148,7 +165,7 @@ def test_rows_that_a_full_disk_refused_are_written_once_there_is_room(
 
 
 def test_rows_that_never_find_room_fail_the_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(logs.MetricsFile, "_flush", no_space)
+    monkeypatch.setattr(MetricsFile, "_flush", no_space)
     with pytest.raises(RunError, match="its last state is not saved: .*No space left"):
         run(tiny(), 32, run_dir=tmp_path / "run", **SMALL)
 
@@ -157,7 +174,7 @@ def test_rows_that_never_find_room_fail_the_run(tmp_path, monkeypatch, capsys):
 def test_files_that_cannot_be_opened_are_one_line(tmp_path, monkeypatch, capsys, resume):
     if resume:
         RunFolder(tmp_path / "run", run_config(tmp_path), resume=False).close()
-    monkeypatch.setattr(session, "MetricsFile", no_space)
+    monkeypatch.setattr(records, "MetricsFile", no_space)
     with pytest.raises(SystemExit) as exit:
         options = SMALL | {"run_dir": tmp_path / "run", "resume": resume}
         cli.launch(lambda: run(tiny(), 32, **options))
@@ -210,8 +227,9 @@ def test_physics_that_is_hardly_ever_finite_stops_the_run(tmp_path, trainer):
     if trainer == "on-policy":
         made = tiny(env)
     else:
-        replay = {"prefill": 8, "batch_size": 4, "rounds": 8, "capacity": 64}
-        made = OffPolicy(DQN(hidden=(4,)), VectorEnv(env, 2), **replay)
+        replay = {"learning_starts": 8, "batch_size": 4, "cycles": 8, "buffer_size": 64}
+        agent = DQN(q_network=QNetwork(hidden_dims=(4,)))
+        made = OffPolicy(agent, VectorEnv(env, 2), **replay)
     expected = r"\d+ of the last \d+ environment steps .*is 0.5 of them\); there is no checkpoint"
     with pytest.raises(RunError, match=expected):
         run(made, 64, run_dir=tmp_path / "run", **SMALL | {"checkpoint_every": 64})
@@ -243,7 +261,7 @@ def test_too_little_memory_is_one_line_that_names_the_sizes(
     (line,) = capsys.readouterr().err.splitlines()
     assert exit.value.code == 1
     assert "memory is too small" in line and text.splitlines()[0][:40] in line
-    for part in ("num-envs (2)", "unroll (8)", "num-seeds (3)", "of the sweep (2)"):
+    for part in ("num-envs (2)", "num-steps (8)", "num-seeds (3)", "of the sweep (2)"):
         assert part in line
     stored = json.loads((folder / "config.json").read_text())
     RunFolder(folder, stored, resume=True).close()  # it is not locked

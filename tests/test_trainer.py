@@ -30,6 +30,7 @@ from jaxrl import (
     memory,
 )
 from jaxrl import metrics as m
+from jaxrl.config import from_config, to_config
 from jaxrl.counters import counter_value
 from jaxrl.data import Dataset, Mixed, UniformReplay
 from jaxrl.envs.probe import Both
@@ -278,19 +279,19 @@ def test_agents_go_to_json_and_back():
     parts = (NormalizeObs, ScaleReward, PPO, AutoPolicy, ValueFunction, Flatten, Adam)
     classes = {each.__name__: each for each in parts}
     agent = NormalizeObs(ScaleReward(dataclasses.replace(ppo(8), target_kl=0.02), 0.1))
-    config = json.loads(json.dumps(hyper.to_config(agent)))
-    assert hyper.from_config(config, classes) == agent
+    config = json.loads(json.dumps(to_config(agent)))
+    assert from_config(config, classes) == agent
     spec = make("gymnax/CartPole-v1").spec
     bound = PPO(policy=Categorical()).bind(spec)  # what ``bind`` finds out is not recorded
-    again = hyper.from_config(hyper.to_config(bound), classes | {"Categorical": Categorical})
+    again = from_config(to_config(bound), classes | {"Categorical": Categorical})
     assert again == PPO(policy=Categorical()) and again.bind(spec) == bound
     with pytest.raises(UsageError, match="unknown agent class 'PPOO'; did you mean PPO"):
-        hyper.from_config(config | {"class": "PPOO"}, classes)
+        from_config(config | {"class": "PPOO"}, classes)
     with pytest.raises(UsageError, match="NormalizeObs has no hyper-parameter 'obs_clipp'; did"):
-        hyper.from_config(config | {"obs_clipp": 3.0}, classes)
+        from_config(config | {"obs_clipp": 3.0}, classes)
     for lacking, message in ({}, "class None"), ({"class": "NormalizeObs"}, "needs 'agent'"):
         with pytest.raises(UsageError, match=message):
-            hyper.from_config(lacking, classes)
+            from_config(lacking, classes)
 
 
 def test_an_agent_is_a_frozen_pytree():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from shared import script_module
 
-from jaxrl import SAC, make
-from jaxrl.hyper import to_config
+from jaxrl import DSACT, SAC, make
+from jaxrl.config import to_config
+from jaxrl.hyper import override
 
 GAMMA = 0.9
 
@@ -21,23 +24,38 @@ def script():
 
 
 def test_all_algorithms_share_every_setting_that_they_have_in_common(script):
-    config = script.Config(delay=2, gamma=0.95, tau=0.01, activation="gelu", initial_alpha=0.3)
-    agents = {name: to_config(script.agent_of(config, name)) for name in script.AGENTS}
-    assert agents["SAC"]["delay"] == 2 and agents["DSAC"]["initial_alpha"] == 0.3
+    config = script.Config(policy_delay=2, gamma=0.95, tau=0.01, activation="gelu")
+    config = dataclasses.replace(config, hidden_dims=(8,), initial_alpha=0.3, learning_rate=1e-2)
+    agents = {name: flat(to_config(script.agent_of(config, name))) for name in script.AGENTS}
+    assert agents["SAC"]["policy_delay"] == 2 and agents["DSAC"]["initial_alpha"] == 0.3
+    assert agents["DSAC"]["critic.hidden_dims"] == (8,)
+    own = {"critic.num_critics"}  # DSAC has one
     for other in ("DSAC", "DSAC-T"):
-        common = agents["SAC"].keys() & agents[other].keys() - {"class"}
-        assert {name for name in common if agents[other][name] != agents["SAC"][name]} == set()
-        assert {"tau", "gamma", "activation", "hidden", "log_std_range", "init_kind"} < common
+        common = agents["SAC"].keys() & agents[other].keys()
+        assert {name for name in common if agents[other][name] != agents["SAC"][name]} <= own
+        networks = {"critic.activation", "policy.hidden_dims", "policy.log_std_range"}
+        rates = {f"{what}_learning_rate" for what in ("actor", "critic", "alpha")}
+        assert {"tau", "gamma", "critic.initializer"} | networks | rates < common
 
 
-@pytest.mark.parametrize("scale", [1.0, 10.0])
-def test_soft_returns_are_sums_of_rewards_and_of_the_entropy_after_each(script, scale):
+def flat(config, path=""):
+    """The values of a recorded agent by their dotted names, without classes."""
+    found = {}
+    for name, value in config.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{path}{name}.") if inner else {f"{path}{name}": value}
+    return {name: value for name, value in found.items() if not name.endswith("class")}
+
+
+@pytest.mark.parametrize(("kind", "scale"), [(SAC, 1.0), (SAC, 10.0), (DSACT, 1.0)])
+def test_soft_returns_are_sums_of_rewards_and_of_the_entropy_after_each(script, kind, scale):
     """Five steps of reward 1 and an end; the policy is the same everywhere, and so its entropy."""
     env, alpha, episodes, steps = make("probe/termination", continuous=True), 0.5, 4000, 8
-    agent = SAC(hidden=(4,), gamma=GAMMA, initial_alpha=alpha)
-    state = agent.init(jax.random.key(0), env.spec)
-    still = jax.tree.map(jnp.zeros_like, state.params["actor"])
-    state = state._replace(params=state.params | {"actor": still})
+    settings = {"gamma": GAMMA, "initial_alpha": alpha, "critic": {"hidden_dims": (4,)}}
+    agent = override(kind(), settings).bind(env.spec)
+    state = agent.init(jax.random.key(0))
+    same = jax.tree.map(jnp.zeros_like, state.actor.params)
+    state = state._replace(actor=state.actor._replace(params=same))
     keys = jax.random.split(jax.random.key(1), episodes)
     value, returns, going = jax.jit(
         lambda: script.soft_returns(agent, state, env, keys, jnp.float32(scale), steps)
@@ -46,7 +64,8 @@ def test_soft_returns_are_sums_of_rewards_and_of_the_entropy_after_each(script, 
 
     obs = jnp.arange(5, 0, -1)[:, None] / 5
     rewards = scale * np.asarray(env.value(obs, GAMMA))
-    entropy = agent.policy(still, jnp.zeros((20_000, 1))).entropy(jax.random.key(2)).mean()
+    dist = agent.policy.dist(same, jnp.zeros((20_000, 1)))
+    entropy = dist.entropy(jax.random.key(2)).mean()
     # The value of an action does not hold its own bonus: they begin one step later.
     bonuses = alpha * float(entropy) * (np.asarray(env.value(obs, GAMMA)) - 1.0)
     assert np.all(np.abs(bonuses[:3]) > 0.1)

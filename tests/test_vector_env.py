@@ -39,8 +39,11 @@ class Walk:
         return state, Step(obs, state, state > self.edge, jnp.bool_(False), {})
 
 
-def python_reference(env, resets, keys, starts, actions, reset_to):
-    """One environment and one step at a time; ``reset_to(t, n)`` is the next episode's start."""
+def python_reference(env, keys, starts, actions, reset_to):
+    """One environment and one step at a time, with ``keys[T, N]``.
+
+    ``reset_to(t, n)`` is the start of the episode after one that ended there.
+    """
     T, N = actions.shape[:2]
     rows = []
     state = [starts[n][0] for n in range(N)]
@@ -70,27 +73,32 @@ def python_reference(env, resets, keys, starts, actions, reset_to):
     return rows
 
 
-@pytest.mark.parametrize("resets", ["fresh", "bank", "first"])
-def test_equals_a_plain_python_loop_step_by_step(resets):
+@pytest.mark.parametrize("mode", ["fresh", "pool", "first"])
+def test_equals_a_plain_python_loop_step_by_step(mode):
     env, N, T = Walk(), 3, 24
-    venv = VectorEnv(env, N, resets=resets, bank_size=4)
-    start_key, draw_key, action_key = jax.random.split(jax.random.key(0), 3)
+    venv = VectorEnv(env, N, reset_mode=mode, pool_size=4)
+    start_key, pool_key, action_key, step_key = jax.random.split(jax.random.key(4), 4)
     state = venv.reset(start_key)
-    draws = venv.draw(draw_key, T)
+    pool = venv.reset_pool(pool_key)
     actions = jax.random.uniform(action_key, (T, N, 1), minval=-1.3, maxval=1.3)
     starts = [env.reset(key) for key in jax.random.split(start_key, N)]
+    keys = jax.random.split(step_key, T)
+    step_keys, reset_keys = jnp.moveaxis(
+        jax.vmap(lambda k: jax.random.split(k, (2, N)))(keys), 1, 0
+    )
+    pooled = [env.reset(key) for key in jax.random.split(pool_key, 4)]
 
     def reset_to(t, n):
-        if resets == "first":
+        if mode == "first":
             return starts[n]
-        source = draws.resets if resets == "fresh" else draws.bank
-        index = (t, n) if resets == "fresh" else (int(draws.resets[t, n]),)
-        return jax.tree.map(lambda x: x[index], source)
+        if mode == "fresh":
+            return env.reset(reset_keys[t, n])
+        return pooled[int(jax.random.randint(reset_keys[t, 0], (N,), 0, 4)[n])]
 
-    expected = iter(python_reference(env, resets, draws.keys, starts, actions, reset_to))
+    expected = iter(python_reference(env, step_keys, starts, actions, reset_to))
     ends = {"both": 0, "terminated": 0, "truncated": 0}
     for t in range(T):
-        state, out = venv.step(state, actions[t], draws.at(t))
+        state, out = venv.step(keys[t], state, actions[t], pool)
         for n in range(N):
             row = next(expected)
             np.testing.assert_allclose(out.obs[n], row["obs"], rtol=1e-5)
@@ -109,20 +117,44 @@ def test_equals_a_plain_python_loop_step_by_step(resets):
     assert min(ends.values()) > 0, ends  # every kind of end was seen, also both at once
 
 
-def test_fresh_and_bank_resets_differ_and_first_ones_do_not():
-    def starts(resets):
-        venv = VectorEnv(Walk(limit=1), 4, resets=resets, bank_size=8)
+def test_fresh_and_pooled_resets_differ_and_first_ones_do_not():
+    def starts(mode):
+        venv = VectorEnv(Walk(limit=1), 4, reset_mode=mode, pool_size=8)
         state = venv.reset(jax.random.key(0))
         seen = [state.obs[:, 0]]
         for i in range(20):
-            draws = venv.draw(jax.random.key(1 + i), 1).at(0)
-            state, _ = venv.step(state, jnp.zeros((4, 1)), draws)
+            pool_key, step_key = jax.random.split(jax.random.key(1 + i))
+            pool = venv.reset_pool(pool_key)
+            state, _ = venv.step(step_key, state, jnp.zeros((4, 1)), pool)
             seen.append(state.obs[:, 0])
         return len(np.unique(np.asarray(seen)))
 
     assert starts("fresh") == 84
-    assert starts("bank") > 60
+    assert starts("pool") > 60
     assert starts("first") == 4
+
+
+def test_a_pool_is_drawn_where_it_is_needed_and_every_row_of_it_is_used():
+    def pool_of(**options):
+        return VectorEnv(Walk(limit=1), 64, **options).reset_pool(jax.random.key(0))
+
+    assert pool_of(reset_mode="fresh") == pool_of(reset_mode="first") == ()
+    inner, obs = pool_of(reset_mode="pool", pool_size=5)
+    assert inner.shape == (5,) and obs.shape == (5, 2) and len(np.unique(inner)) == 5
+    venv = VectorEnv(Walk(limit=1), 64, reset_mode="pool", pool_size=5)
+    state = venv.reset(jax.random.key(1))
+    state, _ = venv.step(jax.random.key(2), state, jnp.zeros((64, 1)), (inner, obs))
+    np.testing.assert_array_equal(np.unique(state.inner), np.unique(inner))
+
+
+def test_the_mode_in_force_is_that_of_the_environments_costs():
+    cheap, dear = Walk(), Walk(cheap=False)
+    assert VectorEnv(cheap, 2).reset_mode == "fresh"
+    assert VectorEnv(dear, 2).reset_mode == "pool"
+    assert VectorEnv(cheap, 2, reset_mode="pool").reset_mode == "pool"
+    with_cheap_resets = Walk(cheap=False)
+    object.__setattr__(with_cheap_resets, "cheap_resets", True)
+    assert VectorEnv(with_cheap_resets, 2).reset_mode == "fresh"
 
 
 def test_a_non_finite_step_ends_its_own_episode_alone_and_is_stored_as_zeros():
@@ -131,7 +163,7 @@ def test_a_non_finite_step_ends_its_own_episode_alone_and_is_stored_as_zeros():
     state = venv.reset(jax.random.key(0))
     actions = jnp.zeros((64, 1)).at[17].set(1.0)  # rescaled to 1.5, above the poison
     for i in range(3):
-        state, out = venv.step(state, actions, venv.draw(jax.random.key(i), 1).at(0))
+        state, out = venv.step(jax.random.key(i), state, actions)
         bad = np.asarray(out.info["nonfinite"])
         assert bad[17] and bad.sum() == 1
         assert out.terminated[17] and not out.truncated[17]
@@ -150,9 +182,9 @@ def test_actions_are_clipped_and_rescaled_to_the_space():
     ("options", "message"),
     [
         ({"num_envs": 0}, "num_envs is 0; it must be at least 1"),
-        ({"num_envs": 4, "resets": "frsh"}, "resets is 'frsh'; choose one of fresh, bank, first"),
+        ({"num_envs": 4, "reset_mode": "frsh"}, "reset_mode is 'frsh'; choose one of fresh, pool"),
         ({"num_envs": 4, "max_steps": -1}, "max_steps is -1; it must be at least 1"),
-        ({"num_envs": 4, "bank_size": 0}, "bank_size is 0; it must be at least 1"),
+        ({"num_envs": 4, "pool_size": 0}, "pool_size is 0; it must be at least 1"),
     ],
 )
 def test_bad_sizes_are_refused(options, message):

@@ -306,7 +306,7 @@ class DSACT(DSAC):
 
 
 def _likelihood_loss(q: Array, std: Array, target_mean: Array, error: Array) -> Array:
-    """A loss with the gradients of the normal log-likelihood, floors under what divides: ``[E, B]``.
+    """A loss with the gradients of the normal log-likelihood, with floored divisors: ``[E, B]``.
 
     ``error`` is the bounded error of the sample, without gradient.
     """

@@ -81,7 +81,7 @@ def gradient_steps(agent: Any) -> int:
     return int(getattr(innermost(agent), "gradient_steps_per_update", 1))
 
 
-# --- checks of specs and parts, for ``bind`` ----------------------------------------------------
+# --- checks that agents share, for their ``bind`` and ``check`` ---------------------------------
 
 
 def require_continuous(agent: Any, spec: Spec) -> None:
@@ -112,3 +112,12 @@ def require_methods(agent: Any, name: str, methods: Sequence[str], instead: str)
                 f"{type(agent).__name__} needs a {name} with {method}(), which "
                 f"{type(part).__name__} lacks; give another, such as {instead}"
             )
+
+
+def require_enough_critics(agent: Any) -> None:
+    """Raise UsageError if targets take the minimum over more critics than there are."""
+    found, most = agent.num_min_critics, agent.critic.num_critics
+    if found is not None and found > most:
+        raise UsageError(
+            f"num_min_critics is {found}, and there are {most} critics; it must be at most {most}"
+        )

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from jaxrl import hyper, optim
 from jaxrl.agents import protocol
-from jaxrl.errors import UsageError
 from jaxrl.hyper import choice, number, part, size
 from jaxrl.losses import min_over_critics
 from jaxrl.metrics import Metrics, mean_of, merged
@@ -73,12 +72,7 @@ class SAC:
 
     def check(self, rows: int) -> None:
         """Raise UsageError for sizes that do not fit each other."""
-        most = self.critic.num_critics
-        if self.num_min_critics is not None and self.num_min_critics > most:
-            raise UsageError(
-                f"num_min_critics is {self.num_min_critics}, and there are {most} critics; "
-                f"it must be at most {most}"
-            )
+        protocol.require_enough_critics(self)
 
     def init(self, key: Key) -> SACState:
         """Return fresh networks."""

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from jaxrl import hyper, optim
 from jaxrl.agents import protocol
-from jaxrl.errors import UsageError
 from jaxrl.hyper import choice, flag, number, part, size
 from jaxrl.losses import min_over_critics
 from jaxrl.metrics import Metrics, mean_of, merged
@@ -80,12 +79,7 @@ class TD3:
 
     def check(self, rows: int) -> None:
         """Raise UsageError for numbers that do not fit each other."""
-        most = self.critic.num_critics
-        if self.num_min_critics is not None and self.num_min_critics > most:
-            raise UsageError(
-                f"num_min_critics is {self.num_min_critics}, and there are {most} critics; "
-                f"it must be at most {most}"
-            )
+        protocol.require_enough_critics(self)
         hyper.require("exploration_noise_max", self.exploration_noise_max, self.exploration_noise)
 
     def init(self, key: Key) -> TD3State:

@@ -1,4 +1,7 @@
-"""Reading run folders: frames, statistics, curves, episodes. ``python -m jaxrl.analysis RUN``."""
+"""Analysis of run folders: frames, statistics, curves, episodes.
+
+The command is ``python -m jaxrl.analysis RUN``.
+"""
 
 from jaxrl.analysis.curves import plot_comparison, plot_run
 from jaxrl.analysis.episode import Episode, rollout

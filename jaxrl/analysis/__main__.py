@@ -1,6 +1,7 @@
-"""``python -m jaxrl.analysis RUN [RUN ...]``: a table with intervals, a picture to compare runs.
+"""The commands of ``python -m jaxrl.analysis``.
 
-``python -m jaxrl.analysis render RUN``: an episode of the run's policy, as pictures.
+``python -m jaxrl.analysis RUN [RUN ...]`` prints a table with intervals and draws a comparison.
+``python -m jaxrl.analysis render RUN`` draws an episode of the run's policy.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jaxrl import _startup
 from jaxrl.analysis.curves import env_label, plot_comparison, plot_run
 from jaxrl.analysis.load import (
     Curve,
@@ -28,19 +30,20 @@ TEXTS = ("run", "algorithm", "env", "sweep")
 NUMBERS = ("seeds", "steps", "final IQM", "95% interval", "mean", "steps/s")
 ABOUT = """\
 Print a table of runs: the interquartile mean (IQM) of the seeds' final evaluation returns with its
-95% bootstrap interval, the mean, and environment steps/s of all seeds together. Of several runs,
-also draw the comparison. A run that is not finished is shown as far as it is.
+95% bootstrap interval, the mean, and steps/s of all seeds together. For several runs, also draw
+the comparison. A run that is not finished is shown up to its last evaluation.
 To draw an episode of a run's policy instead: python -m jaxrl.analysis render RUN (--help)."""
 ABOUT_RENDER = """\
-Play one episode of a run's policy and draw it: episode.mp4 and episode.gif of MuJoCo's tasks and of
-gymnax's that have a picture, episode.html of Brax's, and always episode.npz. They go into the run's
-folder, in place of those of an earlier call."""
+Play one episode of a run's policy and draw it: episode.mp4 and episode.gif for MuJoCo's tasks and
+those of gymnax that it can draw, episode.html for Brax, and always episode.npz. They are written to
+the run's folder, replacing those of an earlier call."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Print the table and draw the picture, or an episode after the word ``render``.
+    """Print the table and draw the picture, or draw an episode after the word ``render``.
 
-    Returns the exit code: 0, 2 on bad usage, or 1 if the run has no intact checkpoint.
+    Returns:
+        The exit code: 0, 2 on bad usage, or 1 if the run has no intact checkpoint.
     """
     given = list(sys.argv[1:] if words is None else words)
     try:
@@ -66,12 +69,10 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _render(options: argparse.Namespace) -> None:
-    from jaxrl.run.cli import prepare
-
     given = vars(options)
     if given["size"] is not None:
         given["size"] = parse_size(given["size"])
-    prepare(None)
+    _startup.prepare()
     rendering = render_run(given.pop("run"), **given)
     for note in rendering.notes:
         print(f"jaxrl.analysis: {note}", file=sys.stderr)
@@ -79,12 +80,12 @@ def _render(options: argparse.Namespace) -> None:
 
 
 def table_rows(run_dir: str | Path) -> list[list[str]]:
-    """The cells of ``TEXTS + NUMBERS``, a row for each configuration of a run."""
+    """Return the cells of ``TEXTS + NUMBERS``, a row per configuration of a run."""
     config, summary = load_config(run_dir), load_summary(run_dir)
     timing = load_timing(run_dir)
     reached = 0 if timing.empty else int(timing["step"].iloc[-1])
     name = str(run_dir)
-    # A finished run that was resumed for longer still has the summary of its first end.
+    # A finished run that was extended still has the summary of its first end.
     if summary is None or summary["total_steps"] < reached:
         name += " (unfinished)"
         entries = _so_far(run_dir)
@@ -97,12 +98,12 @@ def table_rows(run_dir: str | Path) -> list[list[str]]:
         speed = f"{summary['steps_per_second']:,.0f}"
     start = [name, str(config["algorithm"]), env_label(config)]
     rows = [[*start, *_cells(entry)] for entry in entries]
-    # The speed is of all configurations together.
+    # The speed is that of all configurations together.
     return [[*row, speed if i == 0 else ""] for i, row in enumerate(rows)]
 
 
 def _so_far(run_dir: str | Path) -> list[dict[str, Any]]:
-    """What an unfinished run has: for each configuration, the newest returns of all seeds."""
+    """Return the newest returns of all seeds of an unfinished run, per configuration."""
     _, curves = load_curves(run_dir)
     return [_newest(curve) for curve in curves] or [
         {"steps": "0", "final_return": final_return([])}
@@ -121,7 +122,7 @@ def _newest(curve: Curve) -> dict[str, Any]:
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:
-    """Swept values, seeds, steps, final IQM, interval and mean."""
+    """Return swept values, seeds, steps, final IQM, interval and mean."""
     final = entry["final_return"]
     swept = " ".join(f"{name}={value:g}" for name, value in entry.get("sweep", {}).items())
     cells = [swept, str(len(final["per_seed"])), entry["steps"]]
@@ -151,13 +152,13 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
         table.add_row(*(Text(row[i]) for i in shown))
     console = Console()
     need = console.measure(table, options=console.options.update(max_width=10_000))
-    # Names may be folded on a narrow terminal, figures never; in a pipe a row is one line.
+    # On a narrow terminal names are folded, numbers never; in a pipe a row is one line.
     width = max(console.width, need.minimum) if console.is_terminal else need.maximum
     Console(width=width).print(table)
 
 
 def _picture(out: str | None, runs: Sequence[str]) -> str | None:
-    """Where to draw; what is there already is replaced only if it was named."""
+    """Return the path to draw to; an existing picture is replaced only if it was named."""
     if out is not None or len(runs) == 1:
         return out
     if Path(PICTURE).exists():
@@ -166,7 +167,7 @@ def _picture(out: str | None, runs: Sequence[str]) -> str | None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line for wrong usage."""
+    """A parser that reports wrong usage in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see --help")
@@ -187,14 +188,14 @@ def _render_parser() -> argparse.ArgumentParser:
     parser = _Parser("python -m jaxrl.analysis render", description=ABOUT_RENDER)
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder of a run")
-    add("--seed", type=int, metavar="S", help="which of its seeds; default the first")
-    add("--config", type=int, default=0, metavar="I", help="of a sweep, which configuration")
-    add("--step", type=int, help="which checkpoint; default the newest")
+    add("--seed", type=int, metavar="S", help="one of its seeds; default the first")
+    add("--config", type=int, default=0, metavar="I", help="the configuration of a sweep")
+    add("--iteration", type=int, metavar="I", help="the number of a checkpoint; default the newest")
     add("--mode", choices=("greedy", "sample"), default="greedy", help="how to act")
-    add("--episode", type=int, default=0, metavar="I", help="which of the evaluation's starts")
-    add("--steps", type=int, metavar="MAX", dest="max_steps", help="cut it off after so many steps")
-    add("--size", metavar="WxH", help="pixels of MuJoCo's pictures, as 640x480")
-    add("--out", metavar="FOLDER", help="where to write instead; nothing is replaced there")
+    add("--episode", type=int, default=0, metavar="I", help="index of an evaluation's episode")
+    add("--steps", type=int, metavar="MAX", dest="max_steps", help="cut off after MAX steps")
+    add("--size", metavar="WxH", help="pixels of MuJoCo's pictures, such as 640x480")
+    add("--out", metavar="FOLDER", help="write here instead; nothing is replaced")
     return parser
 
 

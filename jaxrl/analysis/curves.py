@@ -1,6 +1,6 @@
 """Learning curves: every seed thin, the interquartile mean bold, its bootstrap interval shaded.
 
-Figures are made without pyplot: no backend, no global state, nothing to close.
+Figures are drawn without pyplot: no backend, no global state, nothing to close.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito: told apart by the colour-blind, and in this order dark enough for thin lines.
+# Okabe and Ito: safe for colour-blind readers, and in this order dark enough for thin lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 Y_LABELS = {"eval": "evaluation return", "train": "return in training"}
-LONG_LEGEND = 6  # entries; a longer legend stands beside the axes
+UNITS = {"env_steps": "environment steps", "gradient_steps": "gradient steps", "steps": "steps"}
+LONG_LEGEND = 6  # entries; a longer legend is placed beside the axes
 
 
 class Entry(NamedTuple):
     """A curve with its place in a comparison."""
 
+    config: dict[str, Any]
     env: str
     label: str
     kind: str
@@ -36,21 +38,28 @@ class Entry(NamedTuple):
 
 
 def env_label(config: dict[str, Any]) -> str:
-    """The environment of a run, with those of its options that make it another task.
+    """Return the environment of a run, with the options that make it another task.
 
-    Scores under the contact margins of old, or on another of Brax's back-ends, do not compare.
+    Scores with legacy contact margins, or on another back-end of Brax, are not comparable.
     """
     options = config.get("env_options") or {}
-    told = {"margin": "current", "backend": "spring"}  # with their defaults
-    apart = [f"{x}={options[x]}" for x in told if options.get(x, told[x]) != told[x]]
-    return " ".join([str(config["env"]), *apart])
+    decisive = {"margin": "current", "backend": "spring"}  # with their defaults
+    shown = [f"{x}={options[x]}" for x, v in decisive.items() if options.get(x, v) != v]
+    return " ".join([str(config["env"]), *shown])
+
+
+def step_label(configs: Sequence[dict[str, Any]]) -> str:
+    """Return what the steps of these runs count: "environment steps", "gradient steps", "steps"."""
+    units = {config.get("unit", "env_steps") for config in configs}
+    return UNITS[units.pop()] if len(units) == 1 else UNITS["steps"]
 
 
 def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
-    """The evaluation return of one run against environment steps, also written to ``path``.
+    """Plot the evaluation return of one run against its steps, and write it to ``path``.
 
-    Every seed thin, the IQM bold, its pointwise 95% bootstrap interval shaded, a colour for each
-    configuration of a sweep. Of a run that was never evaluated, returns in training.
+    Every seed is a thin line, the IQM a bold one, with its pointwise 95% bootstrap interval shaded.
+    Each configuration of a sweep has a colour. A run that was never evaluated shows its returns in
+    training.
 
     Raises:
         UsageError: if ``run_dir`` is not a run folder, is damaged or has no returns yet, or
@@ -65,19 +74,20 @@ def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
     for curve, colour in zip(curves, _colours(len(curves)), strict=True):
         _seeds(ax, curve, colour)
         _middle(ax, curve, colour, curve.label)
-    _finish(ax, f"{config['algorithm']} on {env_label(config)}", Y_LABELS[kind], curves)
+    title = f"{config['algorithm']} on {env_label(config)}"
+    _finish(ax, title, step_label([config]), Y_LABELS[kind], curves)
     return _written(figure, path)
 
 
 def plot_comparison(run_dirs: Sequence[str | Path], path: str | Path | None = None) -> Figure:
-    """The IQM and 95% interval of several runs, a panel for each environment.
+    """Plot the IQM and 95% interval of several runs, with one panel per environment.
 
-    Runs with other contact margins (``margin``) or another back-end of Brax have a panel apart.
-    A label is the algorithm, with the folder where several runs of it share a panel; it has the
-    same colour in all panels. A run without returns yet stands in the legend alone.
+    Runs with other contact margins (``margin``) or another back-end of Brax have their own panel.
+    A label is the algorithm, with the folder if several runs of it share a panel; it has the same
+    colour in all panels. A run without returns so far appears only in the legend.
 
     Raises:
-        UsageError: if there is no run, or as ``plot_run`` does.
+        UsageError: if there is no run, or as ``plot_run``.
         OSError: if ``path`` cannot be written.
     """
     if not run_dirs:
@@ -96,7 +106,8 @@ def plot_comparison(run_dirs: Sequence[str | Path], path: str | Path | None = No
                 label += " (in training)"
             _compared(ax, entry.curve, colours[entry.label], label)
         name = Y_LABELS[kinds.pop()] if len(kinds) == 1 else "episode return"
-        _finish(ax, env, name, [entry.curve for entry in panel if entry.curve is not None])
+        steps = step_label([entry.config for entry in panel])
+        _finish(ax, env, steps, name, [entry.curve for entry in panel if entry.curve is not None])
     return _written(figure, path)
 
 
@@ -105,14 +116,16 @@ def _entries(run_dirs: Sequence[str | Path]) -> list[Entry]:
     taken = [(env_label(config), config["algorithm"]) for config in configs]
     folders = [Path(run_dir).resolve().name for run_dir in run_dirs]
     entries = []
-    for run_dir, folder, (env, algorithm) in zip(run_dirs, folders, taken, strict=True):
+    places = zip(run_dirs, folders, configs, taken, strict=True)
+    for run_dir, folder, config, (env, algorithm) in places:
         name = algorithm
         if taken.count((env, algorithm)) > 1:
             name += f" ({folder if folders.count(folder) == 1 else run_dir})"
         kind, curves = load_curves(run_dir)
-        entries += [Entry(env, f"{name} {curve.label}".strip(), kind, curve) for curve in curves]
+        for curve in curves:
+            entries.append(Entry(config, env, f"{name} {curve.label}".strip(), kind, curve))
         if not curves:
-            entries.append(Entry(env, name, kind, None))
+            entries.append(Entry(config, env, name, kind, None))
     return entries
 
 
@@ -130,22 +143,22 @@ def _seeds(ax: Axes, curve: Curve, colour: str) -> None:
 
 
 def _middle(ax: Axes, curve: Curve, colour: str, label: str) -> None:
-    """The IQM and its interval where every seed has a return."""
+    """Draw the IQM and its interval where every seed has a return."""
     _, steps, returns = curve.complete()
     seeds = returns.shape[1]
     text = label or (f"{seeds} seeds" if seeds > 1 else "1 seed")
     middle = [float(iqm(row)) for row in returns]
-    # One point of a run that has just begun would be no line.
+    # A run that has just begun has one point, which would not show as a line.
     marker = "o" if len(steps) == 1 else ""
     ax.plot(steps, middle, marker=marker, color=colour, linewidth=2.0, label=text, zorder=4)
     if seeds > 1 and len(steps):
-        # Every point has the same draws of seeds, so the edges are as smooth as the curves.
+        # All points share the same bootstrap samples, so the edges are as smooth as the curves.
         low, high = np.transpose([bootstrap_ci(row) for row in returns])
         ax.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, zorder=3)
 
 
 def _colours(count: int) -> list[str]:
-    """So many colours: distinct ones, or beyond their number steps of a dark to light scale."""
+    """Return ``count`` colours: distinct ones, or a scale from dark to light if too many."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     from matplotlib import colormaps
@@ -158,7 +171,7 @@ def _figure(panels: int, entries: int) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     class Drawing(Figure):
-        """A figure that notebooks show, though pyplot does not know of it."""
+        """A figure that notebooks show although pyplot does not know it."""
 
         def _repr_png_(self) -> bytes:
             file = io.BytesIO()
@@ -175,13 +188,13 @@ def _figure(panels: int, entries: int) -> tuple[Figure, list[Axes]]:
     return figure, axes[:panels]
 
 
-def _finish(ax: Axes, title: str, y_label: str, curves: Sequence[Curve]) -> None:
-    """Labels, grid and legend."""
+def _finish(ax: Axes, title: str, steps: str, y_label: str, curves: Sequence[Curve]) -> None:
+    """Add labels, grid and legend."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     members = any(curve.returns.shape[1] > 1 for curve in curves)
     ax.set_title(title, fontsize=11)
-    ax.set_xlabel("environment steps per seed" if members else "environment steps")
+    ax.set_xlabel(f"{steps} per seed" if members else steps)
     ax.set_ylabel(f"{y_label} (IQM, 95% interval)" if members else y_label)
     ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -200,6 +213,6 @@ def _written(figure: Figure, path: str | Path | None) -> Figure:
         return figure
     formats = figure.canvas.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in formats:
-        raise UsageError(f"out {path} is not a picture's name; end it in .png, .pdf or .svg")
+        raise UsageError(f"out {path} is not the name of a picture; end it in .png, .pdf or .svg")
     figure.savefig(path, dpi=160)
     return figure

@@ -1,26 +1,24 @@
-"""One episode of a policy, step by step on the host, kept for pictures and for reading."""
+"""One episode of a policy, stepped on the host and kept for rendering and inspection."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl.record.policy import Policy
 from jaxrl.training.evaluate import DEFAULT_LIMIT, step_key
 from jaxrl.types import Array, Environment, Key, PyTree
 
-if TYPE_CHECKING:
-    from jaxrl.run import Policy
-
 
 class Episode(NamedTuple):
-    """An episode of ``T`` steps, in numpy. It is cut off where the physics stops being finite."""
+    """An episode of ``T`` steps, in numpy. It ends where the physics stops being finite."""
 
-    states: list[PyTree]  # T + 1 states of the environment, the first and the last included
+    states: list[PyTree]  # T + 1 states of the environment, including the first and the last
     obs: PyTree  # [T + 1, *O]
     action: np.ndarray  # [T, *A], in the environment's units
     reward: np.ndarray  # [T]
@@ -28,7 +26,7 @@ class Episode(NamedTuple):
 
     @property
     def length(self) -> int:
-        """``T``, in steps."""
+        """The number of steps ``T``."""
         return len(self.reward)
 
     @property
@@ -39,7 +37,7 @@ class Episode(NamedTuple):
     def save(self, path: Path, more: Mapping[str, np.ndarray]) -> None:
         """Write an ``.npz`` of ``obs``, ``action``, ``reward``, ``end`` and the arrays of ``more``.
 
-        Observations that are dictionaries have an array for each part: ``obs.state``.
+        A dictionary observation is written as one array per part: ``obs.state``.
         """
         parts = {"obs" + _name(path): x for path, x in jax.tree.leaves_with_path(self.obs)}
         own = {"action": self.action, "reward": self.reward, "end": np.array(self.end)}
@@ -48,29 +46,32 @@ class Episode(NamedTuple):
 
 
 def rollout(env: Environment, policy: Policy, key: Key, max_steps: int | None = None) -> Episode:
-    """The episode that ``evaluate`` runs from ``key[None]``, to its end or to ``max_steps``.
+    """Play the episode that ``evaluate`` runs from ``key[None]``, to its end or to ``max_steps``.
 
-    The time limit is the policy's, that of its run. States go to the host one by one: those of a
-    whole episode may be too large for the device.
+    The time limit is that of the policy's run. States are copied to the host one by one, since
+    those of a whole episode may not fit on the device.
     """
     limit = policy.spec.max_steps
-    most = min(max_steps or limit or DEFAULT_LIMIT, limit or DEFAULT_LIMIT)
+    whole = limit or DEFAULT_LIMIT
+    most = min(max_steps or whole, whole)
 
     @jax.jit
-    def advance(t: Array, state: PyTree, obs: PyTree) -> tuple:
+    def advance(t: Array, state: PyTree, carry: PyTree, obs: PyTree) -> tuple:
         act_key, env_key = jax.random.split(step_key(key, t))
-        action = policy(obs, act_key)
+        rows, carry = policy.step(carry, jax.tree.map(lambda x: x[None], obs), act_key)
+        action = rows[0]
         state, step = env.step(env_key, state, action)
         finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((step.obs, step.reward))]
-        return action, state, step, jnp.stack(finite).all()
+        return action, state, carry, step, jnp.stack(finite).all()
 
     state, obs = jax.jit(env.reset)(key)
+    carry = policy.start(1, step_key(key, jnp.int32(whole)))  # as evaluate draws it
     states, seen = [jax.device_get(state)], [jax.device_get(obs)]
     actions: list[np.ndarray] = []
     rewards: list[np.ndarray] = []
     end = "truncated" if most == limit else "cut"
     for t in range(most):
-        action, state, step, finite = advance(jnp.int32(t), state, obs)
+        action, state, carry, step, finite = advance(jnp.int32(t), state, carry, obs)
         if not finite:
             end = "not finite"
             break
@@ -92,5 +93,5 @@ def rollout(env: Environment, policy: Policy, key: Key, max_steps: int | None = 
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    """``.state`` of ``(DictKey("state"),)``."""
+    """Format a tree path such as ``(DictKey("state"),)`` as ``.state``."""
     return "".join(f".{getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))}" for k in path)

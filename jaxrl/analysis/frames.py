@@ -1,9 +1,9 @@
-"""Frames of an episode's states: MuJoCo's as Gymnasium draws them, gymnax's by gymnax's own tools.
+"""Frames of an episode, drawn by Gymnasium's MuJoCo renderer or by gymnax's own tools.
 
-Nothing here needs a display. An environment is drawn by MuJoCo if it has ``mj_model`` and
-``pose(state)``: on the host, the arrays of MuJoCo's data to draw a state by (``qpos[nq]``, perhaps
-``mocap_pos`` and ``mocap_quat``). It may have ``dt``, the seconds of its step, and ``camera``, the
-arguments of Gymnasium's renderer.
+Nothing here needs a display. MuJoCo draws an environment that has ``mj_model`` and ``pose(state)``,
+which returns arrays of MuJoCo's data on the host (``qpos[nq]``, perhaps ``mocap_pos`` and
+``mocap_quat``). It may also have ``dt``, the seconds of its step, and ``camera``, the arguments of
+Gymnasium's renderer.
 """
 
 from __future__ import annotations
@@ -26,42 +26,44 @@ from jaxrl.envs.gymnax import GymnaxEnv
 from jaxrl.errors import RunError
 from jaxrl.types import Environment
 
-MOST_FPS = 50  # what GIF players keep up with; of faster environments every n-th state is drawn
-USUAL_FPS = 30  # of an environment that does not say how long its steps are
+MAX_FPS = 50  # the limit of GIF players; faster environments are drawn at every n-th state
+DEFAULT_FPS = 30  # for an environment that does not say how long its steps are
 Size = tuple[int, int]  # width and height in pixels
 Frames = Generator[np.ndarray, None, None]
 
 
 class CannotDraw(RunError):
-    """Pictures cannot be made; one line says why."""
+    """Pictures cannot be drawn; the message is one line."""
 
 
-class Film(NamedTuple):
-    """Frames ``uint8[H, W, 3]``, drawn as they are taken, and the seconds that each is shown."""
+class Video(NamedTuple):
+    """Frames ``uint8[H, W, 3]``, drawn lazily, and the seconds for which each is shown."""
 
     frames: Frames
     seconds: float
 
 
 def is_mujoco(env: Environment) -> bool:
-    """Whether MuJoCo draws it."""
+    """Return whether MuJoCo can draw the environment."""
     return hasattr(env, "mj_model") and hasattr(env, "pose")
 
 
-def film(env: Any, episode: Episode, size: Size | None = None) -> Film:
-    """The episode in real time, or at the pace at which gymnax shows its tasks.
+def render_frames(env: Any, episode: Episode, size: Size | None = None) -> Video:
+    """Render the episode in real time, or at the pace at which gymnax shows its tasks.
 
     Args:
-        size: width and height of MuJoCo's pictures; default what the environment says, else 480.
+        env: the environment of the episode.
+        episode: the episode to draw.
+        size: width and height of MuJoCo's pictures; default the environment's own, else 480.
 
     Raises:
-        CannotDraw: there is no picture of such an environment, or a package or GL is missing; the
-            frames raise it too, as drawing begins with the first.
+        CannotDraw: if the environment cannot be drawn, or a package or GL is missing; the frames
+            raise it too, since drawing begins with the first.
     """
     if is_mujoco(env):
-        stride, seconds = _pace(getattr(env, "dt", 1 / USUAL_FPS))
+        stride, seconds = _pace(getattr(env, "dt", 1 / DEFAULT_FPS))
         poses = [env.pose(state) for state in episode.states[::stride]]
-        return Film(_mujoco_frames(env, poses, size), seconds)
+        return Video(_mujoco_frames(env, poses, size), seconds)
     if not isinstance(env, GymnaxEnv):
         raise CannotDraw(f"there is no picture of {env.name}")
 
@@ -73,8 +75,8 @@ def film(env: Any, episode: Episode, size: Size | None = None) -> Film:
 
 
 def _pace(dt: float) -> tuple[int, float]:
-    """Every how many states to draw one, and for how many seconds to show it."""
-    stride = max(math.ceil(1 / (MOST_FPS * dt) - 1e-6), 1)
+    """Return the frame stride, in states, and the seconds for which a frame is shown."""
+    stride = max(math.ceil(1 / (MAX_FPS * dt) - 1e-6), 1)
     return stride, stride * dt
 
 
@@ -104,9 +106,9 @@ def _mujoco_frames(env: Any, poses: Sequence[dict[str, np.ndarray]], size: Size 
 
 
 def _camera(env: Any, model: Any) -> dict[str, Any]:
-    """The arguments of Gymnasium's renderer; without any, the model's first camera or a free one.
+    """Return the arguments of Gymnasium's renderer.
 
-    One named "track" goes before the first.
+    By default the camera is the model's camera named "track", else its first, else a free one.
     """
     if not hasattr(env, "camera"):
         names = [model.camera(i).name for i in range(model.ncam)]
@@ -120,25 +122,25 @@ def _camera(env: Any, model: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _gl(width: int, height: int) -> Iterator[None]:
-    """Where the first picture is drawn: EGL, which needs no display, unless the user chose.
+    """Choose EGL, which needs no display, for the first picture, unless the user chose.
 
-    The choice is undone afterwards: child processes could not even import MuJoCo under
-    ``MUJOCO_GL=egl`` where there is no EGL.
+    The choice is undone afterwards: where there is no EGL, child processes could not even import
+    MuJoCo under ``MUJOCO_GL=egl``.
 
     Raises:
-        CannotDraw: there is no working GL.
+        CannotDraw: if there is no working GL.
     """
     chosen = os.environ.get("MUJOCO_GL")
     backend = chosen or ("egl" if platform.system() == "Linux" else None)
     try:
         if backend:
             os.environ["MUJOCO_GL"] = backend
-        with warnings.catch_warnings(action="ignore"):  # GLFW warns of what it then raises
+        with warnings.catch_warnings(action="ignore"):  # GLFW warns before it raises
             if backend:
-                # Gymnasium's viewer complains a second time if it gets no context, when deleted.
+                # Without a context, Gymnasium's viewer would complain again when it is deleted.
                 importlib.import_module(f"mujoco.{backend}").GLContext(width, height).free()
             yield
-    except Exception as error:  # PyOpenGL and the drivers raise whatever they like
+    except Exception as error:  # PyOpenGL and drivers raise many kinds
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         packages = "install EGL, on Debian by apt-get install libegl1 libgl1-mesa-dri"
         cure = "without MUJOCO_GL, EGL would be tried" if chosen else packages
@@ -151,12 +153,12 @@ def _gl(width: int, height: int) -> Iterator[None]:
 # --- gymnax
 
 
-def _classic(env: GymnaxEnv, states: Sequence[Any]) -> Film:
-    """Classic control, as Gymnasium draws it; gymnax knows how to translate its states."""
+def _classic(env: GymnaxEnv, states: Sequence[Any]) -> Video:
+    """Render classic control as Gymnasium draws it; gymnax translates the states."""
     import gymnasium
     from gymnax.visualize.vis_gym import get_gym_state, set_gym_params
 
-    # pygame opens sound and a screen, of which it needs neither, and greets.
+    # pygame would open sound and a screen, and print a greeting.
     for name in ("SDL_AUDIODRIVER", "SDL_VIDEODRIVER"):
         os.environ.setdefault(name, "dummy")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -177,11 +179,11 @@ def _classic(env: GymnaxEnv, states: Sequence[Any]) -> Film:
         finally:
             viewer.close()
 
-    return Film(frames(), 1 / viewer.metadata["render_fps"])
+    return Video(frames(), 1 / viewer.metadata["render_fps"])
 
 
-def _gymnax(env: GymnaxEnv, episode: Episode) -> Film:
-    """Grids and MinAtar, as gymnax's visualizer draws them: with the step and the return so far."""
+def _gymnax(env: GymnaxEnv, episode: Episode) -> Video:
+    """Render grids and MinAtar with gymnax's visualizer, which shows step and return so far."""
     import matplotlib.pyplot as plt
     from gymnax.visualize import Visualizer
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -204,4 +206,4 @@ def _gymnax(env: GymnaxEnv, episode: Episode) -> Film:
         finally:
             plt.close(visualizer.fig)
 
-    return Film(frames(), visualizer.interval / 1000)
+    return Video(frames(), visualizer.interval / 1000)

@@ -1,4 +1,4 @@
-"""Reading run folders, of finished runs and of those still being written."""
+"""Readers of run folders, for finished runs and for those still being written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxrl.errors import UsageError
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-RETURNS = ("kind", "seed", "step", "episode_return")  # what every row of metrics has
+RETURNS = ("kind", "seed", "step", "episode_return")  # in every row of metrics
 TIMING = ("step", "seconds", "steps_per_second")
 
 
@@ -28,23 +28,23 @@ class Curve(NamedTuple):
 
     @property
     def label(self) -> str:
-        """``"learning_rate=0.001"``, or nothing."""
+        """The swept values as ``"learning_rate=0.001"``, or an empty string."""
         return " ".join(f"{name}={value:g}" for name, value in self.sweep.items())
 
     def complete(self) -> Curve:
-        """The steps at which every seed has a return; a mean over fewer would flatter some."""
+        """Keep the steps at which every seed has a return; a mean over fewer would be biased."""
         whole = np.isfinite(self.returns).all(axis=1)
         return Curve(self.sweep, self.steps[whole], self.returns[whole])
 
 
 def load(run_dir: str | Path, kind: str | None = None) -> DataFrame:
-    """The metrics of a run, a row per chunk and member, of ``kind`` "train", "eval" or both.
+    """Load the metrics of a run, a row per chunk and member, of ``kind`` "train", "eval" or both.
 
-    Columns are the names in ``metrics.jsonl``, swept values ``sweep.learning_rate``; what was not
-    finite is NaN. A last line that a killed process left unfinished is passed over.
+    Columns are the names in ``metrics.jsonl``, swept values ``sweep.learning_rate``; numbers that
+    were not finite are NaN. A last line that a killed process left unfinished is skipped.
 
     Raises:
-        UsageError: if ``run_dir`` is not a run folder, a line is damaged, or ``kind`` is another.
+        UsageError: if ``run_dir`` is not a run folder, a line is damaged, or ``kind`` is unknown.
     """
     if kind not in (None, "train", "eval"):
         raise UsageError(f"kind is '{kind}'; choose train or eval, or None for both")
@@ -54,7 +54,7 @@ def load(run_dir: str | Path, kind: str | None = None) -> DataFrame:
 
 
 def load_timing(run_dir: str | Path) -> DataFrame:
-    """When each step was reached: columns step, seconds (of training so far), steps_per_second.
+    """Load the times of a run: columns step, seconds (of training so far), steps_per_second.
 
     Raises:
         UsageError: as ``load``.
@@ -64,7 +64,7 @@ def load_timing(run_dir: str | Path) -> DataFrame:
 
 
 def load_config(run_dir: str | Path) -> dict[str, Any]:
-    """``config.json`` of a run: every option and hyper-parameter.
+    """Load ``config.json`` of a run: every option and hyper-parameter.
 
     Raises:
         UsageError: if ``run_dir`` is not a run folder, or the file is damaged.
@@ -73,7 +73,7 @@ def load_config(run_dir: str | Path) -> dict[str, Any]:
 
 
 def load_summary(run_dir: str | Path) -> dict[str, Any] | None:
-    """``summary.json`` of a run, or None until it has one.
+    """Load ``summary.json`` of a run; None until it has one.
 
     Raises:
         UsageError: as ``load_config``.
@@ -86,10 +86,10 @@ def load_summary(run_dir: str | Path) -> dict[str, Any] | None:
 
 
 def load_curves(run_dir: str | Path) -> tuple[str, list[Curve]]:
-    """``"eval"`` and the evaluation returns of every configuration.
+    """Return ``"eval"`` and the evaluation returns of every configuration.
 
-    Of a run that was never evaluated, ``"train"`` and the returns in training; a seed of which no
-    episode ended in a chunk keeps its return of the chunk before.
+    For a run that was never evaluated, return ``"train"`` and the returns in training; a seed
+    without a finished episode in a chunk keeps its return of the chunk before.
 
     Raises:
         UsageError: as ``load``.
@@ -118,7 +118,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The whole lines of a file (none if there is no file), each an object with these names."""
+    """Parse the complete lines of a file (if it exists), each an object with these names."""
     *lines, _torn = (path.read_bytes() if path.exists() else b"").split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -126,14 +126,14 @@ def _rows(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
         if not row.keys() >= set(names) or not isinstance(row.get("sweep", {}), dict):
             raise UsageError(
                 f"{path} line {number} is damaged: it must be a JSON object with "
-                f"{', '.join(names)}; mend or delete the line"
+                f"{', '.join(names)}; repair or delete the line"
             )
         rows.append(row)
     return rows
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:
-    """The JSON object of a text, or None."""
+    """Return the JSON object in a text, or None."""
     try:
         content = json.loads(text)
     except ValueError:
@@ -142,7 +142,7 @@ def _parse(text: bytes) -> dict[str, Any] | None:
 
 
 def _frame(rows: list[dict[str, Any]], columns: Sequence[str]) -> DataFrame:
-    """A frame in which what is null everywhere is a column of numbers (NaN) too."""
+    """Return a frame; a column that is null everywhere is numeric (NaN) too."""
     import pandas as pd
 
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(columns))
@@ -158,7 +158,7 @@ def _read_json(run_dir: Path, name: str, needed: Sequence[str]) -> dict[str, Any
             f"{run_dir} is not a run folder (it has no {name}); give the --run-dir of a run"
         ) from None
     if content is None:
-        raise UsageError(f"{path} is not a JSON object; was it cut off or edited?")
+        raise UsageError(f"{path} is not a JSON object; was it truncated or edited?")
     missing = [each for each in needed if each not in content]
     if missing:
         raise UsageError(f"{path} has no {', '.join(missing)}; is it the {name} of a run?")

@@ -1,9 +1,9 @@
-"""Pictures of a trained policy: one episode as MP4 and GIF or as HTML, and always as arrays.
+"""Renderings of a trained policy: one episode as MP4 and GIF or as HTML, and always as arrays.
 
-What is drawn depends on the environment: MuJoCo's tasks and gymnax's that have a picture as
-``episode.mp4`` and ``episode.gif``; Brax's as ``episode.html``, to be turned about in a browser
-(which fetches the viewer from the network); others not at all. ``episode.npz`` is always written:
-``obs[T+1, *O]``, ``action[T, *A]``, ``reward[T]``, ``end``, and of physics ``qpos[T+1, nq]``.
+MuJoCo's tasks, and those of gymnax that it can draw, give ``episode.mp4`` and ``episode.gif``;
+Brax gives an interactive ``episode.html`` (its viewer needs a network connection); other
+environments are not drawn. ``episode.npz`` is always written: ``obs[T+1, *O]``,
+``action[T, *A]``, ``reward[T]``, ``end``, and for physics ``qpos[T+1, nq]``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl import envs, hyper
+from jaxrl import hyper
 from jaxrl.analysis.episode import Episode, rollout
-from jaxrl.analysis.frames import CannotDraw, Film, Size, film, is_mujoco
-from jaxrl.analysis.load import load_config
+from jaxrl.analysis.frames import CannotDraw, Size, Video, is_mujoco, render_frames
 from jaxrl.envs.brax import BraxEnv, quiet
 from jaxrl.errors import UsageError
+from jaxrl.record.policy import load_policy_and_env
+from jaxrl.training.evaluate import EVALUATION_SEED
 from jaxrl.types import Environment, Mode
 
 NAMES = ("episode.mp4", "episode.gif", "episode.html", "episode.npz")
@@ -37,7 +38,7 @@ ENDS = {
 
 
 class Rendering(NamedTuple):
-    """What was written, and in ``notes``, a line each, why there is no more."""
+    """The files of an episode; ``notes`` has a line for each that could not be written."""
 
     episode: Episode
     files: list[Path]
@@ -56,12 +57,14 @@ def render_run(
     *,
     seed: int | None = None,
     config: int = 0,
-    step: int | None = None,
+    iteration: int | None = None,
     mode: Mode = "greedy",
     episode: int = 0,
     max_steps: int | None = None,
     size: Size | None = None,
     out: str | Path | None = None,
+    classes: Sequence[type] = (),
+    env: Environment | None = None,
 ) -> Rendering:
     """Draw an episode of a run's policy.
 
@@ -69,27 +72,25 @@ def render_run(
     ``out``, where nothing is replaced.
 
     Args:
-        seed, config, step, mode: which policy, as of ``load_policy``.
-        episode: which of the evaluation's starts; the first is 0.
-        max_steps: cut the episode off after so many steps; default the run's time limit.
+        run_dir: the folder of the run.
+        seed, config, iteration, mode, classes, env: the policy, as for ``load_policy``.
+        episode: the index of the evaluation episode that has the same start; the first is 0.
+        max_steps: cut the episode off after this number of steps; default the run's time limit.
         size: width and height of MuJoCo's pictures in pixels; default the environment's own.
-        out: another folder; it is made if need be.
+        out: another folder; it is created if needed.
 
     Raises:
-        UsageError: for what is not a run folder or not in it, a file in ``out`` that would be
-            replaced, a size that is not possible.
+        UsageError: if ``run_dir`` is not a run folder or lacks the policy, a file in ``out`` would
+            be replaced, or the size is not possible.
         CheckpointError: if no checkpoint is intact.
         OSError: if the files cannot be written.
     """
-    from jaxrl.run.policy import load_policy
-    from jaxrl.run.session import EVALUATION_SEED
-
-    stored = load_config(run_dir)
     hyper.require("episode", episode, 0)
     hyper.require("steps", max_steps, 1)
     folder = _folder(Path(run_dir), out)
-    policy = load_policy(run_dir, seed=seed, mode=mode, step=step, config=config)
-    env = envs.make_recorded(stored["env"], stored["env_options"])
+    policy, env = load_policy_and_env(
+        run_dir, seed, mode, iteration, config, classes=classes, env=env
+    )
     check_size(env, size)
     key = jax.random.split(jax.random.key(EVALUATION_SEED), episode + 1)[episode]
     return render_episode(env, rollout(env, policy, key, max_steps), folder, size)
@@ -98,9 +99,9 @@ def render_run(
 def render_episode(
     env: Environment, episode: Episode, folder: str | Path, size: Size | None = None
 ) -> Rendering:
-    """Draw an episode into a folder, in place of what an earlier call has left there.
+    """Draw an episode into a folder, replacing the files of an earlier call.
 
-    What cannot be drawn is a note, not an error.
+    A failure to draw is a note, not an error.
 
     Raises:
         OSError: if the files cannot be written.
@@ -114,10 +115,10 @@ def render_episode(
             if isinstance(env, BraxEnv):
                 _write_html(env, episode, draft / "episode.html")
             else:
-                notes += _write_film(film(env, episode, size), draft)
-        except Exception as error:  # of a graphics stack, which raises whatever it likes
+                notes += _write_video(render_frames(env, episode, size), draft)
+        except Exception as error:  # graphics stacks raise many kinds
             notes.append(f"no pictures: {_one_line(error)}")
-            for path in draft.iterdir():  # begun
+            for path in draft.iterdir():  # unfinished files
                 path.unlink()
         episode.save(draft / "episode.npz", _poses(env, episode))
         made = [name for name in NAMES if (draft / name).exists()]
@@ -129,10 +130,10 @@ def render_episode(
 
 
 def parse_size(text: str) -> Size:
-    """``"640x480"`` as width and height.
+    """Parse ``"640x480"`` into width and height.
 
     Raises:
-        UsageError: if it is not that.
+        UsageError: if the text has another form.
     """
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdecimal() for part in parts):
@@ -146,17 +147,17 @@ def _one_line(error: Exception) -> str:
 
 
 def check_size(env: Environment, size: Size | None) -> None:
-    """Raise UsageError unless pictures of the environment can have the size."""
+    """Raise UsageError unless the environment can be drawn at this size."""
     if size is None:
         return
     if not is_mujoco(env):
-        raise UsageError(f"size is of MuJoCo's pictures alone; {env.name} is drawn without it")
+        raise UsageError(f"size is for MuJoCo's pictures only; {env.name} is drawn without it")
     if any(not 16 <= number <= 4096 for number in size):
         raise UsageError(f"size is {size[0]}x{size[1]}; both must be 16 to 4096, as 640x480")
 
 
 def _folder(run_dir: Path, out: str | Path | None) -> Path:
-    """Where to write. Only in the run's own folder is ``episode.*`` sure to be ours."""
+    """Return the folder to write to. Only in the run's own folder ``episode.*`` is surely ours."""
     if out is None or Path(out).resolve() == run_dir.resolve():
         return run_dir
     taken = [name for name in NAMES if (Path(out) / name).exists()]
@@ -168,7 +169,7 @@ def _folder(run_dir: Path, out: str | Path | None) -> Path:
 
 
 def _poses(env: Any, episode: Episode) -> dict[str, np.ndarray]:
-    """What describes the bodies over time, each ``[T + 1, ...]``."""
+    """Return the arrays that describe the bodies over time, each ``[T + 1, ...]``."""
     if isinstance(env, BraxEnv):
         return {"qpos": np.stack([state["q"] for state in episode.states])}
     if not is_mujoco(env):
@@ -181,37 +182,37 @@ def _write_html(env: BraxEnv, episode: Episode, path: Path) -> None:
     with quiet():
         from brax.io import html
 
-    # The viewer takes the time of a physics step for that between two states.
+    # The viewer uses the time of a physics step as the time between two states.
     system = env.env.sys.tree_replace({"opt.timestep": env.env.dt})
     states = [env.pipeline_state(state) for state in episode.states]
     path.write_text(html.render(system, states, height="100vh", colab=False))
 
 
-def _write_film(shown: Film, folder: Path) -> Sequence[str]:
-    """``episode.gif`` and, if it can be, ``episode.mp4``. Returns notes."""
+def _write_video(video: Video, folder: Path) -> Sequence[str]:
+    """Write ``episode.gif`` and, if PyAV is installed, ``episode.mp4``; return notes."""
     from PIL import Image
 
     with contextlib.ExitStack() as stack:
-        stack.callback(shown.frames.close)
-        film_file: Any = None
+        stack.callback(video.frames.close)
+        mp4: Any = None
         if importlib.util.find_spec("av") is not None:
             import imageio.v3 as iio
 
-            film_file = stack.enter_context(iio.imopen(folder / "episode.mp4", "w", plugin="pyav"))
-            film_file.init_video_stream("libx264", fps=1 / shown.seconds)
+            mp4 = stack.enter_context(iio.imopen(folder / "episode.mp4", "w", plugin="pyav"))
+            mp4.init_video_stream("libx264", fps=1 / video.seconds)
         pictures = []
-        for frame in shown.frames:
+        for frame in video.frames:
             pictures.append(Image.fromarray(frame).quantize())  # a third of the memory
-            if film_file is not None:
+            if mp4 is not None:
                 height, width = (number // 2 * 2 for number in frame.shape[:2])  # H.264's
-                film_file.write_frame(frame[:height, :width])
-    # GIF counts in hundredths of a second; rounding the times keeps the whole to real time.
-    times = np.round(np.arange(len(pictures) + 1) * shown.seconds * 100)
+                mp4.write_frame(frame[:height, :width])
+    # GIF counts in hundredths of a second; rounding the times keeps the whole in real time.
+    times = np.round(np.arange(len(pictures) + 1) * video.seconds * 100)
     durations = (np.diff(times) * 10).astype(int).tolist()
     first, *rest = pictures
     first.save(
         folder / "episode.gif", save_all=True, append_images=rest, duration=durations, loop=0
     )
-    if film_file is None:
+    if mp4 is None:
         return ["no MP4: it needs PyAV; pip install 'jaxrl[video]'"]
     return []

@@ -1,4 +1,4 @@
-"""Honest statistics of a few seeds: interquartile means and bootstrap intervals.
+"""Statistics of a few seeds: interquartile means and bootstrap intervals.
 
 Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
 """
@@ -17,9 +17,9 @@ Array = NDArray[np.float64]
 
 
 def iqm(x: ArrayLike, axis: int = -1) -> Any:
-    """The interquartile mean of scores ``[..., n]``: without the lowest and the highest quarter.
+    """Return the interquartile mean of scores ``[..., n]``.
 
-    ``floor(n / 4)`` scores are cut off at each end, as ``scipy.stats.trim_mean(x, 0.25)`` does; of
+    ``floor(n / 4)`` scores are trimmed at each end, as ``scipy.stats.trim_mean(x, 0.25)`` does; for
     one to three scores it is the mean. NaN among the scores gives NaN.
 
     Raises:
@@ -29,7 +29,7 @@ def iqm(x: ArrayLike, axis: int = -1) -> Any:
     n = scores.shape[-1]
     if n == 0:
         raise UsageError("iqm needs at least one score")
-    # NaN sorts to the end, where it would be cut off without a word.
+    # NaN sorts to the end, where it would be trimmed silently.
     missing = np.isnan(scores).any(axis=-1)
     middle = np.sort(scores, axis=-1)[..., n // 4 : n - n // 4].mean(axis=-1)
     return np.where(missing, np.nan, middle)[()]
@@ -42,15 +42,15 @@ def bootstrap_ci(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of a statistic, stratified by task.
+    """Return the percentile bootstrap interval of a statistic, stratified by task.
 
     Args:
-        per_task_scores: ``{task: [n_i]}``, a sequence of ``[n_i]``, ``[tasks, n]``, or, of one
-            task, ``[n]``. Seeds are drawn anew within each task; the statistic is of all together.
-        statistic: called as ``statistic(scores[resamples, n], axis=-1)``; ``numpy.mean`` will do.
-        confidence: in (0, 1).
-        resamples: how many times to draw.
-        seed: of the draws; the same seed gives the same interval.
+        per_task_scores: ``{task: [n_i]}``, a sequence of ``[n_i]``, ``[tasks, n]``, or ``[n]`` for
+            one task. Seeds are resampled within each task; the statistic is taken over all tasks.
+        statistic: called as ``statistic(scores[resamples, n], axis=-1)``, such as ``numpy.mean``.
+        confidence: the level, in (0, 1).
+        resamples: the number of bootstrap samples.
+        seed: the seed of resampling; the same seed gives the same interval.
 
     One score per task gives an interval of no width, which says nothing about the spread.
 
@@ -78,10 +78,10 @@ def _tasks(scores: Any) -> list[Array]:
 
 
 def final_return(per_seed: Sequence[float | None] | ArrayLike) -> dict[str, Any]:
-    """``{"per_seed": [n], "mean", "iqm", "ci95": [low, high]}``, ready for JSON.
+    """Return ``{"per_seed": [n], "mean", "iqm", "ci95": [low, high]}``, ready for JSON.
 
-    ``ci95`` is the bootstrap interval of the IQM; of one seed, the return twice. A return that is
-    not finite stands as None and so do all statistics: to leave out what failed would flatter.
+    ``ci95`` is the bootstrap interval of the IQM; for one seed it is the return twice. A return
+    that is not finite is None, and so are all statistics: leaving failures out would be biased.
     """
     scores = np.asarray(per_seed, np.float64)
     if not scores.size or not np.isfinite(scores).all():
@@ -96,9 +96,9 @@ def final_return(per_seed: Sequence[float | None] | ArrayLike) -> dict[str, Any]
 
 
 def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
-    """How often a score of ``x[n]`` beats one of ``y[m]``, in [0, 1]; ties count half.
+    """Return the probability, in [0, 1], that a score of ``x[n]`` beats one of ``y[m]``.
 
-    Over several tasks, take the mean of this over the tasks.
+    Ties count half. Over several tasks, take the mean of this over the tasks.
 
     Raises:
         UsageError: if ``x`` or ``y`` is empty, or holds NaN.
@@ -108,7 +108,7 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def performance_profile(scores: ArrayLike, taus: ArrayLike) -> Array:
-    """The fraction of ``scores`` (any shape) above each of ``taus[k]``: ``[k]``, in [0, 1].
+    """Return the fraction of ``scores`` (any shape) above each of ``taus[k]``: ``[k]``.
 
     Raises:
         UsageError: if ``scores`` is empty, or holds NaN.

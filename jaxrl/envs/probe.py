@@ -3,8 +3,8 @@
 They go from one fault to the next: a value that cannot learn a constant fails ``constant``, one
 that ignores its input ``observation``, wrong discounting ``delayed``, a wrong policy gradient
 ``action``, a policy that ignores its input ``both``, a policy or a value that sees the wrong part
-of a dictionary ``privileged``. ``time_limit`` and ``termination`` tell apart what looks alike: an
-episode that was cut off and one that ended.
+of a dictionary ``privileged``, an agent without memory ``memory``. ``time_limit`` and
+``termination`` tell apart what looks alike: an episode that was cut off and one that ended.
 
 Each has ``value(obs, gamma)``, the optimal value, and ``best_action(obs)``. Every final observation
 is one that also occurs before the end, so that bootstrapping beyond the end shows. With
@@ -132,7 +132,10 @@ class Action(Probe):
         return jnp.ones(())
 
     def reward(self, state: Array, action: Array) -> Array:
-        best = self.best_action(self.observe(state))
+        return self.score(self.best_action(self.observe(state)), action)
+
+    def score(self, best: Array, action: Array) -> Array:
+        """The reward of an action where ``best`` is the best."""
         if self.continuous:
             return 1.0 - jnp.sum((action - best) ** 2)
         return jnp.where(action == best, 1.0, -1.0)
@@ -189,6 +192,47 @@ class Privileged(Both):
 
 
 @dataclasses.dataclass(frozen=True)
+class Memory(Both):
+    """``both``, but the action that counts comes ``delay`` steps after the sight of the cue.
+
+    Observed are the cue, which is 1 or -1 at random at the first step and 0 from then on, and the
+    share of the ``delay`` that is left. All rewards but the last are 0. Value ``gamma^k`` with
+    ``k`` steps left. Both cues look the same when it counts: without memory the expected reward is
+    at most 0, or 3 / 4 if continuous.
+    """
+
+    delay: int = 4
+
+    name = "probe/memory"
+
+    @property
+    def spec(self) -> Spec:
+        return dataclasses.replace(super().spec, observation=Box(-1.0, 1.0, (2,)))
+
+    def start(self, key: Key) -> Array:
+        """``[2]``: the cue, and the steps that are left."""
+        return jnp.stack([super().start(key), jnp.float32(self.delay)])
+
+    def observe(self, state: Array) -> Array:
+        """The observation ``[2]``."""
+        cue, left = state
+        return jnp.stack([jnp.where(left == self.delay, cue, 0.0), left / self.delay])
+
+    def reward(self, state: Array, action: Array) -> Array:
+        return jnp.where(state[1] > 0, 0.0, self.score(self.best_action(state), action))
+
+    def advance(self, state: Array) -> tuple[Array, Any]:
+        return state.at[1].set(jnp.maximum(state[1] - 1.0, 0.0)), state[1] <= 0
+
+    def value(self, obs: Array, gamma: float) -> Array:
+        return gamma ** jnp.round(obs[..., 1] * self.delay)
+
+    def best_action(self, obs: Array) -> Array:
+        """The best last action, and so an optimal one at any step, from the first observation."""
+        return super().best_action(obs[..., :1])
+
+
+@dataclasses.dataclass(frozen=True)
 class TimeLimit(Probe):
     """Reward 1 at each step, for ever; only the time limit interrupts. Value ``1 / (1 - gamma)``.
 
@@ -235,18 +279,26 @@ class Termination(Probe):
         return (1.0 - gamma**left) / (1.0 - gamma)
 
 
-_PROBES: dict[str, type[Probe]] = {
-    kind.name.partition("/")[2]: kind
-    for kind in (Constant, Observation, Delayed, Action, Both, Privileged, TimeLimit, Termination)
-}
+_KINDS = (
+    Constant,
+    Observation,
+    Delayed,
+    Action,
+    Both,
+    Privileged,
+    Memory,
+    TimeLimit,
+    Termination,
+)
+_PROBES: dict[str, type[Probe]] = {kind.name.partition("/")[2]: kind for kind in _KINDS}
 TASKS = tuple(_PROBES)
 
 
 def make(task: str, /, **options: Any) -> Any:
     """The environment ``probe/<task>``.
 
-    Every probe has the option ``continuous``; ``time_limit`` also has ``max_steps``, and
-    ``termination`` has ``length``.
+    Every probe has the option ``continuous``; ``memory`` also has ``delay``, ``time_limit`` has
+    ``max_steps``, and ``termination`` has ``length``.
 
     Raises:
         UsageError: unknown option, or a value that it cannot take.

@@ -1,7 +1,7 @@
 """Domain randomisation: model parameters that differ between environments.
 
 They are drawn with every reset and travel in the environment's state, so a vector environment
-steps as many different models as it has environments, and a bank of starts holds as many as it has
+steps as many different models as it has environments, and a pool of starts holds as many as it has
 states.
 """
 

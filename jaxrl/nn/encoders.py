@@ -152,11 +152,35 @@ class _Convolutions(nn.Module):
     def __call__(self, x: Array) -> Array:
         layers = zip(self.filters, self.kernels, self.strides, strict=True)
         for i, (filters, kernel, stride) in enumerate(layers):
-            window, steps = (kernel, kernel), (stride, stride)
-            init = orthogonal(2.0**0.5)
-            x = nn.Conv(filters, window, steps, "VALID", kernel_init=init, name=f"conv_{i}")(x)
-            x = jax.nn.relu(x)
+            x = jax.nn.relu(_Convolution(filters, kernel, stride, name=f"conv_{i}")(x))
         return x
+
+
+class _Convolution(nn.Module):
+    """A convolution as one matrix product of patches; parameters as in ``nn.Conv``.
+
+    XLA's CPU back-end computes the gradients of its own convolutions twenty times slower inside
+    loops, and ``vmap`` over parameters turns them into grouped ones, which are slow everywhere.
+    """
+
+    filters: int
+    kernel: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        size, stride = self.kernel, self.stride
+        height, width, channels = x.shape[-3:]
+        shape = (size, size, channels, self.filters)
+        kernel = self.param("kernel", orthogonal(2.0**0.5), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.filters,))
+        rows, columns = height - size + 1, width - size + 1  # where windows may begin
+        windows = [
+            x[..., i : i + rows : stride, j : j + columns : stride, :]
+            for i in range(size)
+            for j in range(size)
+        ]
+        return jnp.concatenate(windows, axis=-1) @ kernel.reshape(-1, self.filters) + bias
 
 
 def chosen_keys(

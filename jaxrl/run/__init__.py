@@ -1,6 +1,6 @@
-"""The host shell: runs with a record, checkpoints, logs, placement."""
+"""Runs: training with checkpoints, logs, signals, and placement on devices."""
 
-from jaxrl.run.policy import Policy, load_policy
+from jaxrl.run.phases import Phase
 from jaxrl.run.runner import Run, run
 
-__all__ = ["Policy", "Run", "load_policy", "run"]
+__all__ = ["Phase", "Run", "run"]

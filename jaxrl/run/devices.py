@@ -1,15 +1,15 @@
-"""Placement: which device computes what. No algorithm knows of it.
+"""Placement: the devices that compute each part of a run. No algorithm knows about it.
 
-The members of a run (seeds, times the configurations of a sweep) are spread over devices first,
-which needs no communication; what devices are left share the environments of each member, which
-needs gradient and statistics sums alone. Within a device the members are one ``vmap``.
+The members of a run (configurations x seeds) are spread over devices first, which needs no
+communication. The remaining devices share the environments of each member, which only needs sums
+of gradients and statistics. Within a device the members are one ``vmap``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -30,20 +30,22 @@ MEMBER, SHARD = "member", "shard"
 
 _MEMBER: Any = P(MEMBER)
 
-# How the leading axes of a stacked TrainState lie on the mesh.
+# The mesh axes of the leading axes of a stacked TrainState.
 STATE = TrainState(
     agent=P(MEMBER),
     env=P(MEMBER, SHARD),
-    replay=P(MEMBER, None, SHARD),
+    carry=P(MEMBER, SHARD),
+    store=P(MEMBER, None, SHARD),
     key=_MEMBER,
     env_steps=_MEMBER,
-    updates=_MEMBER,
+    gradient_steps=_MEMBER,
+    iterations=_MEMBER,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """``members`` groups of members times ``shards`` of every member's environments."""
+    """A mesh of ``members`` groups of members x ``shards`` of every member's environments."""
 
     members: int = 1
     shards: int = 1
@@ -55,37 +57,42 @@ class Placement:
         return Mesh(np.array(devices).reshape(self.members, self.shards), (MEMBER, SHARD))
 
     def describe(self) -> dict[str, Any]:
-        """For ``config.json``."""
+        """Return the placement as JSON, for ``config.json``."""
         return {"members": self.members, "shards": self.shards, "platform": jax.default_backend()}
 
 
-def choose(trainer: Trainer, members: int, devices: int | None = None) -> Placement:
-    """The placement of ``members`` runs of ``trainer`` on ``devices`` (default: all local ones).
+def choose(trainers: Sequence[Trainer], members: int, devices: int | None = None) -> Placement:
+    """Choose the placement of ``members`` runs on ``devices``, the same for all ``trainers``.
 
-    A user's number of devices is kept to, or refused; left to itself, the choice drops devices that
-    the sizes do not divide over, and does not shard what gains nothing by it
-    (``Trainer.shares_environments``).
+    A given number of devices is used or refused. By default all local devices are used, except
+    those that the sizes do not divide over; environments are not sharded if a trainer gains nothing
+    by it (``Trainer.shares_environments``).
 
     Raises:
         UsageError: for more devices than there are, or sizes that do not divide over them.
     """
+
+    def check(shards: int) -> None:
+        for trainer in trainers:
+            trainer.check(shards)
+
     available = jax.local_device_count()
     if devices is not None:
         if not 1 <= devices <= available:
             raise UsageError(f"devices is {devices}; this machine has 1 to {available}")
         groups = math.gcd(members, devices)
-        trainer.check(devices // groups)
+        check(devices // groups)
         return Placement(groups, devices // groups)
 
     groups = max(d for d in range(1, available + 1) if members % d == 0)
-    most = available // groups if trainer.shares_environments else 1
-    for shards in range(most, 1, -1):
+    gains = all(trainer.shares_environments for trainer in trainers)
+    for shards in range(available // groups if gains else 1, 1, -1):
         try:
-            trainer.check(shards)
+            check(shards)
         except UsageError:
             continue
         return Placement(groups, shards)
-    trainer.check()
+    check(1)
     return Placement(groups, 1)
 
 
@@ -98,9 +105,10 @@ class Compiled(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The functions of a run over all members, as they are to be jitted.
+    """The functions of a phase over all members, ready to be jitted.
 
     ``sweep`` is ``{hyper-parameter: [M]}``, the swept values of every member; ``keys`` are ``[M]``.
+    ``data`` is one dataset for all members and devices, or ``()``.
     """
 
     trainer: Trainer
@@ -116,31 +124,54 @@ class Programs:
         trainer = hyper.replace(self.trainer, sweep)
         return dataclasses.replace(trainer, axis=SHARD if self.placement.shards > 1 else None)
 
-    def init(self, sweep: dict[str, Array], keys: Key) -> TrainState:
-        """The first states ``[M, ...]``."""
+    def init(self, sweep: dict[str, Array], keys: Key, data: PyTree = ()) -> TrainState:
+        """Return the initial states ``[M, ...]``."""
 
-        def start(sweep: dict[str, Array], key: Key) -> TrainState:
-            return self._member(sweep).init(key)
+        def start(sweep: dict[str, Array], key: Key, data: PyTree) -> TrainState:
+            return self._member(sweep).init(key, data)
 
-        place = self._place(over_members(start), (P(MEMBER), P(MEMBER)), STATE)
-        return place(sweep, keys)
+        specs = (P(MEMBER), P(MEMBER), P())
+        place = self._place(over_members(start, shared=1), specs, STATE)
+        return place(sweep, keys, data)
 
-    def chunk(self, sweep: dict[str, Array], ts: TrainState, iterations: Array) -> tuple:
-        """``iterations`` iterations of every member; returns states and metrics ``[M, ...]``."""
+    def continue_from(
+        self, sweep: dict[str, Array], ts: TrainState, data: PyTree = ()
+    ) -> TrainState:
+        """Return the first states of this phase, from the last ones of the phase before."""
+
+        def go_on(sweep: dict[str, Array], ts: TrainState, data: PyTree) -> TrainState:
+            return self._member(sweep).continue_from(ts, data)
+
+        specs = (P(MEMBER), STATE, P())
+        place = self._place(over_members(go_on, shared=1), specs, STATE)
+        return place(sweep, ts, data)
+
+    def chunk(
+        self,
+        sweep: dict[str, Array],
+        ts: TrainState,
+        data: PyTree,
+        iterations: Array | int,
+        first: Array | int,
+    ) -> tuple[TrainState, Metrics]:
+        """Train every member for ``iterations``; return states and metrics ``[M, ...]``.
+
+        ``first`` is the number of the phase's iterations before.
+        """
 
         def advance(
-            sweep: dict[str, Array], ts: TrainState, iterations: Array, first: Array
-        ) -> tuple:
-            return self._member(sweep).chunk(ts, iterations, first)
+            sweep: dict[str, Array], ts: TrainState, data: PyTree, iterations: Array, first: Array
+        ) -> tuple[TrainState, Metrics]:
+            return self._member(sweep).chunk(ts, data, iterations, first)
 
-        specs = (P(MEMBER), STATE, P(), P())
-        place = self._place(over_members(advance, shared=2), specs, (STATE, P(MEMBER)))
-        return place(sweep, ts, iterations, ts.updates[0])  # which all members have in common
+        specs = (P(MEMBER), STATE, P(), P(), P())
+        place = self._place(over_members(advance, shared=3), specs, (STATE, P(MEMBER)))
+        return place(sweep, ts, data, iterations, first)
 
     def evaluate(self, sweep: dict[str, Array], ts: TrainState, keys: Key) -> Evaluation:
-        """Greedy episodes from the same ``keys[E]`` for every member: ``[M, E]``.
+        """Run greedy episodes from the same ``keys[E]`` for every member: ``[M, E]``.
 
-        The episodes are shared out over the shards where they divide.
+        The episodes are spread over the shards if their number divides.
         """
 
         def greedy(sweep: dict[str, Array], ts: TrainState, keys: Key) -> Evaluation:
@@ -151,31 +182,37 @@ class Programs:
         place = self._place(over_members(greedy, shared=1), specs, P(MEMBER, split))
         return place(sweep, ts, keys)
 
-    def compiled(self, sweep: dict[str, Array], ts: TrainState, keys: Key) -> Compiled:
-        """``chunk`` and ``evaluate`` for such arguments, compiled side by side."""
+    def compiled(
+        self, sweep: dict[str, Array], ts: TrainState, data: PyTree, keys: Key
+    ) -> Compiled:
+        """Compile ``chunk`` and ``evaluate`` in parallel, for arguments like these."""
+        count = jnp.int32(0)
         lowered = (
-            jax.jit(self.chunk, donate_argnums=1).lower(sweep, ts, jnp.int32(0)),
+            jax.jit(self.chunk, donate_argnums=1).lower(sweep, ts, data, count, count),
             jax.jit(self.evaluate).lower(sweep, ts, keys),
         )
         with ThreadPoolExecutor(len(lowered)) as pool:
             return Compiled(*pool.map(lambda program: program.compile(), lowered))
 
     def put(self, ts: TrainState) -> TrainState:
-        """A state from the host, laid out as the programs expect it."""
+        """Put a state from the host onto the devices, as the programs expect it."""
+        return TrainState(*(self._put(part, spec) for part, spec in zip(ts, STATE, strict=True)))
+
+    def put_data(self, data: PyTree) -> PyTree:
+        """Put a dataset onto the devices: one copy on each, whatever the number of members."""
+        return self._put(data, P())
+
+    def _put(self, tree: PyTree, spec: P) -> PyTree:
         if self.placement.members * self.placement.shards == 1:
-            return jax.device_put(ts)
-        mesh = self.placement.mesh
-
-        def put(spec: P, part: PyTree) -> PyTree:
-            return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec)), part)
-
-        return TrainState(*map(put, STATE, ts))
+            return jax.device_put(tree)
+        sharding = NamedSharding(self.placement.mesh, spec)
+        return jax.tree.map(lambda x: jax.device_put(x, sharding), tree)
 
 
 def over_members(f: Callable, shared: int = 0) -> Callable:
-    """``vmap`` of ``f``, whose last ``shared`` arguments are the same for all members.
+    """Return the ``vmap`` of ``f`` whose last ``shared`` arguments are the same for all members.
 
-    A single member is run as itself: a batch of one is another, slower program.
+    A single member runs without ``vmap``: a batch of one is a different, slower program.
     """
 
     def run(*args: PyTree) -> PyTree:

@@ -1,87 +1,67 @@
-"""``run``: train, and keep a record of it. Of a notebook and of a script the same function."""
+"""``run``: train, and keep a record. Notebooks and scripts call the same function."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import operator
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from numbers import Integral
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxrl import hyper
-from jaxrl.agents import NormalizeObs, ScaleReward
-from jaxrl.errors import RunError, UsageError
+from jaxrl.data.dataset import checksum
+from jaxrl.errors import UsageError
+from jaxrl.record.metrics_file import Row
+from jaxrl.record.policy import Policy
+from jaxrl.record.provenance import provenance
+from jaxrl.record.rows import Member
 from jaxrl.run import devices as placing
-from jaxrl.run.folder import circumstances
 from jaxrl.run.logs import check_writers
-from jaxrl.run.policy import Policy
-from jaxrl.run.rows import Member, Row
-from jaxrl.run.schedule import Schedule
+from jaxrl.run.memory import out_of_memory_reported
+from jaxrl.run.phases import Phase, Plan, as_phases, check_one_agent, make_plan, require_integer
 from jaxrl.run.session import Session
+from jaxrl.run.signals import interruptible
+from jaxrl.run.sweep import check_configurations, grid
 from jaxrl.training.trainer import Trainer
-from jaxrl.types import Mode, TrainState
-
-# What asks scripts for a wrapper. A scale of 1 needs none.
-WRAPPERS: dict[Any, str] = {
-    NormalizeObs: "--normalize-obs",
-    ScaleReward: "a --reward-scale other than 1",
-}
+from jaxrl.types import Mode, PyTree, TrainState
 
 
 @dataclasses.dataclass
 class Run:
-    """What a run leaves behind: all of it in memory, and in ``run_dir`` if it had one."""
+    """The result of a run, in memory; its record is in ``run_dir`` if it had one.
 
-    trainer: Trainer
-    members: list[Member]  # configurations x seeds, seeds varying fastest
+    The population is the runs trained together (configurations x seeds); a member is one of them.
+    """
+
+    trainer: Trainer  # of the last phase
+    members: list[Member]  # the population, seeds varying fastest
     state: TrainState  # of all members, stacked [M, ...]
     rows: list[Row]
     summary: dict[str, Any]
     run_dir: Path | None
 
     def frame(self, kind: str | None = None) -> Any:
-        """The metrics as a pandas frame, of "train" or "eval" rows or both."""
+        """Return the metrics as a pandas frame, of "train" or "eval" rows or both."""
         import pandas as pd
 
         rows = [row for row in self.rows if kind in (None, row["kind"])]
         return pd.DataFrame(rows)
 
     def policy(self, member: int = 0, mode: Mode = "greedy") -> Policy:
-        """The trained policy of one member."""
+        """Return the trained policy of one member."""
         agent = hyper.replace(self.trainer.agent, self.members[member].sweep)
         state = jax.tree.map(lambda x: x[member], self.state.agent)
         return Policy(agent, state, self.trainer.env.spec, mode)
 
 
-def grid(sweep: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
-    """All combinations of the swept values: ``{"gamma": [0.9, 0.99]}`` gives two.
-
-    Raises:
-        UsageError: for a name without values.
-    """
-    for name, values in sweep.items():
-        if not len(values):
-            raise UsageError(f"sweep of {name} has no values; give some, as gamma=0.9,0.99")
-    names = list(sweep)
-    return [
-        dict(zip(names, map(float, values), strict=True))  # they are recorded as JSON
-        for values in itertools.product(*sweep.values())
-    ]
-
-
 def run(
-    trainer: Trainer,
-    total_steps: int,
+    trainer: Trainer | Sequence[Phase],
+    total_steps: int | None = None,
     *,
+    data: PyTree = (),
     seeds: Sequence[int] | int = 1,
     sweep: Mapping[str, Sequence[float]] | None = None,
     run_dir: str | Path | None = None,
@@ -96,25 +76,30 @@ def run(
     log: Sequence[str] = (),
     quiet: bool = False,
 ) -> Run:
-    """Train all members (configurations x seeds) together, and keep a record of it.
+    """Train the population (all configurations x seeds) together, and keep a record of it.
 
-    Steps are environment steps of one member, rounded up to whole iterations.
+    Steps are those of one member in the trainer's ``unit`` (environment steps, or gradient steps
+    for ``Offline``), rounded up to whole iterations. With phases, each counts in its own unit, and
+    the periods below hold within each.
 
     Args:
-        trainer: what to train.
-        total_steps: at least so many steps.
-        seeds: which, or how many (0, 1, ...).
+        trainer: the trainer of every member, or phases that follow each other.
+        total_steps: the minimum number of steps; phases have their own instead.
+        data: the dataset that the sampler reads, one copy for all members.
+        seeds: the seeds, or their number (0, 1, ...).
         sweep: values of hyper-parameters, by name; every combination is a configuration.
         run_dir: the folder of the record; None keeps everything in memory.
         resume: continue the run in ``run_dir`` from its newest intact checkpoint.
-        eval_every: steps between evaluations; default a tenth of the run. The first is at step 0.
+        eval_every: steps between evaluations; default a tenth of the run, or of each phase. The
+            first is at step 0.
         eval_episodes: greedy episodes per evaluation and member, the same starts each time.
         log_every: steps between rows of metrics; default a fifth of ``eval_every``.
         checkpoint_every: steps between checkpoints; default ``eval_every``.
-        devices: how many local devices to use; default all that the sizes divide over.
-        max_skipped: stop once so many gradient steps in a row were skipped as not finite, of every
-            member; a member that is not alone is told of.
-        max_nonfinite: stop once more than this part of a chunk's environment steps was not finite.
+        devices: the number of local devices; default all that the sizes divide over.
+        max_skipped: stop after this many consecutive gradient steps were skipped as not finite, for
+            every member; if only some members diverge, they are reported and the rest go on.
+        max_nonfinite: stop if more than this fraction of a chunk's environment steps was not
+            finite.
         log: other places to log to: "tensorboard", "wandb".
         quiet: no progress bar and no messages.
 
@@ -123,13 +108,12 @@ def run(
         Interrupted: after SIGTERM or Ctrl-C, once the chunk has ended and a checkpoint is saved.
         RunError: if training cannot go on, or the last checkpoint could not be saved.
     """
-    names = (
+    seed_list = (
         [*range(seeds)] if isinstance(seeds, int | np.integer) else [*map(operator.index, seeds)]
     )
     configurations = grid(sweep) if sweep else [{}]
     positive = {
-        "total_steps": total_steps,
-        "num_seeds": len(names),
+        "num_seeds": len(seed_list),
         "eval_every": eval_every,
         "eval_episodes": eval_episodes,
         "log_every": log_every,
@@ -137,129 +121,76 @@ def run(
         "max_skipped": max_skipped,
     }
     for option, number in positive.items():
-        if number is not None and not isinstance(number, Integral):
-            raise UsageError(f"{option} is {number!r}; it must be an integer")
-        hyper.require(option, number, 1)
-    total_steps, eval_episodes, max_skipped = map(int, (total_steps, eval_episodes, max_skipped))
+        require_integer(option, number)
     hyper.require("max_nonfinite", max_nonfinite, 0, 1)
-    for seed in names:
+    for seed in seed_list:
         hyper.require("seed", seed, 0, 2**31 - 1)
-    if len(set(names)) < len(names):
-        raise UsageError(f"seeds {names} repeat; give every seed once")
+    if len(set(seed_list)) < len(seed_list):
+        raise UsageError(f"seeds {seed_list} repeat; give every seed once")
     if resume and run_dir is None:
         raise UsageError("resume needs the run-dir of the run to continue")
     if log and run_dir is None:
         raise UsageError(f"log {', '.join(log)} needs a run-dir to write to")
     check_writers(log)
-    placement = choose_placement(trainer, configurations, len(names), devices)
-    count = len(configurations) * len(names)
-    memory = trainer.check_memory(count, placement.members * placement.shards)
 
-    def iterations(steps: int | None, default: int) -> int:
-        return -(-int(steps) // trainer.steps_per_iteration) if steps else max(default, 1)
-
-    total = trainer.iterations(total_steps)
-    evaluations = iterations(eval_every, -(-total // 10))
-    schedule = Schedule(
-        total=total,
-        log_every=iterations(log_every, evaluations // 5),
-        eval_every=evaluations,
-        checkpoint_every=iterations(checkpoint_every, evaluations),
-        steps=trainer.steps_per_iteration,
-        first=trainer.first_step,
-        updates=trainer.updates_per_iteration,
-    )
+    phases = as_phases(trainer, total_steps)
+    trainers = [phase.trainer for phase in phases]
+    for each in trainers:
+        check_configurations(each, configurations)
+    check_data(trainers, data)
+    check_one_agent(phases)
+    members = [Member(i, c, seed) for i, c in enumerate(configurations) for seed in seed_list]
+    placement = placing.choose(trainers, len(members), devices)
+    used = placement.members * placement.shards
+    memory = [each.check_memory(len(members), used) for each in trainers]
+    plan = make_plan(phases, eval_every, log_every, checkpoint_every)
     config = {
-        **trainer.config(),
-        "seeds": names,
+        **describe(plan),
+        "data": {"checksum": checksum(data)},
+        "seeds": seed_list,
         "sweep": configurations if sweep else [],
-        "total_steps": total_steps,
-        "eval_every": schedule.eval_every * schedule.steps,
-        "eval_episodes": eval_episodes,
-        "log_every": schedule.log_every * schedule.steps,
-        "checkpoint_every": schedule.checkpoint_every * schedule.steps,
-        "max_skipped": max_skipped,
+        "eval_episodes": int(eval_episodes),
+        "max_skipped": int(max_skipped),
         "max_nonfinite": float(max_nonfinite),
         "log": list(log),
         "placement": placement.describe(),
-        **circumstances(),
+        **provenance(),
     }
-    members = [Member(i, c, seed) for i, c in enumerate(configurations) for seed in names]
-    session = Session(trainer, placement, schedule, config, members, quiet)
+    session = Session(plan, placement, config, members, data, quiet)
     with (
-        session.opened(run_dir, resume, log),
+        session.records.opened(run_dir, resume, log),
         interruptible() as interrupted,
-        memory_told(config),
+        out_of_memory_reported(config),
     ):
-        if memory:
-            session.report(memory)
+        for line in filter(None, memory):
+            session.records.report(line)
         state, summary = session.train(interrupted)
     folder = None if run_dir is None else Path(run_dir)
-    return Run(trainer, members, state, session.rows, summary, folder)
+    return Run(plan.final, members, state, session.records.rows, summary, folder)
 
 
-def check_in_use(trainer: Trainer, sweep: Iterable[str]) -> None:
-    """Raise UsageError for swept names of wrappers that ``trainer`` goes without."""
-    known = hyper.numbers(trainer)
-    for wrapper, option in WRAPPERS.items():
-        fields = {field.name for field in dataclasses.fields(wrapper)}
-        for name in sweep:
-            if name in fields - known.keys():
-                raise UsageError(
-                    f"{name} is not in use, and so cannot be swept; "
-                    f"wrap the agent in {wrapper.__name__}, or give {option}, first"
-                )
+def check_data(trainers: Sequence[Trainer], data: PyTree) -> None:
+    """Raise UsageError unless there is a dataset exactly where a trainer samples from one."""
+    readers = [trainer for trainer in trainers if trainer.needs_data]
+    for trainer in readers or trainers[:1]:
+        trainer.check_data(data)
 
 
-def choose_placement(
-    trainer: Trainer, configurations: Sequence[Mapping[str, float]], seeds: int, count: int | None
-) -> placing.Placement:
-    """Check every configuration, then place all members."""
-    check_in_use(trainer, configurations[0])
-    for configuration in configurations:
-        hyper.replace(trainer, configuration).check()
-    return placing.choose(trainer, len(configurations) * seeds, count)
+def describe(plan: Plan) -> dict[str, Any]:
+    """Return the entries of ``config.json`` about trainers and lengths.
 
-
-@contextmanager
-def memory_told(config: Mapping[str, Any]) -> Iterator[None]:
-    """XLA's running out of memory as one line that names what to lower."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        text = str(error)
-        if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
-            raise
-        sizes = {
-            "num-envs": config["num_envs"],
-            "unroll": config["trainer"].get("unroll"),
-            "capacity": config["trainer"].get("capacity"),
-            "num-seeds": len(config["seeds"]),
-            "configurations of the sweep": len(config["sweep"]) or None,
-        }
-        given = ", ".join(f"{name} ({size})" for name, size in sizes.items() if size is not None)
-        reason = text.splitlines()[0][:120]
-        raise RunError(f"the device's memory is too small; lower {given}: {reason}") from error
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], int | None]]:
-    """While inside, the first SIGTERM or Ctrl-C is only remembered; a second Ctrl-C ends at once.
-
-    Yields a function that gives the signal's number, or None so far.
+    With phases, those of the last one stand for the run, and ``phases`` lists all.
     """
-    received: list[int] = []
-
-    def remember(signum: int, frame: FrameType | None) -> None:
-        if received and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(signum)
-
-    caught = (signal.SIGTERM, signal.SIGINT)
-    main = threading.current_thread() is threading.main_thread()
-    before = [signal.signal(each, remember) for each in caught] if main else []
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for each, handler in zip(caught, before, strict=False):
-            signal.signal(each, handler)
+    phases = [
+        {"name": stage.name, "steps": stage.steps, **stage.trainer.config()}
+        for stage in plan.stages
+    ]
+    return {
+        **plan.final.config(),
+        **({"phases": phases} if plan.named else {}),
+        "unit": plan.unit,
+        "total_steps": sum(stage.steps for stage in plan.stages),
+        "eval_every": plan.periods("eval_every"),
+        "log_every": plan.periods("log_every"),
+        "checkpoint_every": plan.periods("checkpoint_every"),
+    }

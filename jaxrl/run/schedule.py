@@ -1,4 +1,4 @@
-"""When the host is in contact with the device."""
+"""The schedule of a phase: when the host is in contact with the device."""
 
 from __future__ import annotations
 
@@ -7,22 +7,15 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """In iterations of ``steps`` environment steps each (per member), after ``first`` of them."""
+    """The length of a phase and the periods of its events, in iterations of the phase."""
 
     total: int
     log_every: int
     eval_every: int
     checkpoint_every: int
-    steps: int
-    first: int = 0
-    updates: int = 1  # of an iteration
-
-    def step(self, done: int) -> int:
-        """Environment steps of each member after ``done`` iterations."""
-        return self.first + done * self.steps
 
     def next(self, done: int) -> int:
-        """The iteration at which the chunk that begins after ``done`` ends.
+        """Return the iteration at which the chunk that begins after ``done`` ends.
 
         It depends on absolute positions alone, so a resumed run has the chunks of an uninterrupted
         one.
@@ -31,5 +24,5 @@ class Schedule:
         return min(self.total, *((done // period + 1) * period for period in periods))
 
     def due(self, done: int, period: int) -> bool:
-        """Whether something of this period happens after ``done``; at the end everything does."""
+        """Return whether an event of this period is due after ``done``; at the end, all are."""
         return done % period == 0 or done == self.total

@@ -1,64 +1,56 @@
-"""One sitting of a run: compile, restore, then chunk after chunk with the records between them."""
+"""One session of a run: restore, then phase by phase compile, train in chunks, and record."""
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl.errors import Interrupted, RunError, UsageError
-from jaxrl.run import checkpoint
+from jaxrl.errors import Interrupted, RunError
+from jaxrl.record.metrics_file import Row
+from jaxrl.record.rows import Member, Position, evaluation_rows, latest_return, train_rows
 from jaxrl.run.devices import Compiled, Placement, Programs
-from jaxrl.run.folder import RunFolder
-from jaxrl.run.health import Health
-from jaxrl.run.logs import MetricsFile, ProgressBar, Writer, make_writers
-from jaxrl.run.rows import Member, Row, evaluation_rows, latest_return, train_rows
-from jaxrl.run.schedule import Schedule
-from jaxrl.training.trainer import Trainer
-from jaxrl.types import Array, Key, TrainState
-
-EVALUATION_SEED = 2**31 - 1  # evaluation starts are the same for all seeds, runs and checkpoints
-METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+from jaxrl.run.health import DivergenceGuard
+from jaxrl.run.phases import Plan, Stage
+from jaxrl.run.progress import ProgressBar
+from jaxrl.run.records import Records
+from jaxrl.training.evaluate import EVALUATION_SEED
+from jaxrl.types import Array, Key, PyTree, TrainState
 
 
 class Session:
-    """Everything of a run that is not arrays. Use inside ``opened``."""
+    """The training of a run. Use inside ``records.opened``.
+
+    Iterations are counted over the whole run; ``stage`` is the one that the state belongs to.
+    """
 
     def __init__(
         self,
-        trainer: Trainer,
+        plan: Plan,
         placement: Placement,
-        schedule: Schedule,
         config: Mapping[str, Any],
         members: Sequence[Member],
+        data: PyTree,
         quiet: bool,
     ) -> None:
-        self.trainer, self.placement, self.schedule = trainer, placement, schedule
-        self.config, self.members, self.quiet = config, members, quiet
-        self.programs = Programs(trainer, placement)
-        self.rows: list[Row] = []
-        self.writers: list[Writer] = []
-        self.folder: RunFolder | None = None
-        self.resume = False
-        self.health = Health(members, config, self.report, self.saved)
-        self.unsaved: str | None = None  # why the newest checkpoint could not be saved
-        self.clock = {"train_seconds": 0.0, "compile_seconds": 0.0, "wall_seconds": 0.0}
-        self.bar: ProgressBar | None = None
-        self.sitting = (0, 0.0)  # what was done, and its seconds of training, when this one began
+        self.plan, self.config, self.members, self.quiet = plan, config, members, quiet
+        self.programs = [Programs(stage.trainer, placement) for stage in plan.stages]
+        self.records = Records(plan, config, quiet)
+        self.guard = DivergenceGuard(members, config, self.records.report, self.records.saved)
+        self.stage = plan.stages[0]
+        self._data = data
+        self._trained = 0  # steps of all members in this session
+        self._seconds = 0.0  # of training in this session
 
-    # The programs' arguments are arrays, and so are not made until the folder is open.
+    # The programs' arguments are arrays, so they are created only once the folder is open.
 
     @cached_property
     def sweep(self) -> dict[str, Array]:
-        """The swept values of every member: ``{name: [M]}``."""
+        """The swept values of all members: ``{name: [M]}``."""
         return {
             name: jnp.array([member.sweep[name] for member in self.members], jnp.float32)
             for name in self.members[0].sweep
@@ -66,7 +58,7 @@ class Session:
 
     @cached_property
     def keys(self) -> Key:
-        """The key of every member ``[M]``."""
+        """The keys of all members ``[M]``."""
         return jax.vmap(jax.random.key)(jnp.array([member.seed for member in self.members]))
 
     @cached_property
@@ -74,223 +66,147 @@ class Session:
         """The keys of the evaluation episodes, the same for all members."""
         return jax.random.split(jax.random.key(EVALUATION_SEED), self.config["eval_episodes"])
 
-    @contextmanager
-    def opened(
-        self, run_dir: str | Path | None, resume: bool, log: Sequence[str]
-    ) -> Iterator[None]:
-        """Hold the run's folder, files and writers."""
-        self.resume = resume
-        with ExitStack() as stack:
-            if run_dir is not None:
-                self._open(Path(run_dir), log, stack)
-            stack.callback(self._close_bar)
-            yield
+    @cached_property
+    def _data_on_devices(self) -> PyTree:
+        return self.programs[0].put_data(self._data)
 
-    def _open(self, run_dir: Path, log: Sequence[str], stack: ExitStack) -> None:
-        self.folder = RunFolder(run_dir, self.config, self.resume, self.report)
-        stack.callback(self.folder.close)
+    def data(self, stage: Stage) -> PyTree:
+        """The dataset, or ``()`` for a stage that samples from none."""
+        return self._data_on_devices if stage.trainer.needs_data else ()
 
-        def closing(opened: Any) -> Any:
-            stack.callback(self._despite_full_disk, opened.close)
-            return opened
-
-        path = self.folder.path
-        try:
-            self.metrics = closing(MetricsFile(path / METRICS))
-            self.timing = closing(MetricsFile(path / TIMING))
-            writers = make_writers(log, path, self.folder.config, self.resume)
-        except OSError as error:
-            raise RunError(f"run-dir {path} cannot be written in: {error.strerror}") from None
-        self.writers = [closing(writer) for writer in writers]
-
-    def report(self, text: str) -> None:
-        """One line for the user; a quiet run shows warnings alone."""
-        if self.bar is not None and not self.quiet:
-            self.bar.message(text)
-        elif not self.quiet or text.startswith("warning"):
-            print(text, file=sys.stderr)
-
-    def _close_bar(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    # One sitting
+    # Training
 
     def train(self, interrupted: Callable[[], int | None]) -> tuple[TrainState, dict[str, Any]]:
-        """Go on to the end. Returns the final state and the summary."""
-        began = time.monotonic()
+        """Train to the end; return the final state and the summary."""
+        records, began = self.records, time.monotonic()
         ts, done = self.start()
-        began -= self.clock["wall_seconds"]  # of earlier sittings
-        if done >= self.schedule.total and self.rows:
-            self.report(f"already finished at step {self.step(done)}")
-            return ts, self.summarise()
-        compiled = self.compile(ts)
-        self.bar, self.sitting = self.progress(done), (done, self.clock["train_seconds"])
-        if done == 0 and not self.rows:  # a checkpoint of this step comes with its rows
-            self.record(self.evaluate(compiled, ts, 0))
-        while done < self.schedule.total:
-            if signum := interrupted():
-                self.save(ts, done)
-                text = f"stopped by signal {signum} at step {self.step(done)}"
-                if self.unsaved:
-                    since = [f" since step {step}" for step in self.saved()[-1:]]
-                    text += f", but {self.unsaved}; nothing is saved{''.join(since)}"
-                raise Interrupted(text, signum)
-            ts, done = self.advance(compiled, ts, done)
-            self.clock["wall_seconds"] = time.monotonic() - began
-            if self.schedule.due(done, self.schedule.checkpoint_every):
-                self.save(ts, done)
-                if self.unsaved:
-                    self.report(f"warning: {self.unsaved}; training goes on")
-        self._close_bar()
-        summary = self.summarise()
-        if self.unsaved:
-            raise RunError(f"the run ended, but its last state is not saved: {self.unsaved}")
+        began -= records.clock["wall_seconds"]  # of earlier sessions
+        if done >= self.plan.total and records.rows:
+            records.report(f"already finished at step {self.position(done).step}")
+            return ts, records.summarise(self.members)
+        for stage in self.plan.stages[self.stage.index :]:
+            if stage is not self.stage:
+                ts = ts._replace(env=(), carry=(), store=())  # makes room for the next ones
+                ts = self.begin(stage, ts)
+            if done < stage.last:
+                ts, done = self._train_stage(ts, done, began, interrupted)
+        records.close_bar()
+        summary = records.summarise(self.members)
+        if records.unsaved:
+            raise RunError(f"the run ended, but its last state is not saved: {records.unsaved}")
         return ts, summary
 
-    def step(self, done: int) -> int:
-        """Environment steps of each member after ``done`` iterations."""
-        return self.schedule.step(done)
+    def _train_stage(
+        self, ts: TrainState, done: int, began: float, interrupted: Callable[[], int | None]
+    ) -> tuple[TrainState, int]:
+        """Train to the end of the stage; return the state and the iterations done."""
+        records, stage = self.records, self.stage
+        compiled = self.compile(ts)
+        if records.bar is None:  # the time left is estimated from here on
+            records.bar = self.progress(done)
+        if done == 0 and not records.rows:  # a checkpoint of iteration 0 has its rows
+            records.add(self.evaluate(compiled, ts, 0))
+        while done < stage.last:
+            if signum := interrupted():
+                self.save(ts, done)
+                raise Interrupted(self._stopped(signum, done), signum)
+            ts, done = self.advance(compiled, ts, done)
+            records.clock["wall_seconds"] = time.monotonic() - began
+            if stage.due(done, stage.schedule.checkpoint_every):
+                self.save(ts, done)
+                if records.unsaved:
+                    records.warn(f"{records.unsaved}; training goes on")
+        return ts, done
+
+    def _stopped(self, signum: int, done: int) -> str:
+        """Return the line about a signal after ``done`` iterations."""
+        text = f"stopped by signal {signum} at step {self.position(done).step}"
+        if self.records.unsaved:
+            since = [f" since step {self.position(at).step}" for at in self.records.saved()[-1:]]
+            text += f", but {self.records.unsaved}; nothing is saved{''.join(since)}"
+        return text
+
+    def position(self, done: int) -> Position:
+        """Return the position of each member after ``done`` iterations."""
+        return self.plan.position(done)
 
     def start(self) -> tuple[TrainState, int]:
-        """The first state, or the restored one, and the iterations that are done."""
-        if self.folder is None or not self.resume:
+        """Return the initial or restored state, and the number of iterations done."""
+        found = None
+        if self.records.folder is not None and self.records.resume:
+            found = self.records.restore(self._template)
+        if found is None:
             return self._first_state(), 0
-        checkpoint.clean(self.folder.checkpoints)
-        if not checkpoint.available(self.folder.checkpoints):
-            self.report("note: no checkpoint yet; starting from the beginning")
-            self._forget(-1, 0, 0)
-            return self._first_state(), 0
-        template = jax.eval_shape(self.programs.init, self.sweep, self.keys)
-        warn = lambda text: self.report(f"warning: {text}")  # noqa: E731
-        restored = checkpoint.restore(self.folder.checkpoints, template, report=warn)
-        done = restored.meta["iteration"]
-        if done > self.schedule.total:
-            raise UsageError(
-                f"total-steps is {self.config['total_steps']}, but the run in {self.folder.path} "
-                f"is at step {restored.step} already; give at least that"
-            )
-        self._forget(restored.step, restored.meta["metrics_bytes"], restored.meta["timing_bytes"])
-        lines = (self.folder.path / METRICS).read_text().splitlines()
-        self.rows = [json.loads(line) for line in lines]
-        self.clock |= restored.meta["clock"]
-        self.report(f"resumed at step {restored.step}")
-        return self.programs.put(restored.state), done
+        state, done, self.stage = found
+        return self.programs[self.stage.index].put(state), done
 
-    def _forget(self, step: int, metrics_bytes: int, timing_bytes: int) -> None:
-        """Begin this sitting's records behind ``step``: what is sure by now to go on."""
-        assert self.folder is not None
-        self._despite_full_disk(self.folder.write_config)
-        self.metrics.truncate(metrics_bytes)
-        self.timing.truncate(timing_bytes)
-        for writer in self.writers:
-            writer.forget(step)
+    def _template(self, index: int) -> TrainState:
+        """Return the shapes of a stage's states."""
+        data = self.data(self.plan.stages[index])
+        shapes: TrainState = jax.eval_shape(self.programs[index].init, self.sweep, self.keys, data)
+        return shapes
 
     def _first_state(self) -> TrainState:
-        began = time.monotonic()
-        ts = jax.block_until_ready(jax.jit(self.programs.init)(self.sweep, self.keys))
-        self.clock["compile_seconds"] += time.monotonic() - began
-        return ts
+        data = self.data(self.stage)
+        return self._timed(lambda: jax.jit(self.programs[0].init)(self.sweep, self.keys, data))
+
+    def begin(self, stage: Stage, ts: TrainState) -> TrainState:
+        """Return the first state of the next stage, from the last one of the stage before."""
+        self.stage = stage
+        go_on = jax.jit(self.programs[stage.index].continue_from)
+        return self._timed(lambda: go_on(self.sweep, ts, self.data(stage)))
 
     def compile(self, ts: TrainState) -> Compiled:
-        """The programs of all chunks and evaluations."""
+        """Return the compiled programs of the stage's chunks and evaluations."""
+        programs, data = self.programs[self.stage.index], self.data(self.stage)
+        return self._timed(lambda: programs.compiled(self.sweep, ts, data, self.eval_keys))
+
+    def _timed(self, prepare: Callable[[], Any]) -> Any:
+        """Return what ``prepare`` does; its time counts as that of compiling."""
         began = time.monotonic()
-        compiled = self.programs.compiled(self.sweep, ts, self.eval_keys)
-        self.clock["compile_seconds"] += time.monotonic() - began
-        return compiled
+        prepared = jax.block_until_ready(prepare())
+        self.records.clock["compile_seconds"] += time.monotonic() - began
+        return prepared
 
     def advance(self, compiled: Compiled, ts: TrainState, done: int) -> tuple[TrainState, int]:
-        """One chunk, and what is recorded after it."""
-        target = self.schedule.next(done)
+        """Train one chunk and record it; return the state and the iterations done."""
+        records, stage = self.records, self.stage
+        target = stage.next(done)
+        data, count, first = self.data(stage), target - done, done - stage.first
         began = time.monotonic()
-        ts, metrics = compiled.chunk(self.sweep, ts, jnp.int32(target - done))
+        ts, metrics = compiled.chunk(self.sweep, ts, data, jnp.int32(count), jnp.int32(first))
         metrics = jax.device_get(jax.block_until_ready(metrics))
         seconds = time.monotonic() - began
-        self.clock["train_seconds"] += seconds
+        records.clock["train_seconds"] += seconds
 
-        rows = train_rows(self.members, metrics, self.step(target))
-        self.record(rows)
-        if self.schedule.due(target, self.schedule.eval_every):
-            self.record(self.evaluate(compiled, ts, target))
-        steps = self._all_steps(done, target)
-        self.time_step(target, steps / seconds)
-        if self.bar is not None:
-            first, earlier = self.sitting
-            speed = self._all_steps(first, target) / (self.clock["train_seconds"] - earlier)
-            self.bar.update(self.step(target), speed, latest_return(self.rows, len(self.members)))
-        before = self.step(done) if done else 0  # the first rows know of the prefill too
-        self.health.check(rows, (self.step(target) - before) * len(self.members))
+        position = stage.position(target)
+        rows = train_rows(self.members, metrics, position, stage.name)
+        records.add(rows)
+        if stage.due(target, stage.schedule.eval_every):
+            records.add(self.evaluate(compiled, ts, target))
+        steps = count * stage.trainer.units_per_iteration * len(self.members)
+        records.add_time(position.step, steps / seconds)
+        self._trained, self._seconds = self._trained + steps, self._seconds + seconds
+        if records.bar is not None:
+            speed = self._trained / self._seconds
+            latest = latest_return(records.rows, len(self.members))
+            records.bar.update(position.step, speed, latest)
+        before = self.position(done).env_steps if done else 0  # the first rows count the warm-up
+        self.guard.check(rows, (position.env_steps - before) * len(self.members))
         return ts, target
 
-    def _all_steps(self, done: int, target: int) -> int:
-        """Environment steps of all members between two iterations."""
-        return (self.step(target) - self.step(done)) * len(self.members)
-
     def evaluate(self, compiled: Compiled, ts: TrainState, done: int) -> list[Row]:
-        """Rows of whole greedy episodes."""
+        """Return one row per member from whole greedy episodes."""
         result = jax.device_get(compiled.evaluate(self.sweep, ts, self.eval_keys))
-        return evaluation_rows(self.members, result, self.step(done))
-
-    def saved(self) -> list[int]:
-        """The steps of the checkpoints, ascending."""
-        return checkpoint.available(self.folder.checkpoints) if self.folder else []
-
-    # Records
-
-    def record(self, rows: list[Row]) -> None:
-        """Add rows to the record and show them to the other writers."""
-        self.rows += rows
-        if self.folder is not None:
-            self._despite_full_disk(lambda: self.metrics.append(rows))
-        for writer in self.writers:
-            self._despite_full_disk(partial(writer.write, rows))
-
-    def time_step(self, done: int, steps_per_second: float) -> None:
-        """Wall-clock has a file of its own, so that resumed metrics are the same bytes."""
-        if self.folder is not None:
-            row = {
-                "step": self.step(done),
-                "seconds": round(self.clock["train_seconds"], 4),
-                "steps_per_second": round(steps_per_second, 1),
-            }
-            self._despite_full_disk(lambda: self.timing.append([row]))
+        position = self.stage.position(done)
+        return evaluation_rows(self.members, result, position, self.stage.name)
 
     def save(self, ts: TrainState, done: int) -> None:
-        """A checkpoint, or the reason why there is none in ``unsaved``; older ones stay."""
-        if self.folder is None:
-            return
-        try:
-            meta = {
-                "iteration": done,
-                "metrics_bytes": self.metrics.sync(),
-                "timing_bytes": self.timing.sync(),
-                "clock": self.clock,
-                "config": self.folder.config,
-            }
-            checkpoint.save(self.folder.checkpoints, self.step(done), ts, meta)
-            self.unsaved = None
-        except (checkpoint.CheckpointError, OSError) as error:
-            self.unsaved = str(error)
-
-    def summarise(self) -> dict[str, Any]:
-        """Write ``summary.json`` and ``curves.png``. Raises as ``summary.write`` does."""
-        from jaxrl.run import summary  # which imports pandas
-
-        config = self.folder.config if self.folder else self.config
-        found = summary.summarise(config, self.members, self.rows, self.schedule, self.clock)
-        if self.folder is not None:
-            summary.write(self.folder.path, found, self.report)
-        return found
+        """Save a checkpoint, or set ``records.unsaved`` to the reason why not."""
+        self.records.save(ts, done, self.stage)
 
     def progress(self, done: int) -> ProgressBar:
-        """The bar of this sitting."""
+        """Return the progress bar of this session."""
         label = f"{self.config['algorithm']} {self.config['env']} x{len(self.members)}"
-        total = self.step(self.schedule.total)
-        return ProgressBar(total, self.step(done), label, self.quiet)
-
-    def _despite_full_disk(self, write: Callable[[], Any]) -> None:
-        try:
-            write()
-        except OSError as error:
-            self.report(f"warning: {error}; training goes on")
+        total = self.position(self.plan.total).step
+        return ProgressBar(total, self.position(done).step, label, self.quiet)

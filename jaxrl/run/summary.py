@@ -1,4 +1,4 @@
-"""The summary of a run: final returns with intervals, and how fast it was."""
+"""The summary of a run: final returns with intervals, and speed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from jaxrl.analysis import plot_run
 from jaxrl.analysis.statistics import final_return
 from jaxrl.errors import RunError, UsageError
-from jaxrl.run.folder import write_json
-from jaxrl.run.schedule import Schedule
+from jaxrl.record.folder import write_json
+from jaxrl.run.phases import Plan
 
 SUMMARY, CURVES = "summary.json", "curves.png"
 
@@ -19,26 +19,31 @@ def summarise(
     config: Mapping[str, Any],
     members: Sequence[Any],
     rows: Sequence[Mapping[str, Any]],
-    schedule: Schedule,
+    plan: Plan,
     clock: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What ``summary.json`` holds. ``rows`` end with the last evaluation of every member."""
+    """Return the content of ``summary.json``. Speeds are those of all members together.
+
+    ``rows`` must end with the last evaluation of every member.
+    """
     last = [row for row in rows if row["kind"] == "eval"][-len(members) :]
     returns = [row["episode_return"] for row in last]
-    trained = schedule.total * schedule.steps * len(members)
-    updates = schedule.total * schedule.updates * len(members)
+    position = plan.position(plan.total)
+    steps, gradient_steps = (count * len(members) for count in plan.trained())
     seconds = clock["train_seconds"] or float("inf")
     summary: dict[str, Any] = {
         "algorithm": config["algorithm"],
         "env": config["env"],
-        "total_steps": schedule.step(schedule.total),
+        "total_steps": position.step,
+        "env_steps": position.env_steps,
+        "gradient_steps": position.gradient_steps,
         "seeds": list(config["seeds"]),
         "final_return": final_return(returns),
         "compile_seconds": round(clock["compile_seconds"], 2),
         "train_seconds": round(clock["train_seconds"], 2),
         "wall_seconds": round(clock["wall_seconds"], 2),
-        "steps_per_second": round(trained / seconds, 1),
-        "updates_per_second": round(updates / seconds, 2),
+        "steps_per_second": round(steps / seconds, 1),
+        "gradient_steps_per_second": round(gradient_steps / seconds, 2),
         "device": config["device"],
         "command": config["command"],
     }
@@ -52,14 +57,14 @@ def summarise(
 
 
 def write(folder: Path, summary: Mapping[str, Any], report: Callable[[str], Any]) -> None:
-    """Write ``summary.json``, and ``curves.png``, which anyone can draw again, if that is possible.
+    """Write ``summary.json`` and ``curves.png`` (a failure to plot is only a warning).
 
     Raises:
-        RunError: if the summary cannot be written; a resumed run tries that again.
+        RunError: if the summary cannot be written; a resumed run tries again.
     """
     try:
         plot_run(folder, folder / CURVES)
-    except (OSError, UsageError) as error:  # or what it reads could not be written
+    except (OSError, UsageError) as error:  # UsageError: a full disk left the metrics incomplete
         report(f"warning: {CURVES} was not drawn: {error}")
     try:
         write_json(folder / SUMMARY, summary)

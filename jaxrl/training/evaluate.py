@@ -12,6 +12,7 @@ from jaxrl.envs.vector import rescale, select
 from jaxrl.types import Array, Environment, Key, Mode, PyTree
 
 DEFAULT_LIMIT = 1000  # steps, for environments that end only by themselves
+EVALUATION_SEED = 2**31 - 1  # evaluation starts are the same for all seeds, runs, checkpoints
 _STEPS = 2**31 - 1  # more than any reset splits its key into
 
 

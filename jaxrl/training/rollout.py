@@ -77,7 +77,9 @@ def play(
     # Toy dynamics gain from longer loop bodies; unrolled physics would only compile longer.
     unroll = 4 if env.env.cheap else 1
     start = (env_state, carry)
-    (env_state, after), (transitions, episodes) = rng.scan(step, start, keys, unroll=unroll)
+    (env_state, after), (transitions, episodes) = rng.scan(
+        step, start, keys, unroll=unroll, defer=True
+    )
     ended = transitions.terminated | transitions.truncated
     transitions = transitions._replace(carry=carry)
     return env_state, after, transitions, episode_metrics(ended, *episodes)

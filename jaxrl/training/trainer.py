@@ -12,6 +12,7 @@ from flax import struct
 from jaxrl import hyper
 from jaxrl import metrics as m
 from jaxrl.agents import protocol
+from jaxrl.config import to_config
 from jaxrl.counters import counter_add, counter_zero
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
@@ -121,21 +122,30 @@ class Trainer:
                 f"{-(-self.env.num_envs // shards) * shards} would"
             )
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether batches are sampled from a dataset."""
+        return bool(getattr(getattr(self, "sampling", None), "needs_data", False))
+
     def check_data(self, data: PyTree) -> None:
-        """Raise UsageError if the sampler needs a dataset, and ``data`` is none."""
-        sampler: Any = getattr(self, "sampling", None)
-        needs = getattr(sampler, "needs_data", False)
-        if needs and not jax.tree.leaves(data):
+        """Raise UsageError if the sampler needs a dataset and there is none, or the reverse."""
+        given, sampler = bool(jax.tree.leaves(data)), getattr(self, "sampling", self)
+        if self.needs_data and not given:
             raise UsageError(
                 f"{type(sampler).__name__} samples from a dataset, and there is none; "
                 "give one, as data=dataset"
             )
-        if needs and not hasattr(data, "check"):
+        if given and not self.needs_data:
+            raise UsageError(
+                f"{type(sampler).__name__} samples from no dataset, and one is given; leave it "
+                "out, or give a sampler that reads it, such as OffPolicy(..., sampler=Mixed())"
+            )
+        if given and not hasattr(data, "check"):
             raise UsageError(
                 f"{type(sampler).__name__} samples from a dataset, and data is a "
                 f"{type(data).__name__}; give a jaxrl.data.Dataset"
             )
-        if needs:
+        if given:
             data.check()
 
     def check_memory(self, members: int, devices: int) -> str | None:
@@ -159,7 +169,7 @@ class Trainer:
             "reset_mode": venv.reset_mode,
             "pool_size": venv.pool_size,
             "max_steps": venv.spec.max_steps,
-            "agent": hyper.to_config(self.agent),
+            "agent": to_config(self.agent),
             "trainer": {"class": type(self).__name__} | fields,
         }
 
@@ -275,4 +285,4 @@ class Trainer:
 
 
 def _recorded(value: Any) -> Any:
-    return hyper.to_config(value) if dataclasses.is_dataclass(value) else value
+    return to_config(value) if dataclasses.is_dataclass(value) else value

@@ -1,15 +1,12 @@
-"""A run's folder: who may write in it, and whether a run may continue in it."""
+"""The folder of a run: its lock, its configuration, and the rules of resuming in it."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,7 +15,7 @@ from jaxrl.errors import RunError, UsageError
 CONFIG = "config.json"
 LOCK = ".lock"
 
-# What may change between two sittings of a run: how long it is, and how it is watched.
+# Options that may change on resume: length, evaluation, logging.
 FREE = {
     "total_steps",
     "eval_every",
@@ -29,10 +26,8 @@ FREE = {
     "max_nonfinite",
     "log",
 }
-# What is only recorded; another value is worth a note, since then bits may differ.
+# Entries that are only recorded; a change is worth a note, since bits may differ.
 RECORDED = {"placement", "device", "versions", "git", "command"}
-
-PACKAGES = ("jaxrl", "jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "gymnax")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -52,7 +47,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"agent": {"clip": 0.2}}`` as ``{"agent.clip": 0.2}``."""
+    """Flatten ``{"agent": {"gamma": 0.9}}`` to ``{"agent.gamma": 0.9}``."""
     items: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -63,15 +58,15 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], names: set[str] | None
 ) -> list[str]:
-    """What differs outside ``FREE`` and ``RECORDED``, or within ``names``.
+    """List the entries that differ, each as ``"agent.gamma (0.9, now 0.8)"``.
 
-    Each as ``"agent.clip (0.2, now 0.3)"``.
+    Only ``names`` are compared; None compares all but ``FREE`` and ``RECORDED``.
     """
 
     def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
         outside = FREE | RECORDED
         keep = {k: v for k, v in config.items() if (k in names if names else k not in outside)}
-        return flat(keep)
+        return flat(_without_repetition(keep))
 
     a, b = relevant(old), relevant(new)
     missing = "absent"
@@ -82,15 +77,25 @@ def differences(
     ]
 
 
+def _without_repetition(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what repeats the last phase, whose length is free."""
+    if "phases" not in config:
+        return dict(config)
+    *earlier, last = config["phases"]
+    last = {name: value for name, value in last.items() if name != "steps"}
+    own = {name: value for name, value in config.items() if name not in last}
+    return own | {"phases": {str(i): phase for i, phase in enumerate([*earlier, last])}}
+
+
 class RunFolder:
-    """The folder of one run, locked against a second process for as long as this object is open.
+    """The folder of one run, locked against other processes while this object is open.
 
     ``path`` gets a ``config.json``; with ``resume`` it must hold one that agrees with ``config``,
-    and that ``write_config`` brings up to date.
+    and ``write_config`` brings it up to date.
 
     Raises:
-        UsageError: if there is already something in the folder; with ``resume``, if there is
-            nothing to resume or the configuration differs (naming the options).
+        UsageError: if the folder is not empty; with ``resume``, if there is nothing to resume or
+            the configuration differs (naming the options).
         RunError: if another process is writing in it.
     """
 
@@ -111,7 +116,7 @@ class RunFolder:
                 self._check_new()
             self.path.mkdir(parents=True, exist_ok=True)
             self._acquire()
-            for stray in self.path.glob(".*.json-*"):  # of a process killed within write_json
+            for stray in self.path.glob(".*.json-*"):  # left by a process killed in write_json
                 stray.unlink()
             if not resume:
                 self.write_config()
@@ -123,15 +128,15 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints are."""
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     def write_config(self) -> None:
-        """Record this sitting's configuration; of a resumed run, once it is sure to go on."""
+        """Write this session's configuration; a resumed run does so once resuming is certain."""
         write_json(self.path / CONFIG, self.config)
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -170,7 +175,7 @@ class RunFolder:
             report(f"note: resumed under another {'; '.join(recorded)}: results may differ in bits")
 
     def _acquire(self) -> None:
-        lock = open(self.path / LOCK, "a+")  # noqa: SIM115 (it stays open for the run)
+        lock = open(self.path / LOCK, "a+")  # noqa: SIM115 (open for the run)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -184,33 +189,3 @@ class RunFolder:
         lock.write(str(os.getpid()))
         lock.flush()
         self._lock = lock
-
-
-def circumstances() -> dict[str, Any]:
-    """What a run should record of where it ran: device, versions, git commit, command."""
-    import jax
-
-    versions = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    device = jax.local_devices()[0]
-    return {
-        "device": f"{device.platform}: {device.device_kind}",
-        "versions": versions,
-        "git": _git_commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit that the working directory's repository is at, if any."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None

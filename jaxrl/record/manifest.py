@@ -1,7 +1,7 @@
-"""What a checkpoint must contain: shape, dtype and checksum of every leaf, and of every file.
+"""The manifest of a checkpoint: shape, dtype and checksum of every leaf; size of every file.
 
-Orbax alone restores a flipped byte without a word, and answers a damaged index with pages of
-traceback; so files are checked before it reads them and arrays after.
+Orbax alone restores a flipped byte silently, and answers a damaged index with pages of traceback;
+so files are checked before it reads them, and arrays afterwards.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ import numpy as np
 
 from jaxrl.errors import RunError
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
-# Leaves past this size (replay) are not read back after saving, and files past it are checked by
-# size alone before restoring: the checksums of the leaves inside cover their content.
+# Leaves above this size (replay) are not read back after saving, and files above it are checked
+# only by size before restoring: the checksums of the leaves inside cover their content.
 LARGE_BYTES = 16 << 20
 
 
 class Damaged(Exception):
-    """This checkpoint is not what was written; an older one may be."""
+    """A checkpoint differs from what was written; an older one may be intact."""
 
 
-def write(folder: Path, step: int, meta: dict, leaves: dict[str, dict]) -> None:
-    """Describe all that is in ``folder`` in its ``manifest.json``, which has a checksum too."""
+def write(folder: Path, iteration: int, meta: dict, leaves: dict[str, dict]) -> None:
+    """Describe all files of ``folder`` in its ``manifest.json``, which has a checksum too."""
     paths = sorted(each for each in folder.rglob("*") if each.is_file())
     files = {str(path.relative_to(folder)): _fingerprint(path) for path in paths}
-    body = {"format": FORMAT, "step": step, "meta": meta, "leaves": leaves, "files": files}
+    body = {"format": FORMAT, "iteration": iteration, "meta": meta}
+    body |= {"leaves": leaves, "files": files}
     manifest = {"checksum": _text_checksum(body), **body}
     (folder / NAME).write_text(json.dumps(manifest, indent=1))
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of ``folder``; raises ``Damaged`` unless it is what was written."""
+    """Return the manifest of ``folder``; raise ``Damaged`` if it is not as it was written."""
     try:
         manifest = json.loads((folder / NAME).read_bytes())
         intact = manifest.pop("checksum") == _text_checksum(manifest)
@@ -53,7 +54,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, manifest: dict) -> None:
-    """Raise ``Damaged`` naming the first file that is missing, cut or altered."""
+    """Raise ``Damaged`` naming the first file that is missing, truncated or altered."""
     for name, (size, crc32) in manifest["files"].items():
         try:
             found = _fingerprint(folder / name)
@@ -66,19 +67,19 @@ def check_files(folder: Path, manifest: dict) -> None:
 
 
 def check_array(path: str, leaf: dict, array: np.ndarray) -> None:
-    """Raise ``Damaged`` unless ``array`` is, in shape, dtype and every bit, the leaf described."""
+    """Raise ``Damaged`` unless ``array`` has the shape, dtype and bits that ``leaf`` describes."""
     if array_checksum(array) != leaf["crc32"]:
         raise Damaged(f"leaf {path}: checksum differs")
 
 
 def array_checksum(array: np.ndarray) -> int:
-    """CRC-32 of dtype, shape and bytes (2.5 GB/s measured, twice as fast as SHA-256)."""
+    """Return the CRC-32 of dtype, shape and bytes (2.5 GB/s, twice as fast as SHA-256)."""
     start = zlib.crc32(f"{array.dtype.name}{array.shape}".encode())
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, start)
 
 
 def reason(error: Exception) -> str:
-    """One line; of a pile of TensorStore text, the system's own words if it has any."""
+    """Return one line: the system's message if the text contains one, else its first line."""
     text = str(error)
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT)
     known = [os.strerror(code) for code in codes if os.strerror(code) in text]
@@ -86,7 +87,7 @@ def reason(error: Exception) -> str:
 
 
 def _fingerprint(path: Path) -> list[int]:
-    """Size in bytes, and CRC-32 of the content (0 for a large file)."""
+    """Return the size in bytes and the CRC-32 of the content (0 for a large file)."""
     size = path.stat().st_size
     return [size, 0 if size > LARGE_BYTES else zlib.crc32(path.read_bytes())]
 

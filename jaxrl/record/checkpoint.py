@@ -1,7 +1,7 @@
-"""Whole-run checkpoints: orbax stores the arrays, ``manifest.json`` proves that they are right.
+"""Checkpoints of a whole run: orbax stores the arrays, ``manifest.json`` verifies them.
 
-``DIRECTORY/STEP/`` holds ``state/`` (orbax: a flat dictionary from a leaf's path to its array) and
-the manifest with the caller's ``meta``. A checkpoint is written whole or not at all.
+``DIRECTORY/ITERATION/`` holds ``state/`` (orbax: a flat dictionary from a leaf's path to its array)
+and the manifest with the caller's ``meta``. A checkpoint is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,32 +20,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.errors import RunError
-from jaxrl.run import manifest as manifests
+from jaxrl.record import manifest as manifests
 from jaxrl.types import PyTree
 
 
 class CheckpointError(RunError):
-    """A checkpoint that cannot be written, or none that can be read; one line says why."""
+    """A checkpoint cannot be written, or none can be read; the message is one line."""
 
 
 class Restored(NamedTuple):
-    """``state`` as the template's tree, the ``meta`` saved with it, and the step it is of."""
+    """A restored checkpoint: ``state`` as the template's tree, its ``meta``, and its number."""
 
     state: PyTree
     meta: dict[str, Any]
-    step: int
+    iteration: int
 
 
-def save(directory: Path | str, step: int, state: PyTree, meta: dict, keep: int = 2) -> Path:
-    """Write ``directory/STEP``, then drop all but the newest ``keep``; returns its path.
+def save(directory: Path | str, iteration: int, state: PyTree, meta: dict, keep: int = 2) -> Path:
+    """Write ``directory/ITERATION``, then delete all but the newest ``keep``; return its path.
 
-    ``state`` is any tree of arrays and typed keys, on any number of devices; ``meta`` is what JSON
-    can hold. Raises ``CheckpointError`` from this very call when anything fails, a full disk
-    included; the earlier checkpoints are then as they were.
+    ``state`` is any tree of arrays and typed keys, on any number of devices; ``meta`` must be
+    serialisable as JSON.
+
+    Raises:
+        CheckpointError: if anything fails, a full disk included; the earlier checkpoints are then
+            unchanged.
     """
     directory = Path(directory).absolute()
-    final = directory / str(step)
-    temporary = directory / f".tmp-{step}-{os.getpid()}"
+    final = directory / str(iteration)
+    temporary = directory / f".tmp-{iteration}-{os.getpid()}"
     try:
         arrays, leaves = _to_host(state)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -54,7 +57,7 @@ def save(directory: Path | str, step: int, state: PyTree, meta: dict, keep: int 
         limit = manifests.LARGE_BYTES
         small = {path: leaf for path, leaf in leaves.items() if arrays[path].nbytes <= limit}
         _read_arrays(temporary / "state", small)
-        manifests.write(temporary, step, meta, leaves)
+        manifests.write(temporary, iteration, meta, leaves)
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         _publish(temporary, final)
@@ -63,34 +66,40 @@ def save(directory: Path | str, step: int, state: PyTree, meta: dict, keep: int 
         raise CheckpointError(f"checkpoint {final} could not be saved: {reason}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _prune(directory, step, keep)
+    _prune(directory, iteration, keep)
     return final
 
 
 def restore(
     directory: Path | str,
-    template: PyTree | None,
-    step: int | None = None,
+    template: PyTree | Callable[[dict[str, Any]], PyTree] | None,
+    iteration: int | None = None,
     *,
     prefix: str = "",
     report: Callable[[str], Any] = warnings.warn,
 ) -> Restored:
-    """The newest intact checkpoint (or ``step``) as numpy arrays and typed keys.
+    """Read the newest intact checkpoint (or ``iteration``) as numpy arrays and typed keys.
 
-    ``template`` is a tree of ``ShapeDtypeStruct`` as ``jax.eval_shape`` gives it; the result has
-    its structure, and exactly its shapes and dtypes: nothing is ever cast. ``None`` gives a
-    dictionary ``{"agent/params/...": array}``. With ``prefix`` only that subtree (``"agent"``) is
-    read, and the template is of it alone. A damaged checkpoint is told to ``report`` in one line
-    and the next older one is tried. Raises ``CheckpointError`` when none is intact, or when the
-    checkpoint does not fit the template.
+    Args:
+        directory: the folder of the checkpoints.
+        template: a tree of ``ShapeDtypeStruct`` as ``jax.eval_shape`` returns it. The result has
+            its structure, and exactly its shapes and dtypes: nothing is ever cast. A function
+            returns the template for a ``meta``. None returns ``{"agent/params/...": array}``.
+        iteration: the checkpoint to read; default the newest intact one.
+        prefix: read only this subtree (``"agent"``); the template describes it alone.
+        report: called with one line for each damaged checkpoint, before the next older one is
+            tried.
+
+    Raises:
+        CheckpointError: if no checkpoint is intact, or it does not fit the template.
     """
     directory = Path(directory).absolute()
-    steps = available(directory)[::-1]
-    if not steps or step not in (None, *steps):
-        known = f"; there are {', '.join(map(str, steps[::-1]))}" if steps else ""
-        which = "" if step is None else f" {step}"
+    saved = available(directory)[::-1]
+    if not saved or iteration not in (None, *saved):
+        known = f"; there are {', '.join(map(str, saved[::-1]))}" if saved else ""
+        which = "" if iteration is None else f" {iteration}"
         raise CheckpointError(f"no checkpoint{which} in {directory}{known}")
-    tried = steps if step is None else [step]
+    tried = saved if iteration is None else [iteration]
     for this, older in zip(tried, [*tried[1:], None], strict=True):
         folder = directory / str(this)
         try:
@@ -99,17 +108,17 @@ def restore(
             damage = f"checkpoint {folder} is damaged ({error})"
         if older is not None:
             report(f"{damage}; trying {older}")
-    raise CheckpointError(f"{damage}; no intact one is left" if step is None else damage)
+    raise CheckpointError(f"{damage}; no intact one is left" if iteration is None else damage)
 
 
 def available(directory: Path | str) -> list[int]:
-    """The steps of which there is a checkpoint, ascending; whether they are intact is not asked."""
+    """Return the numbers of all checkpoints, intact or not, in ascending order."""
     folders = Path(directory).glob("[0-9]*")
     return sorted(int(each.name) for each in folders if each.name.isdecimal() and each.is_dir())
 
 
 def clean(directory: Path | str) -> None:
-    """Remove what a killed process left behind; call it before the first save of a process."""
+    """Remove leftovers of a killed process; call it before the first save of a process."""
     directory = Path(directory)
     for old in directory.glob(".old-*"):  # killed between the two renames of a replacement
         final = old.with_name(old.name.removeprefix(".old-"))
@@ -124,7 +133,7 @@ def clean(directory: Path | str) -> None:
 
 
 def _flatten(tree: PyTree, prefix: str = "") -> tuple[dict[str, Any], Any]:
-    """Leaves by paths such as ``agent/params/Dense_0/kernel``, in tree order, and the structure."""
+    """Return leaves by path (``agent/params/Dense_0/kernel``) in tree order, and the structure."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
     leaves = {}
     for path, leaf in flat:
@@ -140,14 +149,14 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _describe(leaf: Any) -> dict[str, Any]:
-    """Shape and dtype; of keys the dtype is theirs and the shape that of their data."""
+    """Return shape and dtype; a key has its own dtype and the shape of its data."""
     data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     return {"shape": list(np.shape(data)), "dtype": str(dtype)}
 
 
 def _to_host(state: PyTree) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    """The arrays to store, and what the manifest says of each; a key is stored as its data."""
+    """Return the arrays to store and their manifest entries; a key is stored as its data."""
     arrays, leaves = {}, {}
     for name, leaf in _flatten(state)[0].items():
         data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
@@ -159,7 +168,7 @@ def _to_host(state: PyTree) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
 
 
 def _check_fit(folder: Path, saved: dict[str, dict], template: dict[str, Any]) -> None:
-    """Raise ``CheckpointError`` naming the first leaves in which checkpoint and template differ."""
+    """Raise ``CheckpointError`` naming the first leaves that differ from the template."""
     wanted = {path: _describe(leaf) for path, leaf in template.items()}
     differences = []
     for path in [*wanted, *(path for path in saved if path not in wanted)]:
@@ -180,7 +189,7 @@ def _check_fit(folder: Path, saved: dict[str, dict], template: dict[str, Any]) -
 
 @contextlib.contextmanager
 def _orbax() -> Iterator[Any]:
-    """The package (0.4 s to import), silenced: it logs 60 lines of an error that is raised too."""
+    """Import orbax (0.4 s) and silence it: it logs 60 lines of an error that it also raises."""
     import orbax.checkpoint as ocp
 
     logger = logging.getLogger("absl")
@@ -200,7 +209,7 @@ def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _read_arrays(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]:
-    """Restore exactly these leaves and compare each with its checksum."""
+    """Restore exactly these leaves and verify the checksum of each."""
     arrays, filled = {}, {}
     for path, leaf in leaves.items():
         if 0 in leaf["shape"]:
@@ -217,9 +226,11 @@ def _read_arrays(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]
     return arrays
 
 
-def _load(folder: Path, template: PyTree | None, prefix: str) -> tuple[PyTree, dict]:
-    """State and meta of one checkpoint, verified; raises ``Damaged``."""
+def _load(folder: Path, template: Any, prefix: str) -> tuple[PyTree, dict]:
+    """Read and verify one checkpoint; return state and meta, or raise ``Damaged``."""
     manifest = manifests.read(folder)
+    if callable(template):
+        template = template(manifest["meta"])
     leaves = {
         path: leaf
         for path, leaf in manifest["leaves"].items()
@@ -233,7 +244,7 @@ def _load(folder: Path, template: PyTree | None, prefix: str) -> tuple[PyTree, d
         values: dict[str, Any] = dict(_read_arrays(folder / "state", leaves))
     except manifests.Damaged:
         raise
-    except Exception as error:  # whatever orbax makes of it
+    except Exception as error:  # orbax raises many kinds
         raise manifests.Damaged(manifests.reason(error)) from None
     for path, leaf in leaves.items():
         if "impl" in leaf:
@@ -252,7 +263,7 @@ def _sync(path: Path) -> None:
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Put the finished checkpoint in its place; ``clean`` mends a death between the renames."""
+    """Move the finished checkpoint into place; ``clean`` repairs a kill between the renames."""
     old = final.with_name(f".old-{final.name}")
     if final.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -262,9 +273,9 @@ def _publish(temporary: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _prune(directory: Path, step: int, keep: int) -> None:
-    """Keep the newest ``keep`` up to ``step``; later ones are another history's and stay."""
-    earlier = [each for each in available(directory) if each < step]
+def _prune(directory: Path, iteration: int, keep: int) -> None:
+    """Keep the newest ``keep`` up to ``iteration``; later ones are of another history and stay."""
+    earlier = [each for each in available(directory) if each < iteration]
     for each in earlier[: max(len(earlier) - keep + 1, 0)]:
         doomed = directory / f".tmp-{each}-{os.getpid()}"  # renamed first: never half a checkpoint
         with contextlib.suppress(OSError):

@@ -1,0 +1,30 @@
+"""The command line of the scripts in ``experiments/``: their options, and how they start and end.
+
+A script parses its options (``parse``), sets up JAX (``prepare``), composes a trainer, hands it to
+``run``, and prints the result (``report``). It is started by ``launch``.
+"""
+
+from jaxrl._startup import prepare
+from jaxrl.cli.launching import launch, report
+from jaxrl.cli.options import (
+    AnnealOptions,
+    EpsilonOptions,
+    OffPolicyOptions,
+    OnPolicyOptions,
+    Options,
+    TrainingOptions,
+)
+from jaxrl.cli.parsing import parse
+
+__all__ = [
+    "AnnealOptions",
+    "EpsilonOptions",
+    "OffPolicyOptions",
+    "OnPolicyOptions",
+    "Options",
+    "TrainingOptions",
+    "launch",
+    "parse",
+    "prepare",
+    "report",
+]

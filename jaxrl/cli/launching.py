@@ -1,0 +1,90 @@
+"""Starting a script, printing its results, and its exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jaxrl import envs
+from jaxrl.cli.options import Options
+from jaxrl.errors import Interrupted, RunError, UsageError
+from jaxrl.record.policy import classes_of
+from jaxrl.run import Run
+
+
+def launch(script: Callable[[], Any]) -> NoReturn:
+    """Run a script's main function, and exit: 0 on success, 2 on bad usage, 1 on failure.
+
+    A signal that ended a run after its checkpoint exits with 128 + its number.
+    """
+    code = 0
+    try:
+        script()
+    except UsageError as error:
+        code = _complain(error, 2)
+    except Interrupted as error:
+        code = _complain(error, 128 + error.signum)
+    except RunError as error:
+        code = _complain(error, 1)
+    except KeyboardInterrupt:
+        code = _complain("interrupted", 130)
+    sys.exit(code)
+
+
+def _complain(error: Exception | str, code: int) -> int:
+    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    return code
+
+
+def report(result: Run, options: Options) -> None:
+    """Print the result of a run, unless ``quiet``; draw an episode of it with ``render``."""
+    if not options.quiet:
+        print(describe(result))
+    if options.render and result.run_dir is not None:
+        _render(result, result.run_dir, options.quiet)
+
+
+def describe(result: Run) -> str:
+    """Describe how a run ended, in a few lines."""
+    summary = result.summary
+    lines = []
+    for entry in summary.get("configurations", [summary]):
+        final = entry["final_return"]
+        low, high = final["ci95"]
+        name = " ".join(f"{k}={v:g}" for k, v in entry.get("sweep", {}).items())
+        lines.append(
+            f"{name + ': ' if name else ''}final return {final['iqm']:.1f} "
+            f"(IQM of {len(final['per_seed'])} seeds, 95% interval {low:.1f} to {high:.1f})"
+        )
+    lines.append(
+        f"{summary['steps_per_second']:,.0f} environment steps/s over all seeds; "
+        f"{summary['train_seconds']:.0f} s training, {summary['compile_seconds']:.0f} s compiling"
+    )
+    if result.run_dir is not None:
+        lines.append(f"record: {result.run_dir}")
+    return "\n".join(lines)
+
+
+def _render(result: Run, folder: Path, quiet: bool) -> None:
+    """Draw an episode of the newest checkpoint; the run is saved, so a failure is a warning."""
+    from jaxrl.analysis import render_run
+
+    if not quiet:
+        print("drawing an episode", flush=True)  # without a GPU, physics takes a minute or more
+    trainer: Any = result.trainer
+    env = trainer.env.env
+    known = env.name in envs.names()
+    try:
+        rendering = render_run(
+            folder, classes=classes_of(trainer.agent), env=None if known else env
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        print(f"warning: no episode was drawn: {reason}", file=sys.stderr)
+        return
+    for note in rendering.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if not quiet:
+        print(rendering)

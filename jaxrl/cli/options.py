@@ -1,0 +1,166 @@
+"""The options that scripts share.
+
+Options that are sizes of a trainer take their defaults and their help from its declarations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jaxrl.agents import ScaleReward
+from jaxrl.cli.assignments import assignments, swept
+from jaxrl.data.replay import Precision
+from jaxrl.envs.vector import ResetMode
+from jaxrl.errors import UsageError
+from jaxrl.hyper import number, same_as
+from jaxrl.training import OffPolicy, OnPolicy, Trainer
+from jaxrl.training.off_policy import Warmup
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of every script."""
+
+    env: str = "brax/ant"
+    """The environment, "<suite>/<task>"; a wrong name is answered with the nearest right ones."""
+    env_options: tuple[str, ...] = ()
+    """Options of the environment, as in: backend=mjx"""
+    total_steps: int = 500_000
+    """Environment steps of each seed, rounded up to whole iterations."""
+    seed: int = 0
+    """The first seed."""
+    num_seeds: int = 1
+    """Number of seeds (seed, seed + 1, ...), trained together in one program."""
+    num_envs: int = 8
+    """Environments of each seed."""
+    run_dir: str | None = None
+    """The run's folder; default runs/ALGORITHM_ENV_TIME."""
+    resume: bool = False
+    """Continue the run in --run-dir from its newest intact checkpoint."""
+    eval_every: int | None = None
+    """Steps between evaluations; default a tenth of the run."""
+    eval_episodes: int = 32
+    """Greedy episodes per evaluation and seed."""
+    log_every: int | None = None
+    """Steps between rows of metrics.jsonl; default a fifth of --eval-every."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; default --eval-every."""
+    devices: int | None = None
+    """Local devices to use; default all that the sizes divide over (on a CPU: one per core)."""
+    sweep: tuple[str, ...] = ()
+    """Hyper-parameters to sweep in one program, as in: gamma=0.97,0.99"""
+    max_skipped: int = 100
+    """Stop after this many gradient steps in a row were not finite, for every member."""
+    max_nonfinite: float = 0.5
+    """Stop if more than this fraction of a chunk's environment steps was not finite."""
+    log: tuple[str, ...] = ()
+    """Further places to log to: tensorboard, wandb."""
+    render: bool = False
+    """At the end draw an episode of the first seed, as python -m jaxrl.analysis render does."""
+    quiet: bool = False
+    """No progress bar, no notes."""
+
+    @property
+    def env_settings(self) -> dict[str, Any]:
+        """The environment's options, by name. Raises UsageError for words without "="."""
+        return assignments(self.env_options, "env-options")
+
+    def run_options(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the options of ``run``; without ``run_dir``, the folder is named after the time.
+
+        Raises:
+            UsageError: for options that do not fit each other.
+        """
+        if self.num_seeds < 1:
+            raise UsageError(f"num-seeds is {self.num_seeds}; it must be at least 1")
+        same = "resume eval_every eval_episodes log_every checkpoint_every devices max_skipped"
+        same += " max_nonfinite log quiet"
+        return {
+            "seeds": range(self.seed, self.seed + self.num_seeds),
+            "sweep": swept(self.sweep),
+            "run_dir": self._folder(trainer),
+            **{name: getattr(self, name) for name in same.split()},
+        }
+
+    def _folder(self, trainer: Trainer) -> str:
+        if self.run_dir is not None:
+            return self.run_dir
+        if self.resume:
+            raise UsageError("resume needs the folder of the run to continue: --run-dir DIR")
+        config = trainer.config()
+        task = config["env"].replace("/", "-")
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # runs may begin in the same second
+        return str(Path("runs") / f"{config['algorithm'].lower()}_{task}_{stamp}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions(Options):
+    """Options of every script that trains in an environment."""
+
+    reset_mode: ResetMode | None = None
+    """How ended episodes start again; default "fresh" for toy dynamics, "pool" for physics."""
+    max_steps: int | None = None
+    """Time limit of an episode; default the environment's own."""
+    normalize_obs: bool = False
+    """Learn from observations of zero mean and unit variance."""
+    reward_scale: float = same_as(ScaleReward, "reward_scale")
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnealOptions(TrainingOptions):
+    """Options of every script whose learning rate may fall."""
+
+    anneal: bool = True
+    """Let the learning rate fall linearly to zero over the run, or over --agent.lr-decay-steps.
+
+    A resumed run may be longer only with the --agent.lr-decay-steps that it had."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EpsilonOptions(TrainingOptions):
+    """Options of every script whose agent acts epsilon-greedily."""
+
+    epsilon_fraction: float = number(
+        0.2,
+        0,
+        1,
+        help="part of the run over which epsilon falls, unless --agent.epsilon-decay-steps is "
+        "given; a resumed run may be longer only with the --agent.epsilon-decay-steps that it had",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicyOptions(AnnealOptions):
+    """Options of every script that trains on rollouts."""
+
+    num_steps: int = same_as(OnPolicy, "num_steps")
+
+    @property
+    def iterations(self) -> int:
+        """The rollouts, and so updates, of the whole run."""
+        return -(-self.total_steps // max(self.num_steps * self.num_envs, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class OffPolicyOptions(TrainingOptions):
+    """Options of every script that trains from a replay buffer."""
+
+    num_envs: int = 1
+    num_steps: int = same_as(OffPolicy, "num_steps")
+    num_updates: int = same_as(OffPolicy, "num_updates")
+    batch_size: int = same_as(OffPolicy, "batch_size")
+    buffer_size: int = same_as(OffPolicy, "buffer_size")
+    learning_starts: int = same_as(OffPolicy, "learning_starts")
+    warmup_policy: Warmup = same_as(OffPolicy, "warmup_policy")
+    n_step: int = same_as(OffPolicy, "n_step")
+    precision: Precision = same_as(OffPolicy, "precision")
+    cycles: int | None = same_as(OffPolicy, "cycles")
+
+    @property
+    def gradient_steps(self) -> int:
+        """The gradient steps of the whole run."""
+        steps = max(self.total_steps - self.learning_starts, 0)
+        return self.num_updates * -(-steps // max(self.num_steps * self.num_envs, 1))

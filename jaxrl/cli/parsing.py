@@ -1,0 +1,144 @@
+"""The command line, parsed into options; any error is one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from jaxrl import hyper
+from jaxrl.cli.options import Options
+from jaxrl.cli.presets import Preset, lookup
+from jaxrl.errors import UsageError
+
+Config = TypeVar("Config", bound=Options)
+
+
+def parse(
+    config: type[Config], presets: Sequence[Preset], args: Sequence[str] | None = None
+) -> Config:
+    """Parse the options of a script; the defaults are the presets of its ``--env``.
+
+    Args:
+        config: the dataclass of the options, with a field ``agent``.
+        presets: the presets of the algorithm.
+        args: the words of the command line; default those of this process.
+
+    Raises:
+        UsageError: for anything that cannot be parsed, in one line.
+        SystemExit: after printing ``--help``.
+    """
+    import tyro
+
+    from jaxrl.cli.constructors import registry
+
+    given = list(sys.argv[1:] if args is None else args)
+    bare: Any = config()
+    settings = lookup(presets, _env_of(given, bare.env))
+    agent = hyper.override(bare.agent, settings.pop("agent", {}))
+    defaults = dataclasses.replace(bare, **settings, agent=agent)
+    if "-h" in given or "--help" in given:
+        tyro.cli(config, args=given, default=defaults, registry=registry())
+
+    flags = option_flags(defaults)
+    words = [_expanded(word, flags) if word.startswith("--") else word for word in given]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            parsed, unknown = tyro.cli(
+                config,
+                args=words,
+                default=defaults,
+                return_unknown_args=True,
+                registry=registry(),
+            )
+    except SystemExit:
+        raise UsageError(_complaint(printed.getvalue())) from None
+    if unknown and not unknown[0].startswith("-"):
+        raise UsageError(f"{unknown[0]!r} belongs to no option; see --help")
+    if unknown:
+        raise UsageError(f"unknown option {unknown[0]}; {_nearest_flags(unknown[0], flags)}")
+    for field in dataclasses.fields(parsed):
+        declared = hyper.declaration(field)
+        if declared is not None:
+            declared.check(field.name, getattr(parsed, field.name))
+    result: Config = parsed
+    return result
+
+
+def _env_of(args: Sequence[str], default: str) -> str:
+    """Return the value of ``--env``, needed before all others: it decides their defaults."""
+    found = default
+    for i, arg in enumerate(args):
+        if arg == "--env" and i + 1 < len(args):
+            found = args[i + 1]
+        if arg.startswith("--env="):
+            found = arg.removeprefix("--env=")
+    return found
+
+
+def option_flags(node: Any, path: str = "") -> list[str]:
+    """Return all options as they are written, ``--agent.critic.no-layer-norm`` included."""
+    flags = []
+    for field in filter(hyper.is_option, dataclasses.fields(node)):
+        value, name = getattr(node, field.name), field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            flags += option_flags(value, f"{path}{name}.")
+            continue
+        flags.append(f"--{path}{name}")
+        if isinstance(value, bool):
+            flags.append(f"--{path}no-{name}")
+    return flags
+
+
+def _expanded(word: str, flags: Sequence[str]) -> str:
+    """Return an option that is the unique end of one of the agent's, written in full.
+
+    Raises:
+        UsageError: for the end of several options.
+    """
+    written, equals, value = word.partition("=")
+    name = written.removeprefix("--").replace("_", "-")
+    known = [flag.removeprefix("--") for flag in flags]
+    if name in known:
+        return word
+    end = name.removeprefix("agent.")
+    found = [f"--{each}" for each in hyper.matches(f"agent.{end}", known)]
+    found = found or [f"--{each}" for each in hyper.matches(end, known)]
+    if len(found) > 1:
+        raise UsageError(f"{written} is ambiguous; choose one of {', '.join(found)}")
+    return f"{found[0]}{equals}{value}" if found else word
+
+
+def _nearest_flags(unknown: str, flags: Sequence[str]) -> str:
+    """Name the options whose last part has the words of the unknown one's, or resembles it."""
+
+    def last(flag: str) -> str:
+        return flag.partition("=")[0].removeprefix("--").rpartition(".")[2].replace("_", "-")
+
+    name = last(unknown)
+    shown = [flag for flag in flags if name.startswith("no-") or not last(flag).startswith("no-")]
+    ends = {last(flag) for flag in shown}
+    near = sorted(end for end in ends if {*name.split("-")} <= {*end.split("-")})
+    near = near or difflib.get_close_matches(name, ends, cutoff=0.55)
+    found = [flag for each in near for flag in shown if last(flag) == each]
+    return f"did you mean {', '.join(found)}?" if found else "see --help"
+
+
+def _complaint(text: str) -> str:
+    """Extract one line from tyro's box, which holds a title, the message and the option's help."""
+    sections = [""]
+    for line in text.splitlines():
+        content = line.strip(" │")
+        if re.match("[─╭╰]|---", content):
+            sections.append("")
+        else:
+            sections[-1] = f"{sections[-1]} {content}".strip()
+    message = sections[1] if len(sections) > 1 else sections[0]
+    known = re.search(r"\(default: (.*)\)$", sections[2] if len(sections) > 2 else "")
+    return f"{message}; the default is {known[1]}" if known else message

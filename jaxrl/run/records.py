@@ -1,0 +1,192 @@
+"""What a session leaves behind: rows, files, checkpoints, messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jaxrl.errors import RunError, UsageError
+from jaxrl.record import checkpoint
+from jaxrl.record.folder import RunFolder
+from jaxrl.record.metrics_file import MetricsFile, Row
+from jaxrl.run.logs import Writer, make_writers
+from jaxrl.run.phases import Plan, Stage
+from jaxrl.run.progress import ProgressBar
+from jaxrl.types import PyTree, TrainState
+
+METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+
+
+class Records:
+    """The rows of a run, its folder and event writers, and the progress bar. Use in ``opened``."""
+
+    def __init__(self, plan: Plan, config: Mapping[str, Any], quiet: bool) -> None:
+        self.plan, self.config, self.quiet = plan, config, quiet
+        self.rows: list[Row] = []
+        self.folder: RunFolder | None = None
+        self.resume = False
+        self.bar: ProgressBar | None = None
+        self.unsaved: str | None = None  # the reason why the newest checkpoint could not be saved
+        self.clock = {"train_seconds": 0.0, "compile_seconds": 0.0, "wall_seconds": 0.0}
+        self._writers: list[Writer] = []
+
+    @contextmanager
+    def opened(
+        self, run_dir: str | Path | None, resume: bool, log: Sequence[str]
+    ) -> Iterator[None]:
+        """Keep the run's folder, files and writers open while inside."""
+        self.resume = resume
+        with ExitStack() as stack:
+            if run_dir is not None:
+                self._open(Path(run_dir), log, stack)
+            stack.callback(self.close_bar)
+            yield
+
+    def _open(self, run_dir: Path, log: Sequence[str], stack: ExitStack) -> None:
+        self.folder = RunFolder(run_dir, self.config, self.resume, self.report)
+        stack.callback(self.folder.close)
+
+        def closing(opened: Any) -> Any:
+            stack.callback(self._despite_full_disk, opened.close)
+            return opened
+
+        path = self.folder.path
+        try:
+            self._metrics = closing(MetricsFile(path / METRICS))
+            self._timing = closing(MetricsFile(path / TIMING))
+            writers = make_writers(log, path, self.folder.config, self.resume)
+        except OSError as error:
+            raise RunError(f"run-dir {path} cannot be written in: {error.strerror}") from None
+        self._writers = [closing(writer) for writer in writers]
+
+    # Messages
+
+    def report(self, text: str) -> None:
+        """Show the user one line; a quiet run shows only warnings."""
+        if self.bar is not None and not self.quiet:
+            self.bar.message(text)
+        elif not self.quiet or text.startswith("warning"):
+            print(text, file=sys.stderr)
+
+    def warn(self, text: str) -> None:
+        """Show the user a line that a quiet run shows too."""
+        self.report(f"warning: {text}")
+
+    def close_bar(self) -> None:
+        """Remove the progress bar, if there is one."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    # Rows
+
+    def add(self, rows: list[Row]) -> None:
+        """Add rows to the record and pass them to the event writers."""
+        self.rows += rows
+        if self.folder is not None:
+            self._despite_full_disk(lambda: self._metrics.append(rows))
+        for writer in self._writers:
+            self._despite_full_disk(partial(writer.write, rows))
+
+    def add_time(self, step: int, steps_per_second: float) -> None:
+        """Record speed in a file of its own, so that resumed metrics have identical bytes."""
+        if self.folder is not None:
+            row = {
+                "step": step,
+                "seconds": round(self.clock["train_seconds"], 4),
+                "steps_per_second": round(steps_per_second, 1),
+            }
+            self._despite_full_disk(lambda: self._timing.append([row]))
+
+    def _despite_full_disk(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self.warn(f"{error}; training goes on")
+
+    # Checkpoints
+
+    def saved(self) -> list[int]:
+        """Return the iterations of the checkpoints in ascending order."""
+        return checkpoint.available(self.folder.checkpoints) if self.folder else []
+
+    def save(self, ts: TrainState, done: int, stage: Stage) -> None:
+        """Save a checkpoint, or set ``unsaved`` to the reason why not; older ones stay.
+
+        ``done`` counts the iterations of the run, and ``stage`` is the one that ``ts`` belongs to:
+        between two stages it is the earlier one's last state or the later one's first.
+        """
+        if self.folder is None:
+            return
+        try:
+            meta = {
+                "iteration": done,
+                "phase": stage.index,
+                "iteration_of_phase": done - stage.first,
+                "metrics_bytes": self._metrics.sync(),
+                "timing_bytes": self._timing.sync(),
+                "clock": self.clock,
+                "config": self.folder.config,
+            }
+            checkpoint.save(self.folder.checkpoints, done, ts, meta)
+            self.unsaved = None
+        except (checkpoint.CheckpointError, OSError) as error:
+            self.unsaved = str(error)
+
+    def restore(self, template: Callable[[int], PyTree]) -> tuple[TrainState, int, Stage] | None:
+        """Return the state of the newest intact checkpoint, its iteration and its stage.
+
+        The records are truncated to it. Return None if there is no checkpoint; the run then starts
+        from the beginning. ``template`` gives the shapes of a stage's states, by its index.
+
+        Raises:
+            UsageError: if the checkpoint is beyond the end of the run.
+            CheckpointError: if none is intact.
+        """
+        assert self.folder is not None
+        checkpoint.clean(self.folder.checkpoints)
+        if not self.saved():
+            self.report("note: no checkpoint yet; starting from the beginning")
+            self._rewind(-1, 0, 0)
+            return None
+        restored = checkpoint.restore(
+            self.folder.checkpoints, lambda meta: template(meta["phase"]), report=self.warn
+        )
+        meta = restored.meta
+        stage, done = self.plan.stages[meta["phase"]], meta["iteration"]
+        if done > stage.last:
+            raise UsageError(
+                f"total-steps is {self.config['total_steps']}, but the run in {self.folder.path} "
+                f"is at step {stage.position(done).step} already; give at least that"
+            )
+        step = self.plan.position(done).step
+        self._rewind(step, meta["metrics_bytes"], meta["timing_bytes"])
+        lines = (self.folder.path / METRICS).read_text().splitlines()
+        self.rows = [json.loads(line) for line in lines]
+        self.clock |= meta["clock"]
+        self.report(f"resumed at step {step}")
+        return restored.state, done, stage
+
+    def _rewind(self, step: int, metrics_bytes: int, timing_bytes: int) -> None:
+        """Truncate the records to ``step``, once resuming is certain."""
+        assert self.folder is not None
+        self._despite_full_disk(self.folder.write_config)
+        self._metrics.truncate(metrics_bytes)
+        self._timing.truncate(timing_bytes)
+        for writer in self._writers:
+            writer.rewind(step)
+
+    def summarise(self, members: Sequence[Any]) -> dict[str, Any]:
+        """Write ``summary.json`` and ``curves.png`` (as ``summary.write``); return the summary."""
+        from jaxrl.run import summary  # it imports pandas
+
+        config = self.folder.config if self.folder else self.config
+        found = summary.summarise(config, members, self.rows, self.plan, self.clock)
+        if self.folder is not None:
+            summary.write(self.folder.path, found, self.report)
+        return found

@@ -1,0 +1,32 @@
+"""Signals that end a run between two chunks."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], int | None]]:
+    """Only remember the first SIGTERM or Ctrl-C while inside; a second Ctrl-C ends at once.
+
+    Yields a function that returns the signal's number, or None if there was no signal.
+    """
+    received: list[int] = []
+
+    def remember(signum: int, frame: FrameType | None) -> None:
+        if received and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signum)
+
+    caught = (signal.SIGTERM, signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    before = [signal.signal(each, remember) for each in caught] if main else []
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for each, handler in zip(caught, before, strict=False):
+            signal.signal(each, handler)
