@@ -14,6 +14,7 @@ from shared import assert_same_bits, bits
 from jaxrl import (
     BC,
     DQN,
+    DSACT,
     PPO,
     PQN,
     SAC,
@@ -60,6 +61,18 @@ def ppo(width=4, epochs=1, minibatches=1, **policy):
 def tiny(agent=None, num_envs=4, num_steps=8):
     agent = agent or NormalizeObs(ScaleReward(ppo(8, epochs=2, minibatches=2), 0.1))
     return OnPolicy(agent, VectorEnv(make("gymnax/CartPole-v1"), num_envs), num_steps=num_steps)
+
+
+def test_no_array_of_a_first_state_is_two_leaves():
+    """It could not be donated."""
+    pendulum = VectorEnv(make("gymnax/Pendulum-v1"), 2)
+    agents = [DSACT(likelihood=True), SAC(), TD3()]
+    states = [agent.bind(pendulum.spec).init(jax.random.key(0)) for agent in agents]
+    for state in (tiny().init(jax.random.key(0)), *states):
+        is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)]
+        leaves = zip(jax.tree.leaves(state), is_key, strict=True)
+        where = [x.unsafe_buffer_pointer() for x, key in leaves if x.size and not key]
+        assert len(set(where)) == len(where)
 
 
 def test_every_leaf_is_an_array_and_two_inits_have_equal_trees():

@@ -246,8 +246,8 @@ class DSACT(DSAC):
     def init(self, key: Key) -> DSACState:
         """Return fresh networks, and running statistics that have seen nothing yet."""
         names = ("std", "variance") if self.likelihood else ("std",)
-        zeros = jnp.zeros(self.critic.num_critics)
-        running = dict.fromkeys(names, zeros) if self.variance_scaling else {}
+        names = names if self.variance_scaling else ()
+        running = {name: jnp.zeros(self.critic.num_critics) for name in names}
         return DSAC.init(self, key)._replace(running=running)
 
     def targets(self, state: DSACState, batch: Batch, key: Key) -> Targets:

@@ -118,8 +118,8 @@ class VectorEnv:
         n = self.local_envs
         inner, obs = jax.vmap(self.env.reset)(jax.random.split(row_key(key), n))
         first = (inner, obs) if self.reset_mode == "first" else ()
-        zeros = jnp.zeros(n, jnp.int32)
-        return VectorState(inner, obs, zeros, jnp.zeros(n), zeros, first)
+        steps, nonfinite = (jnp.zeros(n, jnp.int32) for _ in range(2))  # one could not be donated
+        return VectorState(inner, obs, steps, jnp.zeros(n), nonfinite, first)
 
     def reset_pool(self, key: Key) -> PyTree:
         """Draw the states and observations ``[K, ...]`` that a rollout's ended episodes start from.

@@ -22,8 +22,9 @@ class RunningStatistics(NamedTuple):
 
 def start(example: PyTree) -> RunningStatistics:
     """Before any observation: ``example`` gives the shapes ``*O``."""
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), example)
-    return RunningStatistics(jnp.float32(0), zeros, zeros)
+    # Not one tree of zeros for both: an array that is two leaves cannot be donated.
+    mean, m2 = (jax.tree.map(lambda x: jnp.zeros(x.shape), example) for _ in range(2))
+    return RunningStatistics(jnp.float32(0), mean, m2)
 
 
 def merge(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
