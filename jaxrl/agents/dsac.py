@@ -245,9 +245,10 @@ class DSACT(DSAC):
 
     def init(self, key: Key) -> DSACState:
         """Return fresh networks, and running statistics that have seen nothing yet."""
-        names = ("std", "variance") if self.likelihood else ("std",)
-        names = names if self.variance_scaling else ()
-        running = {name: jnp.zeros(self.critic.num_critics) for name in names}
+        running = {}
+        if self.variance_scaling:
+            names = ("std", "variance") if self.likelihood else ("std",)
+            running = {name: jnp.zeros(self.critic.num_critics) for name in names}
         return DSAC.init(self, key)._replace(running=running)
 
     def targets(self, state: DSACState, batch: Batch, key: Key) -> Targets:

@@ -19,7 +19,7 @@ from jaxrl.hyper import choice, size
 from jaxrl.rng import row_key
 from jaxrl.sharding import shard_count
 from jaxrl.training.gradient_steps import gradient_steps
-from jaxrl.training.rollout import play, report_nonfinite
+from jaxrl.training.rollout import exploring, play, report_nonfinite
 from jaxrl.training.schedule import Schedule
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Discrete, Extras, Key, PyTree, TrainState, Transition
@@ -154,8 +154,9 @@ class OffPolicy(Trainer):
         def one(key: Key) -> Transition:
             env_key, pool_key, play_key = jax.random.split(key, 3)
             env, pool = self.env.reset(env_key), self.env.reset_pool(pool_key)
-            act = self._acting("uniform", None)
-            _, _, transitions, _ = play(act, self._no_carry, self.env, env, (), play_key, 1, pool)
+            _, _, transitions, _ = play(
+                self._uniform, self.agent, self.env, env, (), play_key, 1, pool
+            )
             return jax.tree.map(lambda x: x[0], transitions._replace(carry=()))
 
         return jax.eval_shape(one, jax.random.key(0))
@@ -191,9 +192,10 @@ class OffPolicy(Trainer):
         def piece(running: tuple, x: tuple[Key, Array]) -> tuple[tuple, None]:
             (agent, env, carry, rows), ((pool_key, play_key), written) = running, x
             pool = self.env.reset_pool(pool_key)
-            act = self._acting(self.warmup_policy, agent)
+            explores = self.warmup_policy == "agent"
+            act = exploring(self.agent, agent) if explores else self._uniform
             env, carry, transitions, _ = play(
-                act, self._init_carry, self.env, env, carry, play_key, steps, pool
+                act, self.agent, self.env, env, carry, play_key, steps, pool
             )
             rows = self.buffer.write(rows, transitions, written)
             return (protocol.observe(self.agent, agent, transitions), env, carry, rows), None
@@ -202,26 +204,13 @@ class OffPolicy(Trainer):
         xs = (jax.random.split(key, (count, 2)), jnp.arange(count) * steps)
         return jax.lax.scan(piece, running, xs)[0]
 
-    def _acting(self, policy: Warmup, agent: PyTree) -> Any:
-        """``act`` of a rollout, by the agent's exploring policy or by uniform actions."""
-
-        def explore(carry: PyTree, obs: PyTree, key: Key) -> tuple[Array, PyTree, Extras]:
-            return self.agent.act(agent, carry, obs, key, "explore")
-
-        def uniform(carry: PyTree, obs: PyTree, key: Key) -> tuple[Array, PyTree, Extras]:
-            space, n = self.env.spec.action, self.env.local_envs
-            if isinstance(space, Discrete):
-                return jax.random.randint(row_key(key), (n,), 0, space.n), carry, {}
-            shape = (n, *space.shape)
-            return jax.random.uniform(row_key(key), shape, minval=-1.0), carry, {}
-
-        return explore if policy == "agent" else uniform
-
-    def _init_carry(self, key: Key, n: int) -> PyTree:
-        return protocol.init_carry(self.agent, key, n)
-
-    def _no_carry(self, key: Key, n: int) -> PyTree:
-        return ()
+    def _uniform(self, carry: PyTree, obs: PyTree, key: Key) -> tuple[Array, PyTree, Extras]:
+        """Act uniformly in every environment, as a rollout asks for it."""
+        space, n = self.env.spec.action, self.env.local_envs
+        if isinstance(space, Discrete):
+            return jax.random.randint(row_key(key), (n,), 0, space.n), carry, {}
+        shape = (n, *space.shape)
+        return jax.random.uniform(row_key(key), shape, minval=-1.0), carry, {}
 
     def advance(self, ts: TrainState, data: PyTree, index: Array) -> tuple[TrainState, m.Metrics]:
         """Cycles; each acts, writes, samples and learns."""
@@ -257,8 +246,8 @@ class OffPolicy(Trainer):
         schedule = self.schedule
         play_key, sample_key, update_key = keys
         env, carry, transitions, metrics = play(
-            self._acting("agent", agent),
-            self._init_carry,
+            exploring(self.agent, agent),
+            self.agent,
             self.env,
             env,
             carry,

@@ -16,7 +16,6 @@ from jaxrl.types import Array, Extras, Key, PyTree, Transition
 
 # carry, observations and a key to actions, carry and extras
 Act = Callable[[PyTree, PyTree, Key], tuple[Array, PyTree, Extras]]
-InitCarry = Callable[[Key, int], PyTree]
 
 
 def rollout(
@@ -34,20 +33,22 @@ def rollout(
     of the episodes that ended.
     """
     pool_key, step_key = jax.random.split(key)
+    act, pool = exploring(agent, state), env.reset_pool(pool_key)
+    return play(act, agent, env, env_state, carry, step_key, steps, pool)
+
+
+def exploring(agent: Any, state: PyTree) -> Act:
+    """Return the exploring policy of an agent with this state."""
 
     def act(carry: PyTree, obs: PyTree, key: Key) -> tuple[Array, PyTree, Extras]:
         return agent.act(state, carry, obs, key, "explore")
 
-    def init_carry(key: Key, n: int) -> PyTree:
-        return protocol.init_carry(agent, key, n)
-
-    pool = env.reset_pool(pool_key)
-    return play(act, init_carry, env, env_state, carry, step_key, steps, pool)
+    return act
 
 
 def play(
     act: Act,
-    init_carry: InitCarry,
+    agent: Any,
     env: VectorEnv,
     env_state: VectorState,
     carry: PyTree,
@@ -55,7 +56,7 @@ def play(
     steps: int,
     pool: PyTree,
 ) -> tuple[VectorState, PyTree, Transition, m.Metrics]:
-    """``rollout`` with any ``act``. The memory ``carry`` restarts where an episode ended."""
+    """``rollout`` with any ``act``. The agent's memory restarts where an episode ended."""
     keys = jax.random.split(key, (steps, 2))  # at once: every split takes time to compile
     remembers = bool(jax.tree.leaves(carry))
 
@@ -66,7 +67,7 @@ def play(
         action, carry, extras = act(carry, env_state.obs, act_key)
         after, out = env.step(env_key, env_state, action, pool)
         if remembers:
-            fresh = init_carry(carry_key, env.local_envs)
+            fresh = protocol.init_carry(agent, carry_key, env.local_envs)
             carry = select(out.terminated | out.truncated, fresh, carry)
         transition = Transition(
             env_state.obs, action, out.reward, out.obs, out.terminated, out.truncated, extras
