@@ -122,7 +122,7 @@ def part(default: Any, *, help: str = "") -> Any:
     """Declare a part: a dataclass with hyper-parameters of its own."""
 
     def check(name: str, value: Any) -> None:
-        if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        if not is_node(value):
             raise UsageError(f"{name} is {value!r}; it must be a part, as {type(default).__name__}")
 
     return _declared(default, Declaration("part", check, help), leaf=True)
@@ -166,6 +166,11 @@ def declaration(field: dataclasses.Field) -> Declaration | None:
     return found
 
 
+def is_node(value: Any) -> bool:
+    """Whether a value is an instance of a dataclass, as parts and inner agents are."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
 def is_option(field: dataclasses.Field) -> bool:
     """Whether a field is a hyper-parameter or a part, and not found out by ``bind``."""
     return field.metadata.get(_KEY, True) is not None
@@ -196,7 +201,7 @@ def _entries(node: Any, path: tuple[str, ...] = ()) -> Iterator[_Entry]:
         if not is_option(field):
             continue
         entry = _Entry((*path, field.name), field, getattr(node, field.name))
-        if entry.leaf and dataclasses.is_dataclass(entry.value):
+        if entry.leaf and is_node(entry.value):
             yield from _entries(entry.value, entry.path)
         else:
             yield entry
@@ -272,7 +277,7 @@ def override(node: T, settings: Mapping[str, Any]) -> T:
             kind = type(node).__name__
             raise UsageError(f"{kind} has no hyper-parameter {name!r}; {nearest(name, known)}")
         inner = getattr(node, name)
-        if isinstance(value, Mapping) and not dataclasses.is_dataclass(inner):
+        if isinstance(value, Mapping) and not is_node(inner):
             raise UsageError(f"{name} is {inner!r}, which has no hyper-parameters of its own")
         changed[name] = override(inner, value) if isinstance(value, Mapping) else value
     return dataclasses.replace(cast(Any, node), **changed)
@@ -286,14 +291,18 @@ def check(node: Any) -> None:
 
     Traced numbers pass.
     """
-    for field in dataclasses.fields(node):
-        declared = declaration(field)
-        if declared is not None and declared.kind == "part":
-            declared.check(field.name, getattr(node, field.name))
     for entry in _entries(node):
         declared = declaration(entry.field)
         if declared is not None:
             declared.check(entry.name, entry.value)
+
+
+def check_fields(node: Any) -> None:
+    """Raise UsageError for the first field of ``node`` itself that its declaration refuses."""
+    for field in dataclasses.fields(node):
+        declared = declaration(field)
+        if declared is not None:
+            declared.check(field.name, getattr(node, field.name))
 
 
 def require(

@@ -63,10 +63,7 @@ def parse(
         raise UsageError(f"{unknown[0]!r} belongs to no option; see --help")
     if unknown:
         raise UsageError(f"unknown option {unknown[0]}; {_nearest_flags(unknown[0], flags)}")
-    for field in dataclasses.fields(parsed):
-        declared = hyper.declaration(field)
-        if declared is not None:
-            declared.check(field.name, getattr(parsed, field.name))
+    hyper.check_fields(parsed)
     result: Config = parsed
     return result
 

@@ -8,17 +8,15 @@ critic(params, obs, action) -> [E, ...]
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from jaxrl import hyper
 from jaxrl.errors import UsageError
 from jaxrl.hyper import bound, flag, size
 from jaxrl.nn.encoders import CRITIC_KEYS, POLICY_KEYS
-from jaxrl.nn.networks import Dueling, apply_ensemble, init_ensemble
+from jaxrl.nn.networks import MLP, Dueling, apply_ensemble, init_ensemble
 from jaxrl.nn.part import NetworkPart, split_key
 from jaxrl.nn.policies import vector_size
 from jaxrl.types import Array, Discrete, Key, PyTree, Spec
@@ -94,13 +92,9 @@ class QNetwork(NetworkPart):
         return self.action_dim
 
     @property
-    def network(self) -> nn.Module:
-        """The network from features to the values of all actions."""
-        plain: Any = super().network
-        if not self.dueling:
-            return plain
-        fields = ("hidden_dims", "outputs", "activation", "initializer", "head_scale", "layer_norm")
-        return Dueling(**{name: getattr(plain, name) for name in fields})
+    def network_class(self) -> type[MLP]:
+        """The class of the network, with two streams if ``dueling``."""
+        return Dueling if self.dueling else MLP
 
     def bind(self, spec: Spec) -> QNetwork:
         """Return the network for ``spec``. Raises UsageError for continuous actions."""

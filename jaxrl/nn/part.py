@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from flax import linen as nn
 
 from jaxrl import hyper
 from jaxrl.hyper import bound, choice, flag, part, size
@@ -34,9 +33,14 @@ class NetworkPart:
         return 1
 
     @property
-    def network(self) -> nn.Module:
+    def network_class(self) -> type[MLP]:
+        """The class of the network."""
+        return MLP
+
+    @property
+    def network(self) -> MLP:
         """The network from features to outputs."""
-        return MLP(
+        return self.network_class(
             hidden_dims=self.hidden_dims,
             outputs=self.outputs,
             activation=self.activation,

@@ -21,7 +21,7 @@ from jaxrl.sharding import shard_count
 from jaxrl.training.gradient_steps import gradient_steps
 from jaxrl.training.rollout import exploring, play, report_nonfinite
 from jaxrl.training.schedule import Schedule
-from jaxrl.training.trainer import Trainer
+from jaxrl.training.trainer import Trainer, require_divides
 from jaxrl.types import Array, Discrete, Extras, Key, PyTree, TrainState, Transition
 
 Warmup = Literal["uniform", "agent"]
@@ -97,11 +97,6 @@ class OffPolicy(Trainer):
         return self.schedule.warmup_steps * self.env.num_envs
 
     @property
-    def shares_environments(self) -> bool:
-        """Not by itself: batches of a few hundred rows gain nothing by being shared out."""
-        return False
-
-    @property
     def sampling(self) -> Any:
         """The sampler in force."""
         return UniformReplay(self.n_step) if self.sampler is None else self.sampler
@@ -128,11 +123,7 @@ class OffPolicy(Trainer):
                 f"buffer_size is {self.buffer_size}, less than the {self.first_step} transitions "
                 "before learning starts; give at least that"
             )
-        if self.batch_size % shards:
-            raise UsageError(
-                f"batch_size is {self.batch_size}, which does not divide over {shards} devices; "
-                f"{-(-self.batch_size // shards) * shards} would"
-            )
+        require_divides("batch_size", self.batch_size, shards)
         protocol.check(self.agent, self.batch_size // shards)
 
     def check_memory(self, members: int, devices: int) -> str:

@@ -15,7 +15,7 @@ from jaxrl.errors import UsageError
 from jaxrl.hyper import size
 from jaxrl.sharding import shard_count
 from jaxrl.training.gradient_steps import gradient_steps
-from jaxrl.training.trainer import Trainer
+from jaxrl.training.trainer import Trainer, require_divides
 from jaxrl.types import Array, Key, PyTree, TrainState
 
 
@@ -44,11 +44,6 @@ class Offline(Trainer):
         return self.num_updates
 
     @property
-    def shares_environments(self) -> bool:
-        """Not by itself: batches of a few hundred rows gain nothing by being shared out."""
-        return False
-
-    @property
     def sampling(self) -> Any:
         """The sampler in force."""
         return self.sampler
@@ -69,11 +64,7 @@ class Offline(Trainer):
                 f"num_updates is {self.num_updates}, and policy_delay {delay}; it must be a "
                 f"multiple, as {-(-self.num_updates // delay) * delay}"
             )
-        if self.batch_size % shards:
-            raise UsageError(
-                f"batch_size is {self.batch_size}, which does not divide over {shards} devices; "
-                f"{-(-self.batch_size // shards) * shards} would"
-            )
+        require_divides("batch_size", self.batch_size, shards)
         protocol.check(self.agent, self.batch_size // shards)
 
     def start(self, key: Key, agent: PyTree, data: PyTree) -> TrainState:

@@ -83,10 +83,16 @@ class Trainer:
         """Whether a run gains by sharing its environments out over devices.
 
         Toy dynamics do not: the gradient sums would cost more than they save. Nor do environments
-        that use all cores by themselves.
+        that use all cores by themselves, nor batches of a few hundred rows.
         """
         env = self.env.env
-        return not (env.cheap or getattr(env, "threaded", False))
+        rollouts = self.learns_from == "rollouts"
+        return rollouts and not (env.cheap or getattr(env, "threaded", False))
+
+    @property
+    def sampling(self) -> Any:
+        """The sampler in force; None for trainers that learn from rollouts."""
+        return None
 
     def iterations(self, steps: int) -> int:
         """Return the iterations that make at least ``steps`` steps in all, in the ``unit``.
@@ -109,27 +115,20 @@ class Trainer:
             raise UsageError(
                 "jax_enable_x64 is on, and training is in float32; unset JAX_ENABLE_X64"
             )
-        for field in dataclasses.fields(self):
-            declared = hyper.declaration(field)
-            if declared is not None:
-                declared.check(field.name, getattr(self, field.name))
+        hyper.check_fields(self)
         found = protocol.learns_from(self.agent)
         if found != self.learns_from:
             raise UsageError(f"{type(protocol.innermost(self.agent)).__name__} {INSTEAD[found]}")
-        if self.env.num_envs % shards:
-            raise UsageError(
-                f"num_envs is {self.env.num_envs}, which does not divide over {shards} devices; "
-                f"{-(-self.env.num_envs // shards) * shards} would"
-            )
+        require_divides("num_envs", self.env.num_envs, shards)
 
     @property
     def needs_data(self) -> bool:
         """Whether batches are sampled from a dataset."""
-        return bool(getattr(getattr(self, "sampling", None), "needs_data", False))
+        return bool(getattr(self.sampling, "needs_data", False))
 
     def check_data(self, data: PyTree) -> None:
         """Raise UsageError if the sampler needs a dataset and there is none, or the reverse."""
-        given, sampler = bool(jax.tree.leaves(data)), getattr(self, "sampling", self)
+        given, sampler = bool(jax.tree.leaves(data)), self.sampling or self
         if self.needs_data and not given:
             raise UsageError(
                 f"{type(sampler).__name__} samples from a dataset, and there is none; "
@@ -282,6 +281,15 @@ class Trainer:
         """Play one episode from each of ``keys[E]``."""
         limit = self.env.spec.max_steps
         return evaluate(self.agent, ts.agent, self.env.env, keys, mode, limit)
+
+
+def require_divides(option: str, number: int, shards: int) -> None:
+    """Raise UsageError unless ``number`` divides over ``shards`` devices."""
+    if number % shards:
+        raise UsageError(
+            f"{option} is {number}, which does not divide over {shards} devices; "
+            f"{-(-number // shards) * shards} would"
+        )
 
 
 def _recorded(value: Any) -> Any:
