@@ -31,6 +31,7 @@ from jaxrl.envs.vector import rescale
 from jaxrl.errors import UsageError
 from jaxrl.losses import discounted_sums
 from jaxrl.nn.networks import Activation
+from jaxrl.require import require
 from jaxrl.types import Array, Environment, Key, PyTree
 
 AGENTS: dict[str, Any] = {"SAC": SAC, "DSAC": DSAC, "DSAC-T": DSACT}
@@ -208,7 +209,7 @@ def main() -> None:
 
     config = tyro.cli(Config, description=__doc__)
     cli.prepare(None)
-    hyper.require("num_seeds", config.num_seeds, 2)
+    require("num_seeds", config.num_seeds, 2)
     folder = Path(config.out)
     if folder.exists():
         raise UsageError(f"out is {folder}, which exists; give another folder")

@@ -16,6 +16,7 @@ from jaxrl.metrics import Metrics, mean_of, merged
 from jaxrl.nn.critics import Critic
 from jaxrl.nn.policies import Deterministic
 from jaxrl.optim import Adam, Trained
+from jaxrl.require import require
 from jaxrl.rng import row_key
 from jaxrl.types import Array, Batch, Extras, Key, Mode, PyTree, Spec
 
@@ -80,7 +81,7 @@ class TD3:
     def check(self, rows: int) -> None:
         """Raise UsageError for numbers that do not fit each other."""
         protocol.require_enough_critics(self)
-        hyper.require("exploration_noise_max", self.exploration_noise_max, self.exploration_noise)
+        require("exploration_noise_max", self.exploration_noise_max, self.exploration_noise)
 
     def init(self, key: Key) -> TD3State:
         """Return fresh networks."""

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl import hyper
 from jaxrl.analysis.episode import Episode, rollout
 from jaxrl.analysis.frames import CannotDraw, Size, Video, is_mujoco, render_frames
 from jaxrl.envs.brax import BraxEnv, quiet
 from jaxrl.errors import UsageError
 from jaxrl.record.policy import load_policy_and_env
+from jaxrl.require import require
 from jaxrl.training.evaluate import EVALUATION_SEED
 from jaxrl.types import Environment, Mode
 
@@ -85,8 +85,8 @@ def render_run(
         CheckpointError: if no checkpoint is intact.
         OSError: if the files cannot be written.
     """
-    hyper.require("episode", episode, 0)
-    hyper.require("steps", max_steps, 1)
+    require("episode", episode, 0)
+    require("steps", max_steps, 1)
     folder = _folder(Path(run_dir), out)
     policy, env = load_policy_and_env(
         run_dir, seed, mode, iteration, config, classes=classes, env=env

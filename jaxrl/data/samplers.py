@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxrl.data.dataset import Dataset
 from jaxrl.data.replay import Replay
-from jaxrl.hyper import require
+from jaxrl.require import require
 from jaxrl.rng import row_key
 from jaxrl.types import Array, Batch, Key, Transition
 

@@ -21,6 +21,7 @@ from jaxrl.envs.vector import rescale
 from jaxrl.errors import UsageError
 from jaxrl.nn import critics, encoders, policies
 from jaxrl.record import checkpoint
+from jaxrl.require import require_choice
 from jaxrl.types import Agent, Array, Environment, Key, Mode, PyTree, Spec
 
 
@@ -51,7 +52,7 @@ class Policy:
     """
 
     def __init__(self, agent: Agent, state: PyTree, spec: Spec, mode: Mode) -> None:
-        hyper.require_choice("mode", mode, Mode)
+        require_choice("mode", mode, Mode)
         self.agent: Agent = agent.bind(spec)
         self.state, self.spec, self.mode = state, spec, mode
         self._remembers = self._reads_memory()

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 
-from jaxrl import hyper
 from jaxrl.agents import protocol
 from jaxrl.errors import UsageError
 from jaxrl.record.rows import Position
+from jaxrl.require import require
 from jaxrl.run.schedule import Schedule
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import PyTree
@@ -149,7 +149,7 @@ def require_integer(option: str, number: Any) -> None:
     """Raise UsageError unless ``number`` is None or an integer of at least 1."""
     if number is not None and not isinstance(number, Integral):
         raise UsageError(f"{option} is {number!r}; it must be an integer")
-    hyper.require(option, number, 1)
+    require(option, number, 1)
 
 
 def make_plan(

@@ -18,6 +18,7 @@ from jaxrl.record.metrics_file import Row
 from jaxrl.record.policy import Policy
 from jaxrl.record.provenance import provenance
 from jaxrl.record.rows import Member
+from jaxrl.require import require
 from jaxrl.run import devices as placing
 from jaxrl.run.logs import check_writers
 from jaxrl.run.memory import out_of_memory_reported
@@ -122,9 +123,9 @@ def run(
     }
     for option, number in positive.items():
         require_integer(option, number)
-    hyper.require("max_nonfinite", max_nonfinite, 0, 1)
+    require("max_nonfinite", max_nonfinite, 0, 1)
     for seed in seed_list:
-        hyper.require("seed", seed, 0, 2**31 - 1)
+        require("seed", seed, 0, 2**31 - 1)
     if len(set(seed_list)) < len(seed_list):
         raise UsageError(f"seeds {seed_list} repeat; give every seed once")
     if resume and run_dir is None:
