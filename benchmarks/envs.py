@@ -39,7 +39,7 @@ ENGINES: dict[str, list[dict[str, Any]]] = {
     ],
 }
 BESIDE = ("mujoco.rollout", "gymnasium sync", "gymnasium async")
-PROCESSES = 64  # at most so many environments in processes of their own
+PROCESSES = 64  # the most environments in processes of their own
 STEPS = 32  # in one compiled loop
 
 

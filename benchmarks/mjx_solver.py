@@ -1,4 +1,4 @@
-"""What Newton's method in place of PGS does to Gymnasium's humanoids, measured in Gymnasium itself.
+"""Gymnasium's humanoids with Newton's method in place of PGS, measured in Gymnasium itself.
 
 python benchmarks/mjx_solver.py --out results/mjx_solver.json
 
@@ -24,7 +24,7 @@ from jaxrl.record.provenance import provenance
 
 EPISODES = {"Humanoid-v5": 200, "HumanoidStandup-v5": 30}
 STATES = 300
-SPARSE = 5  # of an episode's states every so many is one of them
+SPARSE = 5  # every this many of an episode's states is one of them
 PGS, NEWTON = mujoco.mjtSolver.mjSOL_PGS, mujoco.mjtSolver.mjSOL_NEWTON
 INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
 

@@ -72,7 +72,7 @@ class Free:
 
 
 def forward(x: Array, weights: list[Array]) -> list[Array]:
-    """What goes into each layer ``[..., B, I]``, and what comes out of the last."""
+    """Return the inputs of each layer ``[..., B, I]``, and the output of the last."""
     layers = [x]
     for weight in weights:
         layers.append(layers[-1] @ weight)

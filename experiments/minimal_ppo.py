@@ -197,7 +197,7 @@ def loss(params: Any, network: ActorCritic, batch: Minibatch, config: Config) ->
 
 
 class Learner(NamedTuple):
-    """What stays the same during training; what changes is ``params, opt_state, env_state``."""
+    """The constants of a training run; ``params, opt_state, env_state`` change."""
 
     config: Config
     env: Env

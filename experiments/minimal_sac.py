@@ -166,7 +166,7 @@ class State(NamedTuple):
 
 
 class Learner:
-    """What stays the same during training."""
+    """The constants of a training run."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.env = config, Env(config.env)

@@ -29,7 +29,7 @@ _KEY = "hyper"  # of a field's metadata
 
 
 class Declaration(NamedTuple):
-    """What a field was declared as: its kind, the check of its values, and its help."""
+    """A field's declaration: its kind, the check of its values, and its help."""
 
     kind: str
     check: Callable[[str, Any], None]

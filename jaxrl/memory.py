@@ -9,7 +9,7 @@ import jax
 
 
 def free_over(devices: int) -> int | None:
-    """Bytes that can still be allocated on so many devices; those of a CPU share theirs."""
+    """Return the bytes that can still be allocated on ``devices``; those of a CPU share theirs."""
     free = free_memory()
     return free and free * (devices if jax.default_backend() != "cpu" else 1)
 

@@ -50,7 +50,7 @@ def mean_of(values: Array, where: Array | None = None) -> Mean:
 
 
 def count_of(flags: Array) -> Sum:
-    """How many of ``flags`` are true."""
+    """Return the number of ``flags`` that are true."""
     return Sum(jnp.sum(flags.astype(jnp.float32)))
 
 

@@ -75,7 +75,7 @@ class _Equation(NamedTuple):
 
 
 class _Split:
-    """A step ``(key, carry, x) -> carry, y`` in three parts, of which only ``loop`` has to loop.
+    """A step ``(key, carry, x) -> carry, y`` in three parts; only ``loop`` has to loop.
 
     ``draw(key) -> drawn``; ``loop(drawn, carry, x) -> carry, kept``;
     ``outputs(key, drawn, x, kept) -> y``. Constants are evaluated in each part, so nothing large is

@@ -34,6 +34,7 @@ from jaxrl.agents import protocol
 from jaxrl.counters import counter_value
 from jaxrl.data import Mixed, UniformReplay
 from jaxrl.nn.critics import Critic
+from jaxrl.run.devices import over_members
 from jaxrl.types import Box, Spec, Step
 
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -47,19 +48,6 @@ def small(kind, critics=None, **options):
     if critics is not None:
         made["critic"] = Critic(hidden_dims=(8,), num_critics=critics)
     return dataclasses.replace(agent, **made)
-
-
-def over_members(f, shared=0):
-    """As runs call ``f``: vmapped over all but the last arguments, or a single member as itself."""
-
-    def run(*args):
-        own, same = args[: len(args) - shared], args[len(args) - shared :]
-        if jax.tree.leaves(own)[0].shape[0] == 1:
-            one = jax.tree.map(lambda x: x[0], own)
-            return jax.tree.map(lambda x: x[None], f(*one, *same))
-        return jax.vmap(f, in_axes=(0,) * len(own) + (None,) * shared)(*args)
-
-    return run
 
 
 def trainer(agent=None, num_envs=2, env="gymnax/Pendulum-v1", limit=7, reset_mode=None, **options):

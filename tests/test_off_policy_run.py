@@ -30,17 +30,21 @@ def test_a_run_is_the_pure_function_and_resumes_bit_for_bit(kind, tmp_path):
 
 
 def test_a_single_member_runs_as_itself():
-    """A batch of one would be another, slower program; the helper of test_off_policy.py agrees."""
-    from test_off_policy import over_members as same
-
+    """A batch of one would be another, slower program."""
     keys = jax.vmap(jax.random.key)(jax.numpy.arange(2))
 
     def f(key, x):
         return jax.random.normal(key) + x
 
-    for members in (keys, keys[:1]):
+    def alone(keys, x):
+        (key,) = jax.tree.map(lambda x: x[0], (keys,))
+        return f(key, x)[None]
+
+    expected = {2: jax.vmap(f, (0, None)), 1: alone}
+    for count, same in expected.items():
+        members = keys[:count]
         programs = (
-            str(jax.make_jaxpr(each(f, shared=1))(members, 1.0)) for each in (over_members, same)
+            str(jax.make_jaxpr(each)(members, 1.0)) for each in (over_members(f, shared=1), same)
         )
         assert len(set(programs)) == 1
 

@@ -24,7 +24,7 @@ class BCState(NamedTuple):
 
 @hyper.dataclass
 class BC:
-    """Behaviour cloning with any policy family, each of which defines its loss.
+    """Behaviour cloning with any policy family; the family defines the loss.
 
     Families with a density maximise the likelihood of the dataset's actions, ``Deterministic``
     minimises squared errors.

@@ -42,7 +42,7 @@ class DSACState(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the return distributions learn from, ``[B]`` or ``[E, B]`` both."""
+    """Targets of the return distributions, ``[B]`` or ``[E, B]`` both."""
 
     mean: Array  # for the mean
     sample: Array  # for the standard deviation

@@ -43,8 +43,8 @@ def minibatch_epochs(
 ) -> tuple[Carry, Metrics]:
     """``step(key, carry, minibatch) -> carry, metrics`` on shuffled minibatches of a rollout.
 
-    ``samples`` are ``[T, N, ...]``, minibatches ``[B, ...]`` of their rows, each of which comes
-    once in an epoch. Each shard shuffles its own. ``stop`` takes the values of a step's metrics;
+    ``samples`` are ``[T, N, ...]``, minibatches ``[B, ...]`` of their rows; each row comes once
+    in an epoch. Each shard shuffles its own. ``stop`` takes the values of a step's metrics;
     once it is true, that step and all after it change nothing, and the metric ``minibatch_steps``
     counts the steps before. Returns the last carry and the metrics of all steps together.
     """

@@ -1,4 +1,4 @@
-"""What every environment checks of its input: actions when stepped, options when made."""
+"""Checks of an environment's input: actions when stepped, options when made."""
 
 from __future__ import annotations
 

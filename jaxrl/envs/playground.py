@@ -96,7 +96,7 @@ class PlaygroundEnv:
     carried.
 
     Attributes:
-        repeat: physics is asked for so many of Playground's steps per step.
+        repeat: the number of Playground's steps in one step.
         buffers: sizes of the data's buffers, as ``make_data`` takes them.
     """
 
@@ -133,7 +133,7 @@ class PlaygroundEnv:
         return float(self.env.dt) * self.repeat
 
     def pose(self, state: PyTree) -> dict[str, np.ndarray]:
-        """What a renderer needs of a state, or of a batch ``[..., ]`` of them, on the host.
+        """Return the pose that a renderer needs of states ``[...]``, on the host.
 
         ``qpos[..., nq]``, and for models with mocap bodies ``mocap_pos[..., nmocap, 3]`` and
         ``mocap_quat[..., nmocap, 4]``.

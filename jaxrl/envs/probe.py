@@ -1,4 +1,4 @@
-"""Probe environments: tiny tasks with known values, each of which fails for one kind of fault.
+"""Probe environments: tiny tasks with known values; each fails for one kind of fault.
 
 They go from one fault to the next: a value that cannot learn a constant fails ``constant``, one
 that ignores its input ``observation``, wrong discounting ``delayed``, a wrong policy gradient
@@ -26,7 +26,7 @@ from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec, Step
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What the probes share unless they say otherwise: one step, observation 0, reward 1."""
+    """The defaults that probes share: one step, observation 0, reward 1."""
 
     continuous: bool = False
 

@@ -74,7 +74,7 @@ class Randomize:
                 object.__setattr__(self, field.name, _check_range(field.name, value))
 
     def draw(self, key: Key, model: Any) -> Parameters:
-        """Those of ``FIELDS`` that are randomised and not zero, drawn anew.
+        """Draw the randomised ``FIELDS`` that are not zero anew.
 
         ``model`` is a ``mujoco.MjModel`` or an ``mjx.Model``. Raises UsageError for a factor on
         the gain of an actuator that is no motor, servo or muscle.
@@ -153,7 +153,7 @@ def randomize_option(env: str, value: Any) -> Randomize | None:
 
 
 def as_option(randomize: Randomize | None) -> dict[str, list[float]] | None:
-    """What ``randomize_option`` reads, as JSON."""
+    """Return the options as JSON, as ``randomize_option`` reads them."""
     if randomize is None:
         return None
     given = dataclasses.asdict(randomize).items()
@@ -200,7 +200,7 @@ def _of_forces(gain: Array | None, kinds: Any) -> Array | None:
 
 
 def _subtree_sums(x: Array, parents: Any) -> Array:
-    """Of ``x[nbody]``, the sum over each body with all that hang on it: ``[nbody]``."""
+    """Sum ``x[nbody]`` over each body and its descendants: ``[nbody]``."""
     above = np.eye(len(parents), dtype=bool)  # above[i, j]: j is i, or hangs on it
     for body in range(len(parents) - 1, 0, -1):
         above[parents[body]] |= above[body]

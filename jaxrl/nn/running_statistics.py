@@ -13,9 +13,9 @@ from jaxrl.types import Array, PyTree
 
 
 class RunningStatistics(NamedTuple):
-    """Of observations ``*O`` (an array or a tree of arrays)."""
+    """Count, mean and spread of observations ``*O`` (an array or a tree of arrays)."""
 
-    size: Array  # float32, how many were seen
+    size: Array  # float32, the number of observations
     mean: PyTree
     m2: PyTree  # sum of squared deviations from the mean
 

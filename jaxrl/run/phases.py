@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def unit(self) -> str:
-        """What steps are: the unit of all stages, or "steps" where they differ."""
+        """The unit of steps in all stages, or "steps" where they differ."""
         units = {stage.trainer.unit for stage in self.stages}
         return units.pop() if len(units) == 1 else "steps"
 

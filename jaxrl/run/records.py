@@ -1,4 +1,4 @@
-"""What a session leaves behind: rows, files, checkpoints, messages."""
+"""The output of a session: rows, files, checkpoints, messages."""
 
 from __future__ import annotations
 

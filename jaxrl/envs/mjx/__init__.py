@@ -8,8 +8,8 @@ Options of every task, beside the arguments of its Gymnasium class, with their n
 - ``exact``: of engine ``"c"``. True unless said: Gymnasium's trajectories bit for bit. False:
   ``mujoco.rollout``, which agrees to the solver's tolerance; for tasks that read positions and
   velocities alone (HalfCheetah, Hopper, InvertedPendulum, Swimmer, Walker2d).
-- ``iterations``, ``ls_iterations``: at most so many iterations of the constraint solver and of its
-  line search. Default for MJX and Warp 4 and 8 (Ant 6 and 8, HumanoidStandup 8 and 16), where more
+- ``iterations``, ``ls_iterations``: the most iterations of the constraint solver and of its line
+  search. Default for MJX and Warp 4 and 8 (Ant 6 and 8, HumanoidStandup 8 and 16), where more
   changes nothing that float32 can show; the XML's for C.
 - ``naconmax``: of engine ``"warp"``. For how many contacts of all environments together there is
   room; more are dropped. Default room for 16,384 environments.

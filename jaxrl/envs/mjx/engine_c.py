@@ -37,7 +37,7 @@ class CEngine:
     """Steps a task in C. A state is ``{"words": uint32[2 K], "parameters": ...}``.
 
     Attributes:
-        budget: at most so many iterations of the solver and of its line search; None: the model's.
+        budget: the most iterations of the solver and of its line search; None: the model's.
         threads: over which the environments of one call are spread.
     """
 
@@ -70,7 +70,7 @@ class CEngine:
         return ({"words": words, "parameters": parameters}, *outcome)
 
     def pose(self, state: PyTree) -> dict[str, np.ndarray]:
-        """What a renderer needs."""
+        """Return the pose that a renderer needs."""
         rows = rows_of(np.ascontiguousarray(state["words"]))
         return {"qpos": rows[..., self._probe.places["qpos"]]}
 

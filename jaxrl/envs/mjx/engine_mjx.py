@@ -28,7 +28,7 @@ class MjxEngine:
     """Steps a task in JAX. A state is a dictionary of arrays.
 
     Attributes:
-        budget: at most so many iterations of the solver, and of its line search.
+        budget: the most iterations of the solver, and of its line search.
         impl: "jax" or "warp".
         naconmax: of Warp, for how many contacts of all environments together there is room.
 
@@ -130,7 +130,7 @@ class MjxEngine:
         return self._pack(read, data, state["parameters"]), obs, reward, ended
 
     def pose(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """What a renderer needs."""
+        """Return the pose that a renderer needs."""
         return {"qpos": np.asarray(state["qpos"])}
 
     def _read(self, model: Any, data: Any) -> Any:

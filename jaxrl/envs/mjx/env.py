@@ -17,7 +17,7 @@ from jaxrl.types import Array, Box, Key, PyTree, Spec, Step
 
 
 class Engine(Protocol):
-    """What steps a task: one environment, under ``vmap`` many."""
+    """The physics that steps a task: one environment, under ``vmap`` many."""
 
     def reset(self, qpos: Array, qvel: Array, parameters: Parameters) -> tuple[PyTree, Array]:
         """The state at ``qpos[nq], qvel[nv]``, and its observation ``[O]``."""
@@ -28,7 +28,7 @@ class Engine(Protocol):
         ...
 
     def pose(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """What a renderer needs, on the host: ``{"qpos": [nq]}``."""
+        """Return the pose that a renderer needs, on the host: ``{"qpos": [nq]}``."""
         ...
 
 
@@ -97,5 +97,5 @@ class MujocoEnv:
         return state, Step(obs, reward, terminated, jnp.zeros_like(terminated), {})
 
     def pose(self, state: PyTree) -> dict[str, np.ndarray]:
-        """What a renderer needs, on the host: ``{"qpos": [nq]}``."""
+        """Return the pose that a renderer needs, on the host: ``{"qpos": [nq]}``."""
         return self.engine.pose(state)

@@ -1,4 +1,4 @@
-"""What says in one line that a derivative cannot be had, and how it can."""
+"""One-line errors for derivatives that an engine lacks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def not_differentiable(f: Callable, engine: str) -> Callable:
 def forward_alone(tree: PyTree) -> PyTree:
     """The same arrays, whose derivatives go forward; in reverse they are an error.
 
-    MJX's solver is a loop of unknown length, of which JAX would say as much in its own words.
+    MJX's solver is a loop of unknown length; JAX's own error for it is long.
     """
 
     def mark(x: Any) -> Any:

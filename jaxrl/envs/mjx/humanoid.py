@@ -13,7 +13,7 @@ from jaxrl.types import Array, Key
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Humanoid(Task):
-    """What the two tasks share: their observations ``[348]`` and starts."""
+    """The observations ``[348]`` and starts that the two tasks share."""
 
     xml_file: str = ""
     frame_skip: int = 5

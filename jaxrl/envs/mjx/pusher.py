@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxrl.envs.mjx.task import Reading, Task, join, norm, square_sum
 from jaxrl.types import Array, Key
 
-_CANDIDATES = 64  # of which all are too near the goal once in 10^26 starts
+_CANDIDATES = 64  # all of them are too near the goal once in 10^26 starts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What Gymnasium's MuJoCo v5 tasks have in common, written once for all engines.
+"""The parts that Gymnasium's MuJoCo v5 tasks share, written once for all engines.
 
 A task computes starts, observations, rewards and ends from *readings*: the fields of MuJoCo's data
 that it names in ``READS``, with any leading axes. They are JAX arrays where MJX runs and float64
