@@ -25,6 +25,7 @@ from jaxrl import (
     OnPolicy,
     ScaleReward,
     VectorEnv,
+    hyper,
     make,
     rng,
 )
@@ -36,6 +37,7 @@ from jaxrl.types import Batch, Box, Discrete, Spec, Transition
 DRAWS = {"random_bits", "random_fold_in", "random_split", "random_seed", "random_gamma"}
 MINIBATCHES = {"update_epochs": 2, "num_minibatches": 2}
 REDQ = {"critic": Critic(num_critics=3), "num_min_critics": 2, "policy_delay": 2}
+BFLOAT16 = {name: {"compute_dtype": "bfloat16"} for name in ("policy", "critic")}
 NORMALISED = NormalizeObs(ScaleReward(SAC(), 0.1))
 
 
@@ -79,6 +81,7 @@ TRAINERS = {
     "SAC with a dataset": off_policy(SAC(), sampler=Mixed()),
     "DSAC": off_policy(DSAC()),
     "DSACT": off_policy(DSACT(), num_updates=4, precision="half"),
+    "SAC in bfloat16": off_policy(hyper.override(SAC(), BFLOAT16)),
     "wrappers": off_policy(NORMALISED, n_step=3),
     "BC": offline(BC()),
     "BC of actions": offline(BC(policy=Deterministic())),
@@ -86,20 +89,43 @@ TRAINERS = {
 }
 
 
-def program(trainer):
+def trace(trainer):
     sampler = getattr(trainer, "sampling", None)
     data = dataset() if getattr(sampler, "needs_data", False) else ()
     ts = jax.eval_shape(trainer.init, jax.random.key(0), data)
-    return jax.make_jaxpr(lambda ts, data: trainer.iteration(ts, data))(ts, data).jaxpr
+    return jax.jit(lambda ts, data: trainer.iteration(ts, data)).trace(ts, data)
+
+
+def program(trainer):
+    return trace(trainer).jaxpr.jaxpr
 
 
 @pytest.mark.parametrize("trainer", TRAINERS.values(), ids=TRAINERS)
-def test_loops_hold_no_draw_and_programs_no_branch(trainer):
+def test_loops_hold_no_draw_and_programs_no_branch_and_lower_for_accelerators(trainer):
     """A draw in a loop is slow on a CPU; under vmap both sides of a ``cond`` are computed."""
-    jaxpr = program(trainer)
+    traced = trace(trainer)
+    jaxpr = traced.jaxpr.jaxpr
     assert "scan" in names(jaxpr) and "random_bits" in names(jaxpr, looped=False)
     assert not names(jaxpr, looped=True) & DRAWS
     assert not {name for name in names(jaxpr) if name == "cond" or "callback" in name}
+    text = traced.lower(lowering_platforms=("cuda", "tpu")).as_text()
+    assert "callback" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "on_host"),
+    [
+        ("mjx/InvertedPendulum-v5", {"engine": "mjx"}, False),
+        ("brax/inverted_pendulum", {}, False),
+        ("mjx/InvertedPendulum-v5", {"engine": "c"}, True),
+    ],
+)
+def test_physics_lowers_for_accelerators_and_only_the_engine_in_c_calls_the_host(
+    name, options, on_host
+):
+    traced = trace(OnPolicy(PPO(**MINIBATCHES), VectorEnv(make(name, **options), 2), num_steps=8))
+    platforms = ("cpu",) if on_host else ("cuda", "tpu")
+    assert ("callback" in traced.lower(lowering_platforms=platforms).as_text()) == on_host
 
 
 def test_without_rng_scan_the_same_programs_draw_in_their_loops(monkeypatch):

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl.nn.activations import ACTIVATIONS, Activation
 from jaxrl.nn.initializers import Initializer, bias_init, kernel_init
+from jaxrl.nn.products import ComputeDtype, dot_general
 from jaxrl.types import Array, Key, PyTree
-
-Activation = Literal["tanh", "relu", "swish", "elu", "gelu"]
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "tanh": jnp.tanh,
-    "relu": nn.relu,
-    "swish": nn.swish,
-    "elu": nn.elu,
-    "gelu": functools.partial(nn.gelu, approximate=False),
-}
 
 
 class MLP(nn.Module):
@@ -37,6 +28,7 @@ class MLP(nn.Module):
     initializer: Initializer = "orthogonal"
     head_scale: float = 1.0
     layer_norm: bool = False
+    compute_dtype: ComputeDtype = "float32"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -50,7 +42,9 @@ class MLP(nn.Module):
     def _dense(self, name: str, width: int, scale: float, x: Array) -> Array:
         kernel = kernel_init(self.initializer, scale)
         bias = bias_init(self.initializer, x.shape[-1])
-        out: Array = nn.Dense(width, kernel_init=kernel, bias_init=bias, name=name)(x)
+        multiply = dot_general(self.compute_dtype)
+        layer = nn.Dense(width, kernel_init=kernel, bias_init=bias, dot_general=multiply, name=name)
+        out: Array = layer(x)
         return out
 
 
@@ -63,12 +57,19 @@ class Dueling(MLP):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kinds = (self.activation, self.initializer, self.head_scale, self.layer_norm)
         shared, own = self.hidden_dims[:-1], self.hidden_dims[-1:]
+        stream = functools.partial(
+            MLP,
+            activation=self.activation,
+            initializer=self.initializer,
+            head_scale=self.head_scale,
+            layer_norm=self.layer_norm,
+            compute_dtype=self.compute_dtype,
+        )
         if shared:
-            x = MLP(shared, None, *kinds, name="shared")(x)
-        value = MLP(own, 1, *kinds, name="value")(x)
-        advantage = MLP(own, self.outputs, *kinds, name="advantage")(x)
+            x = stream(shared, None, name="shared")(x)
+        value = stream(own, 1, name="value")(x)
+        advantage = stream(own, self.outputs, name="advantage")(x)
         return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
 
 

@@ -8,9 +8,11 @@ import jax
 
 from jaxrl import hyper
 from jaxrl.hyper import bound, choice, flag, part, size
+from jaxrl.nn.activations import Activation
 from jaxrl.nn.encoders import Flatten
 from jaxrl.nn.initializers import Initializer
-from jaxrl.nn.networks import MLP, Activation, apply_network, init_network
+from jaxrl.nn.networks import MLP, apply_network, init_network
+from jaxrl.nn.products import ComputeDtype
 from jaxrl.types import Array, Key, PyTree
 
 
@@ -22,6 +24,9 @@ class NetworkPart:
     activation: Activation = choice("relu", Activation, help="activation of the hidden layers")
     layer_norm: bool = flag(False, help="normalise hidden layers before their activation")
     initializer: Initializer = choice("torch", Initializer, help="distribution of initial weights")
+    compute_dtype: ComputeDtype = choice(
+        "float32", ComputeDtype, help="precision of the products of the layers behind the encoder"
+    )
     encoder: Any = part(Flatten(), help="encoder of observations")
     action_dim: int = bound(0)  # action elements, or choices if discrete
 
@@ -47,6 +52,7 @@ class NetworkPart:
             initializer=self.initializer,
             head_scale=self.head_scale,
             layer_norm=self.layer_norm,
+            compute_dtype=self.compute_dtype,
         )
 
     def init(self, key: Key) -> PyTree:
