@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def parse(
                 registry=registry(),
             )
     except SystemExit:
-        raise UsageError(_complaint(printed.getvalue())) from None
+        raise UsageError(f"{_complaint(printed.getvalue())}{_dashed(words)}") from None
     if unknown and not unknown[0].startswith("-"):
         raise UsageError(f"{unknown[0]!r} belongs to no option; see --help")
     if unknown:
@@ -125,6 +126,14 @@ def _nearest_flags(unknown: str, flags: Sequence[str]) -> str:
     near = near or difflib.get_close_matches(name, ends, cutoff=0.55)
     found = [flag for each in near for flag in shown if last(flag) == each]
     return f"did you mean {', '.join(found)}?" if found else "see --help"
+
+
+def _dashed(words: Sequence[str]) -> str:
+    """Return how to write the value of ``--run-dir`` if it begins with "-" like an option."""
+    for option, value in itertools.pairwise(words):
+        if option == "--run-dir" and value.startswith("-"):
+            return f"; if it is {value!r}, write {option}={value}"
+    return ""
 
 
 def _complaint(text: str) -> str:
