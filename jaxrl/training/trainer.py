@@ -16,9 +16,12 @@ from jaxrl.config import to_config
 from jaxrl.counters import counter_add, counter_zero
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
+from jaxrl.memory import free_over, nbytes
 from jaxrl.sharding import reducing_over, shard_count
 from jaxrl.training.evaluate import Evaluation, evaluate
 from jaxrl.types import Array, Key, Mode, PyTree, TrainState
+
+INT32_MAX = 2**31 - 1
 
 INSTEAD = {
     "batches": "learns from batches of transitions; train it with OffPolicy or Offline, or give "
@@ -79,6 +82,11 @@ class Trainer:
         return 0
 
     @property
+    def most_iterations(self) -> int:
+        """The most iterations that a run can have, so that no counter overflows."""
+        return INT32_MAX
+
+    @property
     def shares_environments(self) -> bool:
         """Whether a run gains by sharing its environments out over devices.
 
@@ -98,14 +106,18 @@ class Trainer:
         """Return the iterations that make at least ``steps`` steps in all, in the ``unit``.
 
         Raises:
-            UsageError: if that many are made before the first iteration.
+            UsageError: if so many are made before the first iteration, or they cannot be counted.
         """
         if steps <= self.first_step:
             raise UsageError(
                 f"total_steps is {steps}, and {self.first_step} are made before the first update; "
                 f"give more, such as {10 * max(self.first_step, 1)}"
             )
-        return -(-(steps - self.first_step) // self.units_per_iteration)
+        found = -(-(steps - self.first_step) // self.units_per_iteration)
+        if found > self.most_iterations:
+            most = self.first_step + self.most_iterations * self.units_per_iteration
+            raise UsageError(f"total_steps is {steps}; these sizes can count at most {most}")
+        return found
 
     # Checks
 
@@ -281,6 +293,23 @@ class Trainer:
         """Play one episode from each of ``keys[E]``."""
         limit = self.env.spec.max_steps
         return evaluate(self.agent, ts.agent, self.env.env, keys, mode, limit)
+
+
+def check_batches(trainer: Any, rows: int, members: int, devices: int) -> None:
+    """Refuse batches of ``rows`` transitions, drawn at once, that cannot fit in memory.
+
+    Raises:
+        UsageError: with the sizes, and a ``batch_size`` that fits.
+    """
+    free = free_over(devices)
+    needed = members * rows * 2 * nbytes(trainer.env.spec.observation)
+    if free is not None and needed > free:
+        raise UsageError(
+            f"batch_size is {trainer.batch_size} and num_updates {trainer.num_updates}, whose "
+            f"batches need {needed / 2**30:.2f} GiB for all members, and {free / 2**30:.2f} GiB "
+            f"are free; batch_size {max(trainer.batch_size * free // (2 * needed), 1)} would fit, "
+            "or a smaller num_updates"
+        )
 
 
 def require_divides(option: str, number: int, shards: int) -> None:
