@@ -79,8 +79,8 @@ class Options:
             UsageError: for options that do not fit each other.
         """
         check_count(self.num_seeds)
-        same = "resume eval_every eval_episodes eval_mode log_every checkpoint_every devices max_skipped"
-        same += " max_nonfinite log quiet"
+        same = "resume eval_every eval_episodes eval_mode log_every checkpoint_every devices"
+        same += " max_skipped max_nonfinite log quiet"
         return {
             "seeds": range(self.seed, self.seed + self.num_seeds),
             "sweep": swept(self.sweep),
