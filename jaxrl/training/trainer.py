@@ -216,9 +216,8 @@ class Trainer:
     def continue_from(self, ts: TrainState, data: PyTree = ()) -> TrainState:
         """Return the first state of a phase that goes on with another trainer's agent.
 
-        Agent state, key and counters pass on; environments, carry and store start anew. The state's
-        count of iterations is that of all phases: ``iteration`` and ``chunk`` have to be told those
-        of this phase, as ``index`` and ``first``, which count from 0.
+        Agent state, key and the counts of environment and gradient steps pass on; environments,
+        carry, store and the count of iterations start anew.
         """
         with reducing_over(self.axis):
             self.check(shard_count())
@@ -229,7 +228,6 @@ class Trainer:
                 key=key,
                 env_steps=counter_add(ts.env_steps, self.first_step),
                 gradient_steps=ts.gradient_steps,
-                iterations=ts.iterations,
             )
 
     def iteration(
@@ -237,8 +235,9 @@ class Trainer:
     ) -> tuple[TrainState, m.Metrics]:
         """Make one iteration. The metrics are scalars that add up (see ``jaxrl.metrics``).
 
-        ``index`` counts the iterations of this trainer from 0. Loops give it beside the state:
-        under ``vmap`` the state's count has an axis of members, and theirs stays one number.
+        ``index`` counts the iterations of this trainer from 0; default the state's count. Loops
+        give it beside the state: under ``vmap`` the state's count has an axis of members, and
+        theirs stays one number, so that a replay buffer is written in place.
         """
         with reducing_over(self.axis):
             index = ts.iterations if index is None else index
