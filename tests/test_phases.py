@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from jaxrl import (
     run,
 )
 from jaxrl.analysis import load_curves, plot_run
+from jaxrl.cli import launching
 from jaxrl.counters import counter_value
 from jaxrl.data import Mixed
 from jaxrl.errors import Interrupted
@@ -132,6 +134,18 @@ def test_rows_go_on_across_the_switch_in_three_counters(finished):
     assert curve.steps.tolist() == [0, 8, 16, 32, 40]
     (axes,) = plot_run(finished.run_dir).axes
     assert axes.get_xlabel() == "steps per seed"
+
+
+def test_the_speed_is_told_in_the_unit_of_the_run(finished):
+    for unit, words in [
+        ("steps", " steps/s over all seeds"),
+        ("gradient_steps", " gradient steps/s over all seeds"),
+        ("env_steps", " environment steps/s over all seeds"),
+    ]:
+        told = dataclasses.replace(finished, summary=finished.summary | {"unit": unit})
+        *_, line, _ = launching.describe(told).splitlines()
+        assert line.partition(";")[0].lstrip("0123456789,.") == words
+    assert finished.summary["unit"] == "steps"
 
 
 def test_the_configuration_has_every_phase(finished):

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import types
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from jaxrl import (
     make,
     run,
 )
+from jaxrl.cli import launching
 from jaxrl.errors import Interrupted
 from jaxrl.nn.critics import QNetwork, ValueFunction
 from jaxrl.nn.policies import AutoPolicy
@@ -37,7 +38,7 @@ from jaxrl.record import checkpoint
 from jaxrl.record.folder import RunFolder
 from jaxrl.record.metrics_file import MetricsFile
 from jaxrl.run import logs, records, session, summary
-from jaxrl.types import Environment
+from jaxrl.types import Box, Environment, Spec, Step
 
 SMALL = {"eval_every": 64, "eval_episodes": 1, "log_every": 16, "devices": 1, "quiet": True}
 
@@ -77,6 +78,7 @@ def test_wrong_input_of_the_function_is_refused_too():
         ({"seeds": [0, 2**31]}, "seed is 2147483648; it must be at least 0 and at most 21474"),
         ({"resume": True}, "resume needs the run-dir"),
         ({"log": ["tensorboard"]}, "log tensorboard needs a run-dir"),
+        ({"eval_mode": "stochastic"}, "eval_mode is 'stochastic'; choose one of explore, greedy"),
         ({"max_nonfinite": 1.5}, "max_nonfinite is 1.5; it must be at least 0 and at most 1"),
     ]:
         with pytest.raises(UsageError, match=part):
@@ -114,6 +116,45 @@ def test_a_run_too_long_to_count_is_refused():
     assert trainer.iterations(2 * (2**31 - 1)) == 2**31 - 2
     with pytest.raises(UsageError, match="total_steps is 4294967295; .* at most 4294967294$"):
         trainer.iterations(2 * (2**31 - 1) + 1)
+
+
+# --- evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Alike:
+    """Three steps that pay the action: every episode begins alike, and nothing is random."""
+
+    name: ClassVar[str] = "mine/alike"
+    cheap: ClassVar[bool] = True
+
+    @property
+    def spec(self):
+        return Spec(Box(0.0, 3.0, (1,)), Box(-1.0, 1.0, (1,)), 3)
+
+    def reset(self, key):
+        return jnp.zeros(1), jnp.zeros(1)
+
+    def step(self, key, state, action):
+        ends = state[0] < -1.0
+        return state + 1, Step(state + 1, action[0], ends, jnp.zeros_like(ends), {})
+
+
+def test_identical_episodes_are_told_and_a_stochastic_evaluation_has_others(tmp_path):
+    options = SMALL | {"eval_episodes": 4, "seeds": 2}
+    greedy = run(tiny(Alike()), 32, run_dir=tmp_path / "greedy", **options)
+    assert all(len(set(row["returns"])) == 1 for row in greedy.rows if row["kind"] == "eval")
+    assert greedy.summary["identical_episodes"] and greedy.summary["eval_mode"] == "greedy"
+    told = [
+        line for line in launching.describe(greedy).splitlines() if "--eval-mode sample" in line
+    ]
+    assert len(told) == 1
+
+    options |= {"resume": True, "eval_mode": "sample", "run_dir": tmp_path / "greedy"}
+    more = run(tiny(Alike()), 64, **options)  # it may change on resume
+    assert not more.summary["identical_episodes"] and more.summary["eval_mode"] == "sample"
+    assert all(len(set(row["returns"])) == 4 for row in more.rows[-2:])
+    assert "--eval-mode" not in launching.describe(more)
 
 
 # --- signals
