@@ -74,6 +74,11 @@ class Lasting:
 @contextlib.contextmanager
 def lasting_output() -> Iterator[None]:
     """Make all that this process prints lasting while inside."""
+    for number in range(3):  # else the next file would get the number to which native code prints
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
     streams = Lasting(sys.stdout), Lasting(sys.stderr)
     sys.stdout, sys.stderr = streams

@@ -166,6 +166,10 @@ ON_CART_POLE = {
     "--num-seeds 40000 --sweep gamma=0.9,0.99": ["each of 2 configurations", "at most 32768"],
     "--num-seeds 65536 --agent.policy.hidden-dims 4096 4096": ["networks and opt", "of them fit"],
     "--agent.policy.hidden-dims 9000000 9000000": ["of 1 members need", "free; smaller networks"],
+    f"--update-epochs {10**12}": [
+        "gradient steps",
+        "so lower update_epochs (1000000000000), num_m",
+    ],
     f"--eval-episodes {10**12}": [f"eval_episodes is {10**12}", "GiB are free", "would fit"],
     f"--total-steps {10**20}": [f"total_steps is {10**20}", "can count at most 2199023254528"],
     "--max-nonfinite 2": ["max_nonfinite is 2", "at least 0 and at most 1"],
@@ -281,6 +285,11 @@ def test_defaults_are_those_of_the_family_and_the_command_line_wins(script, env)
     agent |= {"optimizer": {"max_grad_norm": None}}
     changed = {"num_envs": 77, "anneal": False, "agent": agent}
     assert parsed(*given.split()) == merge(wanted, changed)
+
+
+@pytest.mark.parametrize("words", [["--run-dir", "None"], ["--run-dir=None"]])
+def test_a_folder_may_have_the_name_of_no_folder(script, words):
+    assert cli.parse(script.Config, ppo.PRESETS, words).run_dir == "./None"
 
 
 def test_families_differ():

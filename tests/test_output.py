@@ -91,6 +91,24 @@ def test_a_script_whose_reader_is_gone_exits_as_if_it_were_there(name):
     assert done.returncode == 0 and not getattr(done, other)
 
 
+CLOSED = """
+import os, sys
+from jaxrl import cli
+def script():
+    with open(sys.argv[1], "wb") as file:
+        print("lost"), print("lost", file=sys.stderr)
+        os.write(1, b"native"), os.write(2, b"native")
+cli.launch(script)
+"""
+
+
+def test_a_file_never_gets_what_goes_to_a_stream_that_was_closed_at_the_start(tmp_path):
+    command = 'exec "$0" -c "$1" "$2" <&- >&- 2>&-'
+    words = ["sh", "-c", command, sys.executable, CLOSED, str(tmp_path / "file")]
+    assert subprocess.run(words, check=False, timeout=300).returncode == 0
+    assert (tmp_path / "file").read_bytes() == b""
+
+
 def test_a_hangup_that_is_ignored_stays_so():
     """As under ``nohup``."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -89,8 +89,8 @@ def test_wrong_input_of_the_function_is_refused_too():
     ("sizes", "message"),
     [
         ({"batch_size": 10**12}, "batch_size is 1000000000000 and num_updates 1, .* would fit"),
-        ({"num_updates": 10**12}, "batch_size is 256 and num_updates 1000000000000, .* would fit"),
-        ({"cycles": 10**12}, "cycles is 1000000000000; it must be at most 1048576"),
+        ({"num_updates": 10**12}, "at most 16777216, so lower num_updates .1000000000000.$"),
+        ({"cycles": 10**12}, "at most 16777216, so lower cycles .1000000000000., num_updates .1.$"),
         ({"num_steps": 10**12}, "buffer_size is 1000000, less than the 1000000000000 transitions"),
         ({"learning_starts": 10**12}, "buffer_size is 1000000, less than the 1000000000000 tran"),
         ({"n_step": 10**12}, "learning_starts is 5000; n_step 1000000000000 needs"),
@@ -103,7 +103,7 @@ def test_sizes_that_cannot_fit_are_refused_before_anything_is_built(monkeypatch,
     agent = DQN(q_network=QNetwork(hidden_dims=(4,)))
     with pytest.raises(UsageError, match=message):
         run(OffPolicy(agent, env, **sizes), 10**6, quiet=True)
-    if sizes.keys() <= {"batch_size", "num_updates"}:
+    if "batch_size" in sizes:
         with pytest.raises(UsageError, match=message):
             Offline(agent, env, **{"num_updates": 1} | sizes).check_memory(1, 1)
 

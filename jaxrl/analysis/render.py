@@ -44,6 +44,9 @@ class Rendering(NamedTuple):
     files: list[Path]
     notes: list[str]
 
+    def __repr__(self) -> str:
+        return str(self)  # a notebook would show all arrays
+
     def __str__(self) -> str:
         names = ", ".join([str(self.files[0]), *(path.name for path in self.files[1:])])
         steps, how = self.episode.length, ENDS[self.episode.end]

@@ -48,6 +48,7 @@ def parse(
 
     flags = option_flags(defaults)
     words = [_expanded(word, flags) if word.startswith("--") else word for word in given]
+    words = [_folder(word, before) for before, word in itertools.pairwise(["", *words])]
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
@@ -126,6 +127,13 @@ def _nearest_flags(unknown: str, flags: Sequence[str]) -> str:
     near = near or difflib.get_close_matches(name, ends, cutoff=0.55)
     found = [flag for each in near for flag in shown if last(flag) == each]
     return f"did you mean {', '.join(found)}?" if found else "see --help"
+
+
+def _folder(word: str, before: str) -> str:
+    """Return a word of the command line; ``--run-dir None`` is a folder of that name."""
+    if (before, word) == ("--run-dir", "None"):
+        return "./None"
+    return "--run-dir=./None" if word == "--run-dir=None" else word
 
 
 def _dashed(words: Sequence[str]) -> str:

@@ -11,8 +11,6 @@ import dataclasses
 
 from jaxrl.errors import UsageError
 
-MOST_CYCLES = 2**20  # whose random numbers are drawn at once
-
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -90,8 +88,6 @@ class Schedule:
                 f"other, as {delay} would"
             )
         cycles, merged = self.cycles_per_iteration, self.merged
-        if cycles > MOST_CYCLES:
-            raise UsageError(f"cycles is {cycles}; it must be at most {MOST_CYCLES}")
         if cycles % merged:
             raise UsageError(
                 f"cycles is {cycles}; the actor is updated every {merged} cycles, so it must be a "

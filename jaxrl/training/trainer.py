@@ -22,6 +22,7 @@ from jaxrl.training.evaluate import Evaluation, evaluate
 from jaxrl.types import Array, Key, Mode, PyTree, TrainState
 
 INT32_MAX = 2**31 - 1
+MOST_GRADIENT_STEPS = 2**24  # of an iteration
 
 INSTEAD = {
     "batches": "learns from batches of transitions; train it with OffPolicy or Offline, or give "
@@ -132,6 +133,25 @@ class Trainer:
         if found != self.learns_from:
             raise UsageError(f"{type(protocol.innermost(self.agent)).__name__} {INSTEAD[found]}")
         require_divides("num_envs", self.env.num_envs, shards)
+        self._check_gradient_steps()
+
+    def _check_gradient_steps(self) -> None:
+        hyper.check(self.agent)
+        found = self.gradient_steps_per_iteration
+        if found <= MOST_GRADIENT_STEPS:
+            return
+        owners = (self, protocol.innermost(self.agent))
+        names = ("cycles", "num_updates", "update_epochs", "num_minibatches")
+        sizes = [
+            f"{name} ({getattr(owner, name)})"
+            for owner in owners
+            for name in names
+            if getattr(owner, name, None) is not None
+        ]
+        raise UsageError(
+            f"an iteration has {found} gradient steps, whose keys are drawn at once; it can have "
+            f"at most {MOST_GRADIENT_STEPS}, so lower {', '.join(sizes)}"
+        )
 
     @property
     def needs_data(self) -> bool:
