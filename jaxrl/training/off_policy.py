@@ -21,7 +21,8 @@ from jaxrl.sharding import shard_count
 from jaxrl.training.gradient_steps import gradient_steps
 from jaxrl.training.rollout import exploring, play, report_nonfinite
 from jaxrl.training.schedule import Schedule
-from jaxrl.training.trainer import INT32_MAX, Trainer, check_batches, require_divides
+from jaxrl.training.sizes import INT32_MAX, check_batches, require_divides
+from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Discrete, Extras, Key, PyTree, TrainState, Transition
 
 Warmup = Literal["uniform", "agent"]

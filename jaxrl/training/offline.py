@@ -15,7 +15,8 @@ from jaxrl.errors import UsageError
 from jaxrl.hyper import size
 from jaxrl.sharding import shard_count
 from jaxrl.training.gradient_steps import gradient_steps
-from jaxrl.training.trainer import Trainer, check_batches, require_divides
+from jaxrl.training.sizes import check_batches, require_divides
+from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Key, PyTree, TrainState
 
 

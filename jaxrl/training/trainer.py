@@ -16,13 +16,10 @@ from jaxrl.config import to_config
 from jaxrl.counters import counter_add, counter_zero
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
-from jaxrl.memory import free_over, nbytes
 from jaxrl.sharding import reducing_over, shard_count
 from jaxrl.training.evaluate import Evaluation, evaluate
+from jaxrl.training.sizes import INT32_MAX, check_gradient_steps, require_divides
 from jaxrl.types import Array, Key, Mode, PyTree, TrainState
-
-INT32_MAX = 2**31 - 1
-MOST_GRADIENT_STEPS = 2**24  # of an iteration
 
 INSTEAD = {
     "batches": "learns from batches of transitions; train it with OffPolicy or Offline, or give "
@@ -133,25 +130,7 @@ class Trainer:
         if found != self.learns_from:
             raise UsageError(f"{type(protocol.innermost(self.agent)).__name__} {INSTEAD[found]}")
         require_divides("num_envs", self.env.num_envs, shards)
-        self._check_gradient_steps()
-
-    def _check_gradient_steps(self) -> None:
-        hyper.check(self.agent)
-        found = self.gradient_steps_per_iteration
-        if found <= MOST_GRADIENT_STEPS:
-            return
-        owners = (self, protocol.innermost(self.agent))
-        names = ("cycles", "num_updates", "update_epochs", "num_minibatches")
-        sizes = [
-            f"{name} ({getattr(owner, name)})"
-            for owner in owners
-            for name in names
-            if getattr(owner, name, None) is not None
-        ]
-        raise UsageError(
-            f"an iteration has {found} gradient steps, whose keys are drawn at once; it can have "
-            f"at most {MOST_GRADIENT_STEPS}, so lower {', '.join(sizes)}"
-        )
+        check_gradient_steps(self)
 
     @property
     def needs_data(self) -> bool:
@@ -312,32 +291,6 @@ class Trainer:
         """Play one episode from each of ``keys[E]``."""
         limit = self.env.spec.max_steps
         return evaluate(self.agent, ts.agent, self.env.env, keys, mode, limit)
-
-
-def check_batches(trainer: Any, rows: int, members: int, devices: int) -> None:
-    """Refuse batches of ``rows`` transitions, drawn at once, that cannot fit in memory.
-
-    Raises:
-        UsageError: with the sizes, and a ``batch_size`` that fits.
-    """
-    free = free_over(devices)
-    needed = members * rows * 2 * nbytes(trainer.env.spec.observation)
-    if free is not None and needed > free:
-        raise UsageError(
-            f"batch_size is {trainer.batch_size} and num_updates {trainer.num_updates}, whose "
-            f"batches need {needed / 2**30:.2f} GiB for all members, and {free / 2**30:.2f} GiB "
-            f"are free; batch_size {max(trainer.batch_size * free // (2 * needed), 1)} would fit, "
-            "or a smaller num_updates"
-        )
-
-
-def require_divides(option: str, number: int, shards: int) -> None:
-    """Raise UsageError unless ``number`` divides over ``shards`` devices."""
-    if number % shards:
-        raise UsageError(
-            f"{option} is {number}, which does not divide over {shards} devices; "
-            f"{-(-number // shards) * shards} would"
-        )
 
 
 def _recorded(value: Any) -> Any:
