@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from jaxrl.errors import UsageError
@@ -31,9 +32,9 @@ def population(
             raise UsageError(f"sweep of {name} has no values; give some, as gamma=0.9,0.99")
     check_count(len(given), math.prod(len(values) for values in swept.values()))
     listed = [_seed(seed) for seed in given]
-    if len(set(listed)) < len(listed):
-        repeated = next(seed for seed in listed if listed.count(seed) > 1)
-        raise UsageError(f"seeds repeat {repeated}; give every seed once")
+    repeated = [seed for seed, count in Counter(listed).items() if count > 1]
+    if repeated:
+        raise UsageError(f"seeds repeat {repeated[0]}; give every seed once")
     configurations = [
         dict(zip(swept, map(float, values), strict=True))  # they are recorded as JSON
         for values in itertools.product(*swept.values())
@@ -62,6 +63,8 @@ def _sequence(seeds: Sequence[int] | int) -> Sequence[int]:
             raise UsageError(
                 f"seeds is {seeds!r}; it must be an integer, or integers, as [0, 1]"
             ) from None
+        if isinstance(seeds, range):  # which may be too long for ``len``
+            check_count(-((seeds.start - seeds.stop) // seeds.step))
         return seeds  # type: ignore[return-value]
     check_count(count)
     return range(count)
