@@ -171,7 +171,7 @@ ON_CART_POLE = {
         "so lower update_epochs (1000000000000), num_m",
     ],
     f"--eval-episodes {10**12}": [f"eval_episodes is {10**12}", "GiB are free", "would fit"],
-    f"--total-steps {10**20}": [f"total_steps is {10**20}", "can count at most 2199023254528"],
+    f"--total-steps {10**20}": [f"total_steps is {10**20}", "can count at most 1099511627264"],
     "--max-nonfinite 2": ["max_nonfinite is 2", "at least 0 and at most 1"],
     "--sweep gama=0.9": ["unknown hyper-parameter 'gama'", "did you mean gamma?"],
     "--sweep update_epochs=2,4": [

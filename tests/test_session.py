@@ -141,7 +141,7 @@ class Alike:
 
 
 def test_identical_episodes_are_told_and_a_stochastic_evaluation_has_others(tmp_path):
-    options = SMALL | {"eval_episodes": 4, "seeds": 2}
+    options = SMALL | {"eval_episodes": 4}
     greedy = run(tiny(Alike()), 32, run_dir=tmp_path / "greedy", **options)
     assert all(len(set(row["returns"])) == 1 for row in greedy.rows if row["kind"] == "eval")
     assert greedy.summary["identical_episodes"] and greedy.summary["eval_mode"] == "greedy"
@@ -153,7 +153,7 @@ def test_identical_episodes_are_told_and_a_stochastic_evaluation_has_others(tmp_
     options |= {"resume": True, "eval_mode": "sample", "run_dir": tmp_path / "greedy"}
     more = run(tiny(Alike()), 64, **options)  # it may change on resume
     assert not more.summary["identical_episodes"] and more.summary["eval_mode"] == "sample"
-    assert all(len(set(row["returns"])) == 4 for row in more.rows[-2:])
+    assert len(set(more.rows[-1]["returns"])) == 4
     assert "--eval-mode" not in launching.describe(more)
 
 
