@@ -210,6 +210,8 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     cli.prepare(None)
     require("num_seeds", config.num_seeds, 2)
+    for name in ("episodes", "states"):  # not after hours of training
+        require(name, getattr(config, name), 1, 10**6)
     folder = Path(config.out)
     if folder.exists():
         raise UsageError(f"out is {folder}, which exists; give another folder")

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 
 import jax
+
+from jaxrl.types import PyTree
+
+
+def nbytes(tree: PyTree) -> int:
+    """Return the bytes of all arrays, of the shapes of arrays, or of values in spaces."""
+    structs = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.tree.leaves(tree))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in structs)
 
 
 def free_over(devices: int) -> int | None:

@@ -146,7 +146,7 @@ class TrainState(NamedTuple):
     key: Key
     env_steps: Array
     gradient_steps: Array
-    iterations: Array  # int32
+    iterations: Array  # int32, of this phase: they place the next write to the replay buffer
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import trim_mean
 
 from jaxrl import analysis
+from jaxrl.analysis import statistics
 from jaxrl.analysis.__main__ import main, table_rows
 from jaxrl.errors import UsageError
 
@@ -163,6 +164,13 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
         hits += low <= 3.0 <= high
     # Binomial noise is 0.017, and the percentile bootstrap of 20 scores is a little narrow.
     assert 0.83 <= hits / 300 <= 0.95
+
+
+def test_many_scores_are_resampled_piece_by_piece_to_the_same_interval(monkeypatch):
+    scores = np.random.default_rng(0).normal(size=30)
+    whole = analysis.bootstrap_ci(scores, resamples=100)
+    monkeypatch.setattr(statistics, "_BLOCK", 7 * 30)
+    assert analysis.bootstrap_ci(scores, resamples=100) == whole
 
 
 def test_bootstrap_is_stratified_and_keeps_to_its_seed():

@@ -134,6 +134,7 @@ WRONG = {  # options: what the line must say
     "--quiet please": ["'please'", "--help"],
     "--total-steps abc": ["--total-steps", "'abc'", f"the default is {DEFAULT['total_steps']}"],
     "--total-steps": ["'--total-steps'", "Expected 1 value"],
+    "--run-dir -a": ["'--run-dir'", "Expected 1 value", "if it is '-a', write --run-dir=-a"],
     "--agent.gamma high": ["--agent.gamma", "'high'", f"default is {DEFAULT['agent']['gamma']}"],
     "--agent.policy.activation tanhh": ["'tanhh'", "--agent.policy.act", "'tanh', 'relu'"],
     "--std dependent": ["'dependent'", "--agent.policy.std", "'softplus'"],
@@ -160,6 +161,17 @@ ON_CART_POLE = {
     "--sweep reward_scale=0.1,2": ["reward_scale is not in use", "ScaleReward, or give a --rew"],
     "--sweep obs_clip=5,10": ["obs_clip is not in use", "NormalizeObs, or give --normalize-obs,"],
     "--num-envs 1000000000000": ["num_envs is 1000000000000, whose rollouts of 64", "would fit"],
+    "--num-seeds 65537": ["num_seeds is 65537; a run has at most 65536", "give at most 65536"],
+    f"--num-seeds {10**30}": [f"num_seeds is {10**30}", "at most 65536"],
+    "--num-seeds 40000 --sweep gamma=0.9,0.99": ["each of 2 configurations", "at most 32768"],
+    "--num-seeds 65536 --agent.policy.hidden-dims 4096 4096": ["networks and opt", "of them fit"],
+    "--agent.policy.hidden-dims 9000000 9000000": ["of 1 members need", "free; smaller networks"],
+    f"--update-epochs {10**12}": [
+        "gradient steps",
+        "so lower update_epochs (1000000000000), num_m",
+    ],
+    f"--eval-episodes {10**12}": [f"eval_episodes is {10**12}", "GiB are free", "would fit"],
+    f"--total-steps {10**20}": [f"total_steps is {10**20}", "can count at most 1099511627264"],
     "--max-nonfinite 2": ["max_nonfinite is 2", "at least 0 and at most 1"],
     "--sweep gama=0.9": ["unknown hyper-parameter 'gama'", "did you mean gamma?"],
     "--sweep update_epochs=2,4": [
@@ -273,6 +285,11 @@ def test_defaults_are_those_of_the_family_and_the_command_line_wins(script, env)
     agent |= {"optimizer": {"max_grad_norm": None}}
     changed = {"num_envs": 77, "anneal": False, "agent": agent}
     assert parsed(*given.split()) == merge(wanted, changed)
+
+
+@pytest.mark.parametrize("words", [["--run-dir", "None"], ["--run-dir=None"]])
+def test_a_folder_may_have_the_name_of_no_folder(script, words):
+    assert cli.parse(script.Config, ppo.PRESETS, words).run_dir == "./None"
 
 
 def test_families_differ():

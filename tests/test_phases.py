@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from jaxrl import (
     run,
 )
 from jaxrl.analysis import load_curves, plot_run
+from jaxrl.cli import launching
 from jaxrl.counters import counter_value
 from jaxrl.data import Mixed
 from jaxrl.errors import Interrupted
@@ -88,13 +90,13 @@ def test_phases_are_one_trainer_after_the_other_bit_for_bit(finished):
 
     def member(key, data):
         ts, _ = first.train(key, 16, data)
-        ts, _ = second.chunk(second.continue_from(ts, data), data, 4, jnp.int32(0))
+        ts, _ = second.chunk(second.continue_from(ts, data), data, 4)
         return ts
 
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     ts = jax.jit(jax.vmap(member, (0, None)))(keys, data)
     assert_same_bits(finished.state, ts)
-    assert ts.iterations.tolist() == [8, 8]
+    assert ts.iterations.tolist() == [4, 4]
 
 
 def test_rows_go_on_across_the_switch_in_three_counters(finished):
@@ -132,6 +134,18 @@ def test_rows_go_on_across_the_switch_in_three_counters(finished):
     assert curve.steps.tolist() == [0, 8, 16, 32, 40]
     (axes,) = plot_run(finished.run_dir).axes
     assert axes.get_xlabel() == "steps per seed"
+
+
+def test_the_speed_is_told_in_the_unit_of_the_run(finished):
+    for unit, words in [
+        ("steps", " steps/s over all seeds"),
+        ("gradient_steps", " gradient steps/s over all seeds"),
+        ("env_steps", " environment steps/s over all seeds"),
+    ]:
+        told = dataclasses.replace(finished, summary=finished.summary | {"unit": unit})
+        *_, line, _ = launching.describe(told).splitlines()
+        assert line.partition(";")[0].lstrip("0123456789,.") == words
+    assert finished.summary["unit"] == "steps"
 
 
 def test_the_configuration_has_every_phase(finished):

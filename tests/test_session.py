@@ -9,14 +9,28 @@ import os
 import signal
 import sys
 import types
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from shared import assert_same_bits
 
-from jaxrl import DQN, PPO, OffPolicy, OnPolicy, RunError, UsageError, VectorEnv, cli, make, run
+from jaxrl import (
+    DQN,
+    PPO,
+    Offline,
+    OffPolicy,
+    OnPolicy,
+    RunError,
+    UsageError,
+    VectorEnv,
+    cli,
+    make,
+    run,
+)
+from jaxrl.cli import launching
 from jaxrl.errors import Interrupted
 from jaxrl.nn.critics import QNetwork, ValueFunction
 from jaxrl.nn.policies import AutoPolicy
@@ -24,7 +38,7 @@ from jaxrl.record import checkpoint
 from jaxrl.record.folder import RunFolder
 from jaxrl.record.metrics_file import MetricsFile
 from jaxrl.run import logs, records, session, summary
-from jaxrl.types import Environment
+from jaxrl.types import Box, Environment, Spec, Step
 
 SMALL = {"eval_every": 64, "eval_episodes": 1, "log_every": 16, "devices": 1, "quiet": True}
 
@@ -37,7 +51,7 @@ def tiny(env: Environment | None = None) -> OnPolicy:
 
 def test_wrong_input_of_the_function_is_refused_too():
     for options, part in [
-        ({"seeds": [1, 2, 1]}, r"seeds \[1, 2, 1\] repeat; give every seed once"),
+        ({"seeds": [1, 2, 1]}, "seeds repeat 1; give every seed once"),
         ({"seeds": []}, "num_seeds is 0; it must be at least 1"),
         ({"sweep": {"gamma": []}}, "gamma has no values"),
         (
@@ -52,12 +66,95 @@ def test_wrong_input_of_the_function_is_refused_too():
             {"sweep": {"obs_clip": [5.0]}},
             "obs_clip is not in use, .*wrap the agent in Norm",
         ),
+        ({"seeds": 10**12}, "num_seeds is 1000000000000; .* give at most 65536"),
+        ({"seeds": range(10**6)}, "num_seeds is 1000000; .* give at most 65536"),
+        (
+            {"sweep": {"gamma": np.linspace(0, 1, 300), "gae_lambda": np.linspace(0, 1, 300)}},
+            "num_seeds is 1 for each of 90000 configurations; .*sweep less",
+        ),
+        ({"seeds": 2.0}, "seeds is 2.0; it must be an integer, or integers, as"),
+        ({"seeds": "12"}, "seeds is '12'; it must be an integer, or integers, as"),
+        ({"seeds": [0, 1.5]}, "seed is 1.5; it must be an integer"),
+        ({"seeds": [0, 2**31]}, "seed is 2147483648; it must be at least 0 and at most 21474"),
         ({"resume": True}, "resume needs the run-dir"),
         ({"log": ["tensorboard"]}, "log tensorboard needs a run-dir"),
+        ({"eval_mode": "stochastic"}, "eval_mode is 'stochastic'; choose one of explore, greedy"),
         ({"max_nonfinite": 1.5}, "max_nonfinite is 1.5; it must be at least 0 and at most 1"),
     ]:
         with pytest.raises(UsageError, match=part):
             run(tiny(), 32, quiet=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"batch_size": 10**12}, "batch_size is 1000000000000 and num_updates 1, .* would fit"),
+        ({"num_updates": 10**12}, "at most 16777216, so lower num_updates .1000000000000.$"),
+        ({"cycles": 10**12}, "at most 16777216, so lower cycles .1000000000000., num_updates .1.$"),
+        ({"num_steps": 10**12}, "buffer_size is 1000000, less than the 1000000000000 transitions"),
+        ({"learning_starts": 10**12}, "buffer_size is 1000000, less than the 1000000000000 tran"),
+        ({"n_step": 10**12}, "learning_starts is 5000; n_step 1000000000000 needs"),
+        ({"buffer_size": 10**12}, "buffer_size is 1000000000000, which needs .* fits"),
+    ],
+)
+def test_sizes_that_cannot_fit_are_refused_before_anything_is_built(monkeypatch, sizes, message):
+    monkeypatch.setattr(session.Session, "start", lambda self: pytest.fail("training began"))
+    env = VectorEnv(make("gymnax/CartPole-v1"), 1)
+    agent = DQN(q_network=QNetwork(hidden_dims=(4,)))
+    with pytest.raises(UsageError, match=message):
+        run(OffPolicy(agent, env, **sizes), 10**6, quiet=True)
+    if "batch_size" in sizes:
+        with pytest.raises(UsageError, match=message):
+            Offline(agent, env, **{"num_updates": 1} | sizes).check_memory(1, 1)
+
+
+def test_a_run_too_long_to_count_is_refused():
+    """Writes into the buffer are counted in 32 bits, for each environment."""
+    env = VectorEnv(make("gymnax/CartPole-v1"), 2)
+    agent = DQN(q_network=QNetwork(hidden_dims=(4,)))
+    trainer = OffPolicy(agent, env, cycles=1, learning_starts=2)
+    assert trainer.iterations(2 * (2**31 - 1)) == 2**31 - 2
+    with pytest.raises(UsageError, match="total_steps is 4294967295; .* at most 4294967294$"):
+        trainer.iterations(2 * (2**31 - 1) + 1)
+
+
+# --- evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Alike:
+    """Three steps that pay the action: every episode begins alike, and nothing is random."""
+
+    name: ClassVar[str] = "mine/alike"
+    cheap: ClassVar[bool] = True
+
+    @property
+    def spec(self):
+        return Spec(Box(0.0, 3.0, (1,)), Box(-1.0, 1.0, (1,)), 3)
+
+    def reset(self, key):
+        return jnp.zeros(1), jnp.zeros(1)
+
+    def step(self, key, state, action):
+        ends = state[0] < -1.0
+        return state + 1, Step(state + 1, action[0], ends, jnp.zeros_like(ends), {})
+
+
+def test_identical_episodes_are_told_and_a_stochastic_evaluation_has_others(tmp_path):
+    options = SMALL | {"eval_episodes": 4}
+    greedy = run(tiny(Alike()), 32, run_dir=tmp_path / "greedy", **options)
+    assert all(len(set(row["returns"])) == 1 for row in greedy.rows if row["kind"] == "eval")
+    assert greedy.summary["identical_episodes"] and greedy.summary["eval_mode"] == "greedy"
+    told = [
+        line for line in launching.describe(greedy).splitlines() if "--eval-mode sample" in line
+    ]
+    assert len(told) == 1
+
+    options |= {"resume": True, "eval_mode": "sample", "run_dir": tmp_path / "greedy"}
+    more = run(tiny(Alike()), 64, **options)  # it may change on resume
+    assert not more.summary["identical_episodes"] and more.summary["eval_mode"] == "sample"
+    assert len(set(more.rows[-1]["returns"])) == 4
+    assert "--eval-mode" not in launching.describe(more)
 
 
 # --- signals
@@ -77,14 +174,16 @@ def sends_itself(monkeypatch, where, signum=signal.SIGTERM, call=1):
     monkeypatch.setattr(session.Session, where, then)
 
 
-@pytest.mark.parametrize("where", ["start", "compile"])
+@pytest.mark.parametrize(
+    ("where", "signum"), [("start", signal.SIGINT), ("compile", signal.SIGHUP)]
+)
 def test_a_signal_before_the_first_chunk_leaves_a_run_that_goes_on_as_if_nothing_had_been(
-    tmp_path, monkeypatch, where
+    tmp_path, monkeypatch, where, signum
 ):
     whole = run(tiny(), 64, run_dir=tmp_path / "whole", **SMALL)
     with monkeypatch.context() as patch:
-        sends_itself(patch, where, signal.SIGINT)
-        with pytest.raises(Interrupted, match="stopped by signal 2 at step 0$"):
+        sends_itself(patch, where, signum)
+        with pytest.raises(Interrupted, match=f"stopped by signal {signum} at step 0$"):
             run(tiny(), 64, run_dir=tmp_path / "run", **SMALL)
     assert checkpoint.available(tmp_path / "run" / "checkpoints") == [0]
     resumed = run(tiny(), 64, run_dir=tmp_path / "run", resume=True, **SMALL)

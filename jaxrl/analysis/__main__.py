@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxrl import _startup
+from jaxrl._output import lasting_output, one_line
 from jaxrl.analysis.curves import env_label, plot_comparison, plot_run
 from jaxrl.analysis.load import (
     Curve,
@@ -46,14 +47,15 @@ def main(words: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 on bad usage, or 1 if the run has no intact checkpoint.
     """
     given = list(sys.argv[1:] if words is None else words)
-    try:
-        if given[:1] == ["render"]:
-            _render(_render_parser().parse_args(given[1:]))
-        else:
-            _compare(_parser().parse_args(given))
-    except (UsageError, RunError, OSError) as error:
-        print(f"jaxrl.analysis: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1 if isinstance(error, RunError) else 2
+    with lasting_output():
+        try:
+            if given[:1] == ["render"]:
+                _render(_render_parser().parse_args(given[1:]))
+            else:
+                _compare(_parser().parse_args(given))
+        except (UsageError, RunError, OSError) as error:
+            print(f"jaxrl.analysis: {one_line(error)}", file=sys.stderr)
+            return 1 if isinstance(error, RunError) else 2
     return 0
 
 
@@ -175,7 +177,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("python -m jaxrl.analysis", description=ABOUT)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run (./-a for -a)")
     parser.add_argument(
         "--out",
         metavar="PICTURE",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxrl._output import one_line
 from jaxrl.analysis.load import Curve, load_config, load_curves
 from jaxrl.analysis.statistics import bootstrap_ci, iqm
 from jaxrl.errors import UsageError
@@ -120,7 +121,7 @@ def _entries(run_dirs: Sequence[str | Path]) -> list[Entry]:
     for run_dir, folder, config, (env, algorithm) in places:
         name = algorithm
         if taken.count((env, algorithm)) > 1:
-            name += f" ({folder if folders.count(folder) == 1 else run_dir})"
+            name += f" ({one_line(folder if folders.count(folder) == 1 else run_dir)})"
         kind, curves = load_curves(run_dir)
         for curve in curves:
             entries.append(Entry(config, env, f"{name} {curve.label}".strip(), kind, curve))
@@ -193,7 +194,7 @@ def _finish(ax: Axes, title: str, steps: str, y_label: str, curves: Sequence[Cur
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     members = any(curve.returns.shape[1] > 1 for curve in curves)
-    ax.set_title(title, fontsize=11)
+    ax.set_title(title, fontsize=11, parse_math=False)
     ax.set_xlabel(f"{steps} per seed" if members else steps)
     ax.set_ylabel(f"{y_label} (IQM, 95% interval)" if members else y_label)
     ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
@@ -203,9 +204,11 @@ def _finish(ax: Axes, title: str, steps: str, y_label: str, curves: Sequence[Cur
     ax.spines[["top", "right"]].set_visible(False)
     ax.margins(x=0.01)
     if len(ax.get_legend_handles_labels()[1]) <= LONG_LEGEND:
-        ax.legend(frameon=False, fontsize=9)
+        legend = ax.legend(frameon=False, fontsize=9)
     else:
-        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        legend = ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for text in legend.get_texts():  # names of folders may hold dollars
+        text.set_parse_math(False)
 
 
 def _written(figure: Figure, path: str | Path | None) -> Figure:

@@ -44,6 +44,9 @@ class Rendering(NamedTuple):
     files: list[Path]
     notes: list[str]
 
+    def __repr__(self) -> str:
+        return str(self)  # a notebook would show all arrays
+
     def __str__(self) -> str:
         names = ", ".join([str(self.files[0]), *(path.name for path in self.files[1:])])
         steps, how = self.episode.length, ENDS[self.episode.end]
@@ -85,14 +88,15 @@ def render_run(
         CheckpointError: if no checkpoint is intact.
         OSError: if the files cannot be written.
     """
-    require("episode", episode, 0)
+    require("episode", episode, 0, 2**31 - 1)
     require("steps", max_steps, 1)
     folder = _folder(Path(run_dir), out)
     policy, env = load_policy_and_env(
         run_dir, seed, mode, iteration, config, classes=classes, env=env
     )
     check_size(env, size)
-    key = jax.random.split(jax.random.key(EVALUATION_SEED), episode + 1)[episode]
+    # What ``split`` has at this index, however many it splits into.
+    key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), episode)
     return render_episode(env, rollout(env, policy, key, max_steps), folder, size)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from jaxrl.errors import UsageError
 
 Array = NDArray[np.float64]
+_BLOCK = 2**23  # scores that are resampled at once
 
 
 def iqm(x: ArrayLike, axis: int = -1) -> Any:
@@ -61,8 +62,12 @@ def bootstrap_ci(
         raise UsageError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
     tasks = _tasks(per_task_scores)
     rng = np.random.default_rng(seed)
-    drawn = [task[rng.integers(0, len(task), (resamples, len(task)))] for task in tasks]
-    values = statistic(np.concatenate(drawn, axis=1), axis=-1)
+    block = max(_BLOCK // sum(map(len, tasks)), 1)  # of many scores, a few samples at a time
+    values: list[float] = []
+    while len(values) < resamples:
+        rows = min(block, resamples - len(values))
+        drawn = [task[rng.integers(0, len(task), (rows, len(task)))] for task in tasks]
+        values.extend(statistic(np.concatenate(drawn, axis=1), axis=-1))
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(values, [tail, 100.0 - tail])
     return float(low), float(high)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxrl import envs
+from jaxrl._output import lasting_output, one_line
+from jaxrl.analysis.curves import step_label
 from jaxrl.cli.options import Options
 from jaxrl.errors import Interrupted, RunError, UsageError
 from jaxrl.record.policy import classes_of
@@ -17,24 +19,30 @@ from jaxrl.run import Run
 def launch(script: Callable[[], Any]) -> NoReturn:
     """Run a script's main function, and exit: 0 on success, 2 on bad usage, 1 on failure.
 
-    A signal that ended a run after its checkpoint exits with 128 + its number.
+    A signal that ended a run after its checkpoint exits with 128 + its number. A script whose
+    output nobody reads any more, as in ``| head -n 1``, goes on.
     """
-    code = 0
-    try:
-        script()
-    except UsageError as error:
-        code = _complain(error, 2)
-    except Interrupted as error:
-        code = _complain(error, 128 + error.signum)
-    except RunError as error:
-        code = _complain(error, 1)
-    except KeyboardInterrupt:
-        code = _complain("interrupted", 130)
+    with lasting_output():
+        code = _exit_code(script)
     sys.exit(code)
 
 
+def _exit_code(script: Callable[[], Any]) -> int:
+    try:
+        script()
+    except UsageError as error:
+        return _complain(error, 2)
+    except Interrupted as error:
+        return _complain(error, 128 + error.signum)
+    except RunError as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    return 0
+
+
 def _complain(error: Exception | str, code: int) -> int:
-    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    print(one_line(f"{Path(sys.argv[0]).name}: {error}"), file=sys.stderr)
     return code
 
 
@@ -58,8 +66,13 @@ def describe(result: Run) -> str:
             f"{name + ': ' if name else ''}final return {final['iqm']:.1f} "
             f"(IQM of {len(final['per_seed'])} seeds, 95% interval {low:.1f} to {high:.1f})"
         )
+    if summary["identical_episodes"]:
+        lines.append(
+            "all evaluation episodes of a seed had the same return, each time: they may be one and "
+            "the same; --eval-mode sample plays them stochastically"
+        )
     lines.append(
-        f"{summary['steps_per_second']:,.0f} environment steps/s over all seeds; "
+        f"{summary['steps_per_second']:,.0f} {step_label([summary])}/s over all seeds; "
         f"{summary['train_seconds']:.0f} s training, {summary['compile_seconds']:.0f} s compiling"
     )
     if result.run_dir is not None:
@@ -81,8 +94,7 @@ def _render(result: Run, folder: Path, quiet: bool) -> None:
             folder, classes=classes_of(trainer.agent), env=None if known else env
         )
     except Exception as error:
-        reason = " ".join(str(error).split())
-        print(f"warning: no episode was drawn: {reason}", file=sys.stderr)
+        print(f"warning: no episode was drawn: {one_line(error)}", file=sys.stderr)
         return
     for note in rendering.notes:
         print(f"warning: {note}", file=sys.stderr)

@@ -16,8 +16,10 @@ from jaxrl.data.replay import Precision
 from jaxrl.envs.vector import ResetMode
 from jaxrl.errors import UsageError
 from jaxrl.hyper import number, same_as
+from jaxrl.run.population import check_count
 from jaxrl.training import OffPolicy, OnPolicy, Trainer
 from jaxrl.training.off_policy import Warmup
+from jaxrl.types import Mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Options:
     eval_every: int | None = None
     """Steps between evaluations; default a tenth of the run."""
     eval_episodes: int = 32
-    """Greedy episodes per evaluation and seed."""
+    """Episodes per evaluation and seed."""
+    eval_mode: Mode = "greedy"
+    """How they are played; sample and explore are stochastic."""
     log_every: int | None = None
     """Steps between rows of metrics.jsonl; default a fifth of --eval-every."""
     checkpoint_every: int | None = None
@@ -74,10 +78,9 @@ class Options:
         Raises:
             UsageError: for options that do not fit each other.
         """
-        if self.num_seeds < 1:
-            raise UsageError(f"num-seeds is {self.num_seeds}; it must be at least 1")
-        same = "resume eval_every eval_episodes log_every checkpoint_every devices max_skipped"
-        same += " max_nonfinite log quiet"
+        check_count(self.num_seeds)
+        same = "resume eval_every eval_episodes eval_mode log_every checkpoint_every devices"
+        same += " max_skipped max_nonfinite log quiet"
         return {
             "seeds": range(self.seed, self.seed + self.num_seeds),
             "sweep": swept(self.sweep),

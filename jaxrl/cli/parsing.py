@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ def parse(
 
     flags = option_flags(defaults)
     words = [_expanded(word, flags) if word.startswith("--") else word for word in given]
+    words = [_folder(word, before) for before, word in itertools.pairwise(["", *words])]
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
@@ -58,7 +60,7 @@ def parse(
                 registry=registry(),
             )
     except SystemExit:
-        raise UsageError(_complaint(printed.getvalue())) from None
+        raise UsageError(f"{_complaint(printed.getvalue())}{_dashed(words)}") from None
     if unknown and not unknown[0].startswith("-"):
         raise UsageError(f"{unknown[0]!r} belongs to no option; see --help")
     if unknown:
@@ -125,6 +127,21 @@ def _nearest_flags(unknown: str, flags: Sequence[str]) -> str:
     near = near or difflib.get_close_matches(name, ends, cutoff=0.55)
     found = [flag for each in near for flag in shown if last(flag) == each]
     return f"did you mean {', '.join(found)}?" if found else "see --help"
+
+
+def _folder(word: str, before: str) -> str:
+    """Return a word of the command line; ``--run-dir None`` is a folder of that name."""
+    if (before, word) == ("--run-dir", "None"):
+        return "./None"
+    return "--run-dir=./None" if word == "--run-dir=None" else word
+
+
+def _dashed(words: Sequence[str]) -> str:
+    """Return how to write the value of ``--run-dir`` if it begins with "-" like an option."""
+    for option, value in itertools.pairwise(words):
+        if option == "--run-dir" and value.startswith("-"):
+            return f"; if it is {value!r}, write {option}={value}"
+    return ""
 
 
 def _complaint(text: str) -> str:

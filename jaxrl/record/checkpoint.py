@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxrl.errors import RunError
 from jaxrl.record import manifest as manifests
+from jaxrl.record.names import plainly_named
 from jaxrl.types import PyTree
 
 
@@ -204,8 +205,12 @@ def _orbax() -> Iterator[Any]:
 def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     filled = {path: array for path, array in arrays.items() if array.size}  # orbax refuses empty
     if filled:
-        with _orbax() as ocp, ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(folder, filled)
+        with (
+            plainly_named(folder.parent) as parent,
+            _orbax() as ocp,
+            ocp.PyTreeCheckpointer() as checkpointer,
+        ):
+            checkpointer.save(parent / folder.name, filled)
 
 
 def _read_arrays(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]:
@@ -217,7 +222,11 @@ def _read_arrays(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]
         else:
             filled[path] = 0
     if filled:
-        with _orbax() as ocp, ocp.PyTreeCheckpointer() as checkpointer:
+        with (
+            plainly_named(folder) as folder,
+            _orbax() as ocp,
+            ocp.PyTreeCheckpointer() as checkpointer,
+        ):
             as_numpy = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in filled}
             args = ocp.args.PyTreeRestore(filled, restore_args=as_numpy, partial_restore=True)
             arrays.update(checkpointer.restore(folder, args=args))

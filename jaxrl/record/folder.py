@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from jaxrl.errors import RunError, UsageError
+from jaxrl.record.names import check_path
 
 CONFIG = "config.json"
 LOCK = ".lock"
@@ -20,6 +21,7 @@ FREE = {
     "total_steps",
     "eval_every",
     "eval_episodes",
+    "eval_mode",
     "log_every",
     "checkpoint_every",
     "max_skipped",
@@ -107,6 +109,7 @@ class RunFolder:
         report: Callable[[str], Any] = print,
     ) -> None:
         self.path = Path(path).absolute()
+        check_path("run-dir", self.path)
         self.config = json.loads(json.dumps(config))
         self._lock: TextIO | None = None
         try:

@@ -24,7 +24,7 @@ from jaxrl.errors import UsageError
 from jaxrl.metrics import Metrics
 from jaxrl.training.evaluate import Evaluation
 from jaxrl.training.trainer import Trainer
-from jaxrl.types import Array, Key, PyTree, TrainState
+from jaxrl.types import Array, Key, Mode, PyTree, TrainState
 
 MEMBER, SHARD = "member", "shard"
 
@@ -113,6 +113,7 @@ class Programs:
 
     trainer: Trainer
     placement: Placement
+    eval_mode: Mode = "greedy"
 
     def _place(self, f: Callable, in_specs: tuple, out_specs: Any) -> Callable:
         if self.placement.members * self.placement.shards == 1:
@@ -169,17 +170,17 @@ class Programs:
         return place(sweep, ts, data, iterations, first)
 
     def evaluate(self, sweep: dict[str, Array], ts: TrainState, keys: Key) -> Evaluation:
-        """Run greedy episodes from the same ``keys[E]`` for every member: ``[M, E]``.
+        """Run episodes of ``eval_mode`` from the same ``keys[E]`` for every member: ``[M, E]``.
 
         The episodes are spread over the shards if their number divides.
         """
 
-        def greedy(sweep: dict[str, Array], ts: TrainState, keys: Key) -> Evaluation:
-            return self._member(sweep).evaluate_from(ts, keys)
+        def play(sweep: dict[str, Array], ts: TrainState, keys: Key) -> Evaluation:
+            return self._member(sweep).evaluate_from(ts, keys, self.eval_mode)
 
         split = SHARD if keys.shape[0] % self.placement.shards == 0 else None
         specs = (P(MEMBER), STATE, P(split))
-        place = self._place(over_members(greedy, shared=1), specs, P(MEMBER, split))
+        place = self._place(over_members(play, shared=1), specs, P(MEMBER, split))
         return place(sweep, ts, keys)
 
     def compiled(

@@ -1,14 +1,50 @@
-"""Running out of memory on a device, as a one-line error."""
+"""Memory that is too small for a run: sizes refused before it begins, and one-line errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 
-from jaxrl.errors import RunError
+from jaxrl.errors import RunError, UsageError
+from jaxrl.memory import free_over, nbytes
+from jaxrl.training.trainer import Trainer
+
+EPISODE_BYTES = 32  # of keys, returns and lengths
+
+
+def check_states(trainers: Sequence[Trainer], members: int, episodes: int, devices: int) -> None:
+    """Refuse agents, or evaluations, whose bare states cannot fit in memory.
+
+    Rollouts and replay buffers are checked by their trainers (``check_memory``). Only shapes of the
+    agents are traced, and of no environment, which may take long.
+
+    Raises:
+        UsageError: with the size, and one that fits.
+    """
+    free = free_over(devices)
+    if free is None:
+        return
+    for trainer in trainers:
+        one = nbytes(jax.eval_shape(trainer.agent.init, jax.random.key(0)))
+        if members * one > free:
+            fitting = free // one
+            fewer = f"{fitting} of them fit, as fewer seeds or configurations, or " * bool(fitting)
+            raise UsageError(
+                f"the networks and optimisers of {members} members need "
+                f"{members * one / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free; "
+                f"{fewer}smaller networks would, such as hidden_dims 64 64"
+            )
+        episode = nbytes(trainer.env.spec.observation) + EPISODE_BYTES
+        needed = members * episodes * episode
+        if needed > free:
+            raise UsageError(
+                f"eval_episodes is {episodes}, which need {needed / 2**30:.2f} GiB for all "
+                f"{members} members, and {free / 2**30:.2f} GiB are free; "
+                f"{max(episodes * free // (2 * needed), 1)} would fit"
+            )
 
 
 @contextmanager

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from jaxrl._output import Lasting, one_line
 
 PLAIN_SECONDS = 10.0  # between two lines of progress where nothing can be redrawn
 
@@ -25,7 +28,8 @@ class ProgressBar:
         self._total, self._first, self._label = total_steps, start_step, label
         self._quiet = quiet
         self._began = self._printed = time.monotonic()
-        self._console = Console(file=sys.stderr)
+        stream: Any = Lasting(sys.stderr)
+        self._console = Console(file=stream)
         self._progress: Progress | None = None
         if not quiet and _can_redraw(self._console):
             self._progress = Progress(
@@ -59,8 +63,7 @@ class ProgressBar:
     def message(self, text: str) -> None:
         """Print one line above the bar."""
         if not self._quiet:
-            line = " ".join(text.split())
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Stop, leaving the last state of the bar on the screen."""

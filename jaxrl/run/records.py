@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxrl._output import Lasting, one_line
 from jaxrl.errors import RunError, UsageError
 from jaxrl.record import checkpoint
 from jaxrl.record.folder import RunFolder
@@ -71,7 +72,7 @@ class Records:
         if self.bar is not None and not self.quiet:
             self.bar.message(text)
         elif not self.quiet or text.startswith("warning"):
-            print(text, file=sys.stderr)
+            print(one_line(text), file=Lasting(sys.stderr))
 
     def warn(self, text: str) -> None:
         """Show the user a line that a quiet run shows too."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxrl import hyper
 from jaxrl.data.dataset import checksum
@@ -18,14 +16,15 @@ from jaxrl.record.metrics_file import Row
 from jaxrl.record.policy import Policy
 from jaxrl.record.provenance import provenance
 from jaxrl.record.rows import Member
-from jaxrl.require import require
+from jaxrl.require import require, require_choice
 from jaxrl.run import devices as placing
 from jaxrl.run.logs import check_writers
-from jaxrl.run.memory import out_of_memory_reported
+from jaxrl.run.memory import check_states, out_of_memory_reported
 from jaxrl.run.phases import Phase, Plan, as_phases, check_one_agent, make_plan, require_integer
+from jaxrl.run.population import population
 from jaxrl.run.session import Session
 from jaxrl.run.signals import interruptible
-from jaxrl.run.sweep import check_configurations, grid
+from jaxrl.run.sweep import check_configurations
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Mode, PyTree, TrainState
 
@@ -69,6 +68,7 @@ def run(
     resume: bool = False,
     eval_every: int | None = None,
     eval_episodes: int = 32,
+    eval_mode: Mode = "greedy",
     log_every: int | None = None,
     checkpoint_every: int | None = None,
     devices: int | None = None,
@@ -93,7 +93,10 @@ def run(
         resume: continue the run in ``run_dir`` from its newest intact checkpoint.
         eval_every: steps between evaluations; default a tenth of the run, or of each phase. The
             first is at step 0.
-        eval_episodes: greedy episodes per evaluation and member, the same starts each time.
+        eval_episodes: episodes per evaluation and member, the same starts each time.
+        eval_mode: how they are played: "greedy"; "sample", from the policy's distribution; or
+            "explore", as in training. Greedy episodes of a task that always starts alike and
+            has no noise of its own are one and the same; the summary then says so.
         log_every: steps between rows of metrics; default a fifth of ``eval_every``.
         checkpoint_every: steps between checkpoints; default ``eval_every``.
         devices: the number of local devices; default all that the sizes divide over.
@@ -106,15 +109,11 @@ def run(
 
     Raises:
         UsageError: for input that cannot work, before anything is compiled or written.
-        Interrupted: after SIGTERM or Ctrl-C, once the chunk has ended and a checkpoint is saved.
+        Interrupted: after SIGTERM, SIGHUP or Ctrl-C, once the chunk has ended and a checkpoint is
+            saved.
         RunError: if training cannot go on, or the last checkpoint could not be saved.
     """
-    seed_list = (
-        [*range(seeds)] if isinstance(seeds, int | np.integer) else [*map(operator.index, seeds)]
-    )
-    configurations = grid(sweep) if sweep else [{}]
     positive = {
-        "num_seeds": len(seed_list),
         "eval_every": eval_every,
         "eval_episodes": eval_episodes,
         "log_every": log_every,
@@ -124,10 +123,8 @@ def run(
     for option, number in positive.items():
         require_integer(option, number)
     require("max_nonfinite", max_nonfinite, 0, 1)
-    for seed in seed_list:
-        require("seed", seed, 0, 2**31 - 1)
-    if len(set(seed_list)) < len(seed_list):
-        raise UsageError(f"seeds {seed_list} repeat; give every seed once")
+    require_choice("eval_mode", eval_mode, Mode)
+    seed_list, configurations = population(seeds, sweep)
     if resume and run_dir is None:
         raise UsageError("resume needs the run-dir of the run to continue")
     if log and run_dir is None:
@@ -137,13 +134,17 @@ def run(
     phases = as_phases(trainer, total_steps)
     trainers = [phase.trainer for phase in phases]
     for each in trainers:
-        check_configurations(each, configurations)
+        check_configurations(each, configurations[:1])
     check_data(trainers, data)
     check_one_agent(phases)
-    members = [Member(i, c, seed) for i, c in enumerate(configurations) for seed in seed_list]
-    placement = placing.choose(trainers, len(members), devices)
+    size = len(seed_list) * len(configurations)
+    placement = placing.choose(trainers, size, devices)
     used = placement.members * placement.shards
-    memory = [each.check_memory(len(members), used) for each in trainers]
+    memory = [each.check_memory(size, used) for each in trainers]
+    check_states(trainers, size, eval_episodes, used)
+    for each in trainers:
+        check_configurations(each, configurations)
+    members = [Member(i, c, seed) for i, c in enumerate(configurations) for seed in seed_list]
     plan = make_plan(phases, eval_every, log_every, checkpoint_every)
     config = {
         **describe(plan),
@@ -151,6 +152,7 @@ def run(
         "seeds": seed_list,
         "sweep": configurations if sweep else [],
         "eval_episodes": int(eval_episodes),
+        "eval_mode": eval_mode,
         "max_skipped": int(max_skipped),
         "max_nonfinite": float(max_nonfinite),
         "log": list(log),

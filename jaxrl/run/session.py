@@ -38,7 +38,8 @@ class Session:
         quiet: bool,
     ) -> None:
         self.plan, self.config, self.members, self.quiet = plan, config, members, quiet
-        self.programs = [Programs(stage.trainer, placement) for stage in plan.stages]
+        mode = config["eval_mode"]
+        self.programs = [Programs(stage.trainer, placement, mode) for stage in plan.stages]
         self.records = Records(plan, config, quiet)
         self.guard = DivergenceGuard(members, config, self.records.report, self.records.saved)
         self.stage = plan.stages[0]
@@ -196,7 +197,7 @@ class Session:
         return ts, target
 
     def evaluate(self, compiled: Compiled, ts: TrainState, done: int) -> list[Row]:
-        """Return one row per member from whole greedy episodes."""
+        """Return one row per member from whole episodes."""
         result = jax.device_get(compiled.evaluate(self.sweep, ts, self.eval_keys))
         position = self.stage.position(done)
         return evaluation_rows(self.members, result, position, self.stage.name)

@@ -11,9 +11,10 @@ from types import FrameType
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], int | None]]:
-    """Only remember the first SIGTERM or Ctrl-C while inside; a second Ctrl-C ends at once.
+    """Only remember the first SIGTERM, SIGHUP or Ctrl-C while inside; a second Ctrl-C ends at once.
 
-    Yields a function that returns the signal's number, or None if there was no signal.
+    A SIGHUP that is ignored, as under ``nohup``, remains so. Yields a function that returns the
+    signal's number, or None if there was no signal.
     """
     received: list[int] = []
 
@@ -22,7 +23,9 @@ def interruptible() -> Iterator[Callable[[], int | None]]:
             raise KeyboardInterrupt
         received.append(signum)
 
-    caught = (signal.SIGTERM, signal.SIGINT)
+    caught = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        caught.append(signal.SIGHUP)
     main = threading.current_thread() is threading.main_thread()
     before = [signal.signal(each, remember) for each in caught] if main else []
     try:

@@ -35,10 +35,13 @@ def summarise(
         "algorithm": config["algorithm"],
         "env": config["env"],
         "total_steps": position.step,
+        "unit": config["unit"],
         "env_steps": position.env_steps,
         "gradient_steps": position.gradient_steps,
         "seeds": list(config["seeds"]),
         "final_return": final_return(returns),
+        "eval_mode": config["eval_mode"],
+        "identical_episodes": identical_episodes(rows),
         "compile_seconds": round(clock["compile_seconds"], 2),
         "train_seconds": round(clock["train_seconds"], 2),
         "wall_seconds": round(clock["wall_seconds"], 2),
@@ -54,6 +57,15 @@ def summarise(
             for i, sweep in enumerate(config["sweep"])
         ]
     return summary
+
+
+def identical_episodes(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether in every evaluation all episodes of each member had the same return.
+
+    They are then likely to be one episode, played several times, and no sample of returns.
+    """
+    returns = [row["returns"] for row in rows if row["kind"] == "eval"]
+    return all(len(each) > 1 and len(set(each)) == 1 for each in returns)
 
 
 def write(folder: Path, summary: Mapping[str, Any], report: Callable[[str], Any]) -> None:

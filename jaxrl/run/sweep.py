@@ -1,9 +1,8 @@
-"""Sweeps: the configurations of a run, and the checks of all of them before it begins."""
+"""Sweeps: the checks of all configurations of a run before it begins."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,22 +16,6 @@ WRAPPERS: dict[Any, str] = {
     NormalizeObs: "--normalize-obs",
     ScaleReward: "a --reward-scale other than 1",
 }
-
-
-def grid(sweep: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
-    """Return all combinations of the swept values: ``{"gamma": [0.9, 0.99]}`` gives two.
-
-    Raises:
-        UsageError: for a name without values.
-    """
-    for name, values in sweep.items():
-        if not len(values):
-            raise UsageError(f"sweep of {name} has no values; give some, as gamma=0.9,0.99")
-    names = list(sweep)
-    return [
-        dict(zip(names, map(float, values), strict=True))  # they are recorded as JSON
-        for values in itertools.product(*sweep.values())
-    ]
 
 
 def check_configurations(trainer: Trainer, configurations: Sequence[Mapping[str, float]]) -> None:

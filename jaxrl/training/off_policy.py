@@ -21,7 +21,8 @@ from jaxrl.sharding import shard_count
 from jaxrl.training.gradient_steps import gradient_steps
 from jaxrl.training.rollout import exploring, play, report_nonfinite
 from jaxrl.training.schedule import Schedule
-from jaxrl.training.trainer import Trainer, require_divides
+from jaxrl.training.sizes import INT32_MAX, check_batches, require_divides
+from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Discrete, Extras, Key, PyTree, TrainState, Transition
 
 Warmup = Literal["uniform", "agent"]
@@ -97,6 +98,11 @@ class OffPolicy(Trainer):
         return self.schedule.warmup_steps * self.env.num_envs
 
     @property
+    def most_iterations(self) -> int:
+        """The steps of every environment are counted in 32 bits."""
+        return (INT32_MAX - self.schedule.warmup_steps) // self.schedule.steps
+
+    @property
     def sampling(self) -> Any:
         """The sampler in force."""
         return UniformReplay(self.n_step) if self.sampler is None else self.sampler
@@ -130,10 +136,12 @@ class OffPolicy(Trainer):
         """Return a line about the replay buffers' memory.
 
         Raises:
-            UsageError: if they cannot fit.
+            UsageError: if they, or the batches of a cycle, cannot fit.
         """
         needed = members * self.buffer.nbytes(self._example())
         check_memory(needed, self.buffer_size, devices)
+        schedule = self.schedule
+        check_batches(self, schedule.merged * self.num_updates * self.batch_size, members, devices)
         return (
             f"replay buffers: {members} x {self.buffer_size:,} transitions in "
             f"{needed / 2**30:.2f} GiB"

@@ -15,7 +15,8 @@ from jaxrl.errors import UsageError
 from jaxrl.hyper import size
 from jaxrl.sharding import shard_count
 from jaxrl.training.gradient_steps import gradient_steps
-from jaxrl.training.trainer import Trainer, require_divides
+from jaxrl.training.sizes import check_batches, require_divides
+from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Key, PyTree, TrainState
 
 
@@ -66,6 +67,10 @@ class Offline(Trainer):
             )
         require_divides("batch_size", self.batch_size, shards)
         protocol.check(self.agent, self.batch_size // shards)
+
+    def check_memory(self, members: int, devices: int) -> None:
+        """Raise UsageError for batches of an iteration that cannot fit in memory."""
+        check_batches(self, self.num_updates * self.batch_size, members, devices)
 
     def start(self, key: Key, agent: PyTree, data: PyTree) -> TrainState:
         """No environments run."""

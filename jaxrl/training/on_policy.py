@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import jax
@@ -14,7 +13,7 @@ from jaxrl.agents import protocol
 from jaxrl.counters import counter_add
 from jaxrl.errors import UsageError
 from jaxrl.hyper import size
-from jaxrl.memory import free_over
+from jaxrl.memory import free_over, nbytes
 from jaxrl.training.rollout import report_nonfinite, rollout
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Key, PyTree, TrainState
@@ -76,9 +75,7 @@ class OnPolicy(Trainer):
             fresh = self.env.env.reset(reset) if self.env.reset_mode == "fresh" else ()
             return obs, obs, action, extras, fresh, key, jnp.zeros(()), jnp.zeros((2,), bool)
 
-        row = jax.tree.leaves(jax.eval_shape(step))
-        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in row)
-        return self.num_steps * self.env.num_envs * size
+        return self.num_steps * self.env.num_envs * nbytes(jax.eval_shape(step))
 
     def start(self, key: Key, agent: PyTree, data: PyTree) -> TrainState:
         """Fresh environments."""

@@ -18,6 +18,7 @@ from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
 from jaxrl.sharding import reducing_over, shard_count
 from jaxrl.training.evaluate import Evaluation, evaluate
+from jaxrl.training.sizes import INT32_MAX, check_gradient_steps, require_divides
 from jaxrl.types import Array, Key, Mode, PyTree, TrainState
 
 INSTEAD = {
@@ -79,6 +80,11 @@ class Trainer:
         return 0
 
     @property
+    def most_iterations(self) -> int:
+        """The most iterations that a run can have, so that no counter overflows."""
+        return INT32_MAX
+
+    @property
     def shares_environments(self) -> bool:
         """Whether a run gains by sharing its environments out over devices.
 
@@ -98,14 +104,18 @@ class Trainer:
         """Return the iterations that make at least ``steps`` steps in all, in the ``unit``.
 
         Raises:
-            UsageError: if that many are made before the first iteration.
+            UsageError: if so many are made before the first iteration, or they cannot be counted.
         """
         if steps <= self.first_step:
             raise UsageError(
                 f"total_steps is {steps}, and {self.first_step} are made before the first update; "
                 f"give more, such as {10 * max(self.first_step, 1)}"
             )
-        return -(-(steps - self.first_step) // self.units_per_iteration)
+        found = -(-(steps - self.first_step) // self.units_per_iteration)
+        if found > self.most_iterations:
+            most = self.first_step + self.most_iterations * self.units_per_iteration
+            raise UsageError(f"total_steps is {steps}; these sizes can count at most {most}")
+        return found
 
     # Checks
 
@@ -120,6 +130,7 @@ class Trainer:
         if found != self.learns_from:
             raise UsageError(f"{type(protocol.innermost(self.agent)).__name__} {INSTEAD[found]}")
         require_divides("num_envs", self.env.num_envs, shards)
+        check_gradient_steps(self)
 
     @property
     def needs_data(self) -> bool:
@@ -204,9 +215,8 @@ class Trainer:
     def continue_from(self, ts: TrainState, data: PyTree = ()) -> TrainState:
         """Return the first state of a phase that goes on with another trainer's agent.
 
-        Agent state, key and counters pass on; environments, carry and store start anew. The state's
-        count of iterations is that of all phases: ``iteration`` and ``chunk`` have to be told those
-        of this phase, as ``index`` and ``first``, which count from 0.
+        Agent state, key and the counts of environment and gradient steps pass on; environments,
+        carry, store and the count of iterations start anew.
         """
         with reducing_over(self.axis):
             self.check(shard_count())
@@ -217,7 +227,6 @@ class Trainer:
                 key=key,
                 env_steps=counter_add(ts.env_steps, self.first_step),
                 gradient_steps=ts.gradient_steps,
-                iterations=ts.iterations,
             )
 
     def iteration(
@@ -225,8 +234,9 @@ class Trainer:
     ) -> tuple[TrainState, m.Metrics]:
         """Make one iteration. The metrics are scalars that add up (see ``jaxrl.metrics``).
 
-        ``index`` counts the iterations of this trainer from 0. Loops give it beside the state:
-        under ``vmap`` the state's count has an axis of members, and theirs stays one number.
+        ``index`` counts the iterations of this trainer from 0; default the state's count. Loops
+        give it beside the state: under ``vmap`` the state's count has an axis of members, and
+        theirs stays one number, so that a replay buffer is written in place.
         """
         with reducing_over(self.axis):
             index = ts.iterations if index is None else index
@@ -281,15 +291,6 @@ class Trainer:
         """Play one episode from each of ``keys[E]``."""
         limit = self.env.spec.max_steps
         return evaluate(self.agent, ts.agent, self.env.env, keys, mode, limit)
-
-
-def require_divides(option: str, number: int, shards: int) -> None:
-    """Raise UsageError unless ``number`` divides over ``shards`` devices."""
-    if number % shards:
-        raise UsageError(
-            f"{option} is {number}, which does not divide over {shards} devices; "
-            f"{-(-number // shards) * shards} would"
-        )
 
 
 def _recorded(value: Any) -> Any:

@@ -1,0 +1,79 @@
+"""The population of a run: its seeds and configurations, counted before they are listed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from jaxrl.errors import UsageError
+from jaxrl.require import require
+
+MOST = 2**16  # members of a population; each has rows of its own
+LARGEST_SEED = 2**31 - 1
+
+
+def population(
+    seeds: Sequence[int] | int, sweep: Mapping[str, Sequence[float]] | None
+) -> tuple[list[int], list[dict[str, float]]]:
+    """Return the seeds, and the configurations: all combinations of the swept values.
+
+    ``seeds`` are given, or their number; ``{"gamma": [0.9, 0.99]}`` gives two configurations.
+
+    Raises:
+        UsageError: for seeds that are not integers from 0 to 2**31 - 1, or repeat; for a swept name
+            without values; for more than ``MOST`` members.
+    """
+    given, swept = _sequence(seeds), dict(sweep or {})
+    for name, values in swept.items():
+        if not len(values):
+            raise UsageError(f"sweep of {name} has no values; give some, as gamma=0.9,0.99")
+    check_count(len(given), math.prod(len(values) for values in swept.values()))
+    listed = [_seed(seed) for seed in given]
+    repeated = [seed for seed, count in Counter(listed).items() if count > 1]
+    if repeated:
+        raise UsageError(f"seeds repeat {repeated[0]}; give every seed once")
+    configurations = [
+        dict(zip(swept, map(float, values), strict=True))  # they are recorded as JSON
+        for values in itertools.product(*swept.values())
+    ]
+    return listed, configurations
+
+
+def check_count(seeds: int, configurations: int = 1) -> None:
+    """Raise UsageError unless there are 1 to ``MOST`` members."""
+    require("num_seeds", seeds, 1)
+    if seeds * configurations > MOST:
+        times = f" for each of {configurations} configurations" if configurations > 1 else ""
+        cure = f"give at most {MOST // configurations}" if configurations <= MOST else "sweep less"
+        raise UsageError(
+            f"num_seeds is {seeds}{times}; a run has at most {MOST} members, so {cure}, "
+            "or make several runs"
+        )
+
+
+def _sequence(seeds: Sequence[int] | int) -> Sequence[int]:
+    """Return the seeds; those of a number are not listed yet."""
+    try:
+        count = operator.index(seeds)  # type: ignore[arg-type]
+    except TypeError:
+        if isinstance(seeds, str) or not hasattr(seeds, "__len__"):
+            raise UsageError(
+                f"seeds is {seeds!r}; it must be an integer, or integers, as [0, 1]"
+            ) from None
+        if isinstance(seeds, range):  # which may be too long for ``len``
+            check_count(-((seeds.start - seeds.stop) // seeds.step))
+        return seeds  # type: ignore[return-value]
+    check_count(count)
+    return range(count)
+
+
+def _seed(seed: int) -> int:
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise UsageError(f"seed is {seed!r}; it must be an integer") from None
+    require("seed", number, 0, LARGEST_SEED)
+    return number

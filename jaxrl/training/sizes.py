@@ -1,0 +1,62 @@
+"""Checks of a trainer's sizes: what divides, what can be counted, what fits in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxrl import hyper
+from jaxrl.agents import protocol
+from jaxrl.errors import UsageError
+from jaxrl.memory import free_over, nbytes
+
+INT32_MAX = 2**31 - 1
+MOST_GRADIENT_STEPS = 2**24  # of an iteration
+
+
+def check_gradient_steps(trainer: Any) -> None:
+    """Refuse more gradient steps in an iteration than keys can be drawn for at once.
+
+    Raises:
+        UsageError: with the sizes to lower, or for a hyper-parameter that its declaration refuses.
+    """
+    hyper.check(trainer.agent)
+    found = trainer.gradient_steps_per_iteration
+    if found <= MOST_GRADIENT_STEPS:
+        return
+    names = ("cycles", "num_updates", "update_epochs", "num_minibatches")
+    sizes = [
+        f"{name} ({getattr(owner, name)})"
+        for owner in (trainer, protocol.innermost(trainer.agent))
+        for name in names
+        if getattr(owner, name, None) is not None
+    ]
+    raise UsageError(
+        f"an iteration has {found} gradient steps, whose keys are drawn at once; it can have "
+        f"at most {MOST_GRADIENT_STEPS}, so lower {', '.join(sizes)}"
+    )
+
+
+def check_batches(trainer: Any, rows: int, members: int, devices: int) -> None:
+    """Refuse batches of ``rows`` transitions, drawn at once, that cannot fit in memory.
+
+    Raises:
+        UsageError: with the sizes, and a ``batch_size`` that fits.
+    """
+    free = free_over(devices)
+    needed = members * rows * 2 * nbytes(trainer.env.spec.observation)
+    if free is not None and needed > free:
+        raise UsageError(
+            f"batch_size is {trainer.batch_size} and num_updates {trainer.num_updates}, whose "
+            f"batches need {needed / 2**30:.2f} GiB for all members, and {free / 2**30:.2f} GiB "
+            f"are free; batch_size {max(trainer.batch_size * free // (2 * needed), 1)} would fit, "
+            "or a smaller num_updates"
+        )
+
+
+def require_divides(option: str, number: int, shards: int) -> None:
+    """Raise UsageError unless ``number`` divides over ``shards`` devices."""
+    if number % shards:
+        raise UsageError(
+            f"{option} is {number}, which does not divide over {shards} devices; "
+            f"{-(-number // shards) * shards} would"
+        )
