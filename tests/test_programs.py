@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxprs import names, products
+from jaxprs import equations, names, products
 
 from jaxrl import (
     BC,
@@ -34,10 +34,10 @@ from jaxrl.nn.critics import Critic, QNetwork
 from jaxrl.nn.policies import AutoPolicy, Deterministic
 from jaxrl.types import Batch, Box, Discrete, Spec, Transition
 
+PARTS = ("policy", "critic", "q_network")
 DRAWS = {"random_bits", "random_fold_in", "random_split", "random_seed", "random_gamma"}
 MINIBATCHES = {"update_epochs": 2, "num_minibatches": 2}
 REDQ = {"critic": Critic(num_critics=3), "num_min_critics": 2, "policy_delay": 2}
-BFLOAT16 = {name: {"compute_dtype": "bfloat16"} for name in ("policy", "critic")}
 NORMALISED = NormalizeObs(ScaleReward(SAC(), 0.1))
 
 
@@ -81,7 +81,6 @@ TRAINERS = {
     "SAC with a dataset": off_policy(SAC(), sampler=Mixed()),
     "DSAC": off_policy(DSAC()),
     "DSACT": off_policy(DSACT(), num_updates=4, precision="half"),
-    "SAC in bfloat16": off_policy(hyper.override(SAC(), BFLOAT16)),
     "wrappers": off_policy(NORMALISED, n_step=3),
     "BC": offline(BC()),
     "BC of actions": offline(BC(policy=Deterministic())),
@@ -134,6 +133,22 @@ def test_without_rng_scan_the_same_programs_draw_in_their_loops(monkeypatch):
         assert {"random_bits", "random_split"} <= names(program(TRAINERS[name]), looped=True)
 
 
+@pytest.mark.parametrize("name", ["PPO", "PQN", "DQN", "TD3", "SAC", "DSACT", "BC"])
+def test_every_agent_computes_in_bfloat16_and_keeps_float32(name):
+    trainer = TRAINERS[name]
+    networks = [part for part in PARTS if hasattr(trainer.agent, part)]
+    options = {part: {"compute_dtype": "bfloat16"} for part in networks}
+    traced = trace(dataclasses.replace(trainer, agent=hyper.override(trainer.agent, options)))
+    operands = [
+        eqn.invars
+        for eqn, _ in equations(traced.jaxpr.jaxpr)
+        if eqn.primitive.name == "dot_general"
+    ]
+    layers = [x.aval.dtype for pair in operands if max(x.aval.ndim for x in pair) > 1 for x in pair]
+    assert layers and set(layers) == {jnp.dtype(jnp.bfloat16)}
+    assert jnp.bfloat16 not in {x.dtype for x in jax.tree.leaves(traced.out_info)}
+
+
 # --- products -----------------------------------------------------------------------------------
 
 OBS, ACTION, CHOICES, BATCH = 5, 2, 3, 16
@@ -143,7 +158,7 @@ CONTINUOUS, DISCRETE = Spec(SEEN, Box(-1, 1, (ACTION,))), Spec(SEEN, Discrete(CH
 
 def small(agent):
     """The agent with networks of two layers of eight units."""
-    parts = [name for name in ("policy", "critic", "q_network") if hasattr(agent, name)]
+    parts = [name for name in PARTS if hasattr(agent, name)]
     made = {name: dataclasses.replace(getattr(agent, name), hidden_dims=(8, 8)) for name in parts}
     return dataclasses.replace(agent, **made)
 
