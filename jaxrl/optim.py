@@ -91,16 +91,18 @@ class Adam:
         if self.max_grad_norm is not None:
             factor = jnp.minimum(1.0, self.max_grad_norm / (norm + 1e-12))
             gradient = [part * factor for part in gradient]
-        scale = optax.scale_by_radam if self.rectified else optax.scale_by_adam
-        update, moments = scale(eps=self.eps).update(gradient, state.moments)
-        update = self.decayed(update, params)
 
-        # Where nothing is stepped the update is zero; ``where`` keeps the NaN out, a product would
-        # not.
-        update = [jnp.where(finite, learning_rate * part, 0.0) for part in update]
+        # A gradient that is not finite counts as zeros, and moments do not decay: guards by scalars
+        # need no further pass over the parameters.
+        gradient = [jnp.where(finite, part, 0.0) for part in gradient]
+        decays = (jnp.where(finite, decay, 1.0) for decay in (0.9, 0.999))
+        scale = optax.scale_by_radam if self.rectified else optax.scale_by_adam
+        update, moments = scale(*decays, eps=self.eps).update(gradient, state.moments)
+        update = [jnp.where(finite, learning_rate * x, 0.0) for x in self.decayed(update, params)]
         params = jax.tree.map(jnp.subtract, params, unpacked(update, params))
-        moments = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moments, state.moments)
+        count = jnp.where(finite, moments.count, state.moments.count)
         skip = (~finite).astype(jnp.int32)
+        moments = moments._replace(count=count)
         state = OptimState(moments, state.skipped + skip, (state.in_a_row + 1) * skip)
         metrics: Metrics = {
             "grad_norm": mean_of(norm, where=finite),

@@ -37,6 +37,17 @@ def row_key(key: Key) -> Key:
     return key if index is None else jax.random.fold_in(key, index)
 
 
+def split_if(needed: bool, key: Key) -> tuple[Key, Key]:
+    """Return two keys, which are the same one unless a second is ``needed``.
+
+    Every split takes time to compile, and in loops time to run.
+    """
+    if not needed:
+        return key, key
+    first, second = jax.random.split(key)
+    return first, second
+
+
 def scan(
     step: Callable[[Key, Any, Any], tuple[Any, Any]],
     carry: PyTree,

@@ -16,6 +16,7 @@ from jaxrl.metrics import Metrics, mean_of, merged
 from jaxrl.nn.critics import Critic
 from jaxrl.nn.policies import TanhGaussian
 from jaxrl.optim import Adam, Trained
+from jaxrl.rng import split_if
 from jaxrl.types import Array, Batch, Extras, Key, Mode, PyTree, Spec
 
 ActorQ = Literal["min", "mean"]
@@ -94,7 +95,7 @@ class SAC:
 
         ``y = r + discount (min_j Q'_j(s', a') - alpha log pi(a' | s'))``.
         """
-        next_key, subset_key = jax.random.split(key)
+        next_key, subset_key = split_if(self.num_min_critics is not None, key)
         next_dist = self.policy.dist(state.actor.params, batch.next_obs)
         next_action, trace = next_dist.sample(next_key)
         next_q = self.critic(state.target_critic, batch.next_obs, next_action)

@@ -17,7 +17,7 @@ from jaxrl.nn.critics import Critic
 from jaxrl.nn.policies import Deterministic
 from jaxrl.optim import Adam, Trained
 from jaxrl.require import require
-from jaxrl.rng import row_key
+from jaxrl.rng import row_key, split_if
 from jaxrl.types import Array, Batch, Extras, Key, Mode, PyTree, Spec
 
 ActorQ = Literal["first", "min", "mean"]
@@ -103,7 +103,7 @@ class TD3:
 
         ``y = r + discount min_j Q'_j(s', clip(pi'(s') + clip(epsilon)))``.
         """
-        noise_key, subset_key = jax.random.split(key)
+        noise_key, subset_key = split_if(self.num_min_critics is not None, key)
         actor = state.target_actor if self.target_actor else state.actor.params
         next_action = self.policy.mode(actor, batch.next_obs)
         noise = self.policy_noise * jax.random.normal(row_key(noise_key), next_action.shape)

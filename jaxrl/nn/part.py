@@ -13,6 +13,7 @@ from jaxrl.nn.encoders import Flatten
 from jaxrl.nn.initializers import Initializer
 from jaxrl.nn.networks import MLP, apply_network, init_network
 from jaxrl.nn.products import ComputeDtype
+from jaxrl.rng import split_if
 from jaxrl.types import Array, Key, PyTree
 
 
@@ -70,12 +71,5 @@ class NetworkPart:
 
 
 def split_key(encoder: Any, key: Key) -> tuple[Key, Key]:
-    """Return keys of an encoder and of the network behind it.
-
-    An encoder without parameters leaves its key to the network: a split takes time to compile.
-    """
-    params = jax.eval_shape(encoder.init, key)
-    if not jax.tree.leaves(params):
-        return key, key
-    encoder_key, network_key = jax.random.split(key)
-    return encoder_key, network_key
+    """Return keys of an encoder, which may have no parameters, and of the network behind it."""
+    return split_if(bool(jax.tree.leaves(jax.eval_shape(encoder.init, key))), key)

@@ -32,7 +32,7 @@ def rollout(
     Returns the environments' state, the agent's memory, the transitions ``[T, N]`` and the metrics
     of the episodes that ended.
     """
-    pool_key, step_key = jax.random.split(key)
+    step_key, pool_key = rng.split_if(env.reset_mode == "pool", key)
     act, pool = exploring(agent, state), env.reset_pool(pool_key)
     return play(act, agent, env, env_state, carry, step_key, steps, pool)
 
