@@ -2,6 +2,7 @@
 
 python benchmarks/off_policy.py
 python benchmarks/off_policy.py --agents SAC DSACT --seeds 1 8 --out results/speed_off_policy.json
+python benchmarks/off_policy.py --compute-dtype bfloat16
 
 Of every agent, for one seed and for several in one program (all seeds together):
 
@@ -35,6 +36,7 @@ import jaxrl
 from jaxrl import hyper
 from jaxrl._startup import cores
 from jaxrl.cli import launch
+from jaxrl.nn.products import ComputeDtype
 from jaxrl.record.provenance import provenance
 from jaxrl.run.devices import Programs, choose
 from jaxrl.training.gradient_steps import gradient_steps
@@ -230,14 +232,19 @@ def measure(
     seeds: tuple[int, ...] = (1, 8),
     repeats: int = 7,
     buffer_size: int = 1_000_000,
+    compute_dtype: ComputeDtype = "float32",
     out: str | None = None,
 ) -> None:
-    """Measure, print a table, and write it as JSON if asked."""
+    """Measure, print a table, and write it as JSON if asked.
+
+    ``products`` are in float32, whatever ``compute_dtype`` the agents use.
+    """
+    dtypes = dict.fromkeys(("policy", "critic"), {"compute_dtype": compute_dtype})
     rows = []
     print(f"{'agent':8}{'seeds':>6}  {'':10}{'updates/s':>10}{'of bound':>10}{'compile':>9}")
     for name in agents:
         for count in seeds:
-            timed = programs(AGENTS[name], count, buffer_size)
+            timed = programs(hyper.override(AGENTS[name], dtypes), count, buffer_size)
             for _ in range(repeats + 1):
                 for program in timed.values():
                     program.run()
@@ -249,6 +256,7 @@ def measure(
                 row = {
                     "agent": name,
                     "seeds": count,
+                    "compute_dtype": compute_dtype,
                     "what": what,
                     "updates_per_second": round(speed, 1),
                     "of_bound": round(speed / speeds["products"], 3),
