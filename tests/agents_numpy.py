@@ -82,15 +82,16 @@ def noise(agent, key, size=BATCH):
 
     - SAC and DSAC split the key of an update in two, for the critics and the actor; the actor's
       action is drawn with the latter. TD3's actor draws nothing, so its critics get the whole key.
-    - The critics' key is split in two: for the next action, and for either the critics whose
-      minimum is the target (SAC, TD3) or the return of the next state (DSAC).
+    - The critics' key is split in two where both are used: for the next action, and for either the
+      critics whose minimum is the target (``num_min_critics``) or the next state's return (DSAC).
 
     Returns a dictionary: normal numbers ``next[B, A]`` and ``policy[B, A]`` of next and of the
     actor's actions, ``return[E, B]`` of sampled returns, and the indices ``critics``.
     """
     count = agent.critic.num_critics
     critic_key, actor_key = (key, None) if isinstance(agent, TD3) else jax.random.split(key)
-    next_key, last_key = jax.random.split(critic_key)
+    both = isinstance(agent, DSAC) or agent.num_min_critics is not None
+    next_key, last_key = jax.random.split(critic_key) if both else (critic_key, critic_key)
     drawn = {"next": jax.random.normal(next_key, (size, ACTION))}
     if actor_key is not None:
         drawn["policy"] = jax.random.normal(actor_key, (size, ACTION))

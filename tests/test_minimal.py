@@ -450,9 +450,7 @@ def test_sac_s_updates_are_the_same(minimal_sac):
 
     @jax.jit
     def both(state, ours, key):
-        critic_key, actor_key = jax.random.split(key)
-        keys = (jax.random.split(critic_key)[0], actor_key)
-        noise = jnp.stack([jax.random.normal(key, (32, 1)) for key in keys])
+        noise = jnp.stack([jax.random.normal(key, (32, 1)) for key in jax.random.split(key)])
         ours, metrics = SAC_AGENT.update(ours, as_our_batch(batch), key)
         return learner.update(state, batch, noise), ours, metrics
 
