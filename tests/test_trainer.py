@@ -87,6 +87,7 @@ def test_every_leaf_is_an_array_and_two_inits_have_equal_trees():
     assert_same_bits(pickle.loads(pickle.dumps(plain)), plain)
 
 
+@pytest.mark.optimized
 def test_chunks_equal_the_whole_bit_for_bit_and_compile_once():
     trainer = tiny()
     whole, history = jax.jit(lambda k: trainer.train(k, 10 * 32))(jax.random.key(0))
@@ -364,6 +365,7 @@ def test_three_counters():
     assert (off.unit, off.units_per_iteration) == ("env_steps", 24)
 
 
+@pytest.mark.optimized
 def test_offline_training_depends_on_its_data_and_chunks_equal_the_whole():
     trainer, data, key = offline(), dataset(), jax.random.key(1)
     train = jax.jit(lambda data: trainer.train(key, 5 * 4, data)[0])
