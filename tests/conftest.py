@@ -6,8 +6,9 @@ import os
 # test computes first (see jaxrl._startup.large_pool).
 os.environ.setdefault("NPROC", "8")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
+from shared import compiled_once
 
 # Compiling is most of what the tests cost, and LLVM's passes are most of that. So a test's programs
 # are compiled without them unless it is marked ``optimized``: where it computes for long, or where
@@ -23,3 +24,10 @@ def pytest_runtest_protocol(item):
         plain = item.get_closest_marker("optimized") is None
         jax.config.update("jax_disable_most_optimizations", plain)
     return (yield)
+
+
+@pytest.fixture(scope="module")
+def shared_programs():
+    """All runs of a file share their programs."""
+    with compiled_once():
+        yield

@@ -50,6 +50,27 @@ def numerical_gradient(f, params):
 
 
 @contextlib.contextmanager
+def compiled_once(known=None):
+    """Runs of equal trainers with arguments of the same shapes share their compiled programs.
+
+    ``known`` is a dictionary that holds them from one use to the next.
+    """
+    from jaxrl.run.devices import Programs  # only tests of runs need the shell
+
+    known, compiled = {} if known is None else known, Programs.compiled
+
+    def shared(self, *args):
+        shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), args)
+        key = f"{self} {shapes}"
+        if key not in known:
+            known[key] = compiled(self, *args), self  # kept, lest another one get its address
+        return known[key][0]
+
+    with mock.patch.object(Programs, "compiled", shared):
+        yield
+
+
+@contextlib.contextmanager
 def script_module(name):
     """``experiments/NAME.py`` as a module."""
     spec = importlib.util.spec_from_file_location(f"{name}_script", EXPERIMENTS / f"{name}.py")

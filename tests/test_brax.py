@@ -44,7 +44,11 @@ def raw(env, keys, actions):
     return roll_out(reset, step, keys, actions)
 
 
-@pytest.mark.parametrize("backend", ["spring", "positional", "generalized", "mjx"])
+@pytest.mark.parametrize(
+    "backend",
+    ["spring"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("positional", "generalized", "mjx")],
+)
 def test_brax_agrees_bit_for_bit_with_raw_brax(backend):
     """Although only a part of Brax's state is carried from step to step."""
     env = envs.make("brax/inverted_pendulum", backend=backend)

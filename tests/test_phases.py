@@ -38,6 +38,8 @@ from jaxrl.record import checkpoint
 from jaxrl.run.devices import Placement, Programs
 from jaxrl.run.session import Session
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 ROWS = 509  # of the dataset: a prime, to be found again in programs
 SMALL = {"eval_every": 8, "eval_episodes": 2, "log_every": 4, "devices": 1, "quiet": True}
 

@@ -31,6 +31,9 @@ from jaxrl.record import checkpoint
 from jaxrl.record.folder import RunFolder
 from jaxrl.run.session import Session
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
+CART_POLE = make("gymnax/CartPole-v1")
 STEPS = 10 * 32  # ten iterations
 SMALL = {"eval_episodes": 2, "eval_every": 160, "log_every": 64, "checkpoint_every": 96}
 SMALL |= {"devices": 1, "quiet": True}
@@ -38,7 +41,7 @@ SMALL |= {"devices": 1, "quiet": True}
 
 def tiny(agent=None):
     agent = agent or ppo()
-    env = VectorEnv(make("gymnax/CartPole-v1"), 4)
+    env = VectorEnv(CART_POLE, 4)
     return OnPolicy(NormalizeObs(agent), env, num_steps=8)
 
 
