@@ -1,29 +1,34 @@
 """Settings of all tests."""
 
 import os
+from unittest import mock
 
 # Physics that factorises matrices needs a large pool of threads, and the pool is made by whichever
 # test computes first (see jaxrl._startup.large_pool).
 os.environ.setdefault("NPROC", "8")
 
-import jax
 import pytest
-from shared import compiled_once
+from jax._src import compiler  # there is no public setting of compile options for all programs
+from shared import QUICK, compiled_once
 
-# Compiling is most of what the tests cost, and LLVM's passes are most of that. So a test's programs
-# are compiled without them unless it is marked ``optimized``: where it computes for long, or where
-# two different programs must agree to the bit. This process alone is meant: scripts that tests
-# start compile as users' do. JAX_DISABLE_MOST_OPTIMIZATIONS decides for all tests.
-CHOSEN = "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ
+# Compiling is most of what the tests cost. So XLA compiles their programs quickly, to slower code:
+# ten times as quickly as by default. Not those of a test that is marked ``optimized``, because it
+# computes for long, or because two different programs must agree to the bit; nor those of scripts
+# that tests start. JAXRL_TEST_OPTIMIZED=1 compiles all of them as users do.
+
+
+def quickly(*args, original=compiler.get_compile_options, env_options_overrides=None, **options):
+    overrides = QUICK | dict(env_options_overrides or {})
+    return original(*args, env_options_overrides=overrides, **options)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Before the fixtures of a module are made, so that they compile as its tests do."""
-    if not CHOSEN:
-        plain = item.get_closest_marker("optimized") is None
-        jax.config.update("jax_disable_most_optimizations", plain)
-    return (yield)
+    """Around the fixtures too, so that those of a module compile as its tests do."""
+    if os.environ.get("JAXRL_TEST_OPTIMIZED") == "1" or item.get_closest_marker("optimized"):
+        return (yield)
+    with mock.patch.object(compiler, "get_compile_options", quickly):
+        return (yield)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# XLA compiles in a tenth of the time, to slower code: see conftest.py.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK_FLAGS = " ".join(f"--{name}={value}".lower() for name, value in QUICK.items())
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import pytest
 from scipy import stats
+from shared import QUICK_FLAGS
 
 from jaxrl.record import checkpoint
 from jaxrl.run.devices import Placement
@@ -35,7 +36,7 @@ NETWORKS = "--agent.policy.hidden-dims 4 --agent.critic.hidden-dims 4"
 def cache(tmp_path_factory):
     """Settings that shorten compiling; they leave alone what happens between devices."""
     return {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": QUICK_FLAGS,
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

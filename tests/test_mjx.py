@@ -224,6 +224,7 @@ def test_one_step_of_mjx_is_gymnasiums_in_float64(task, float64):
     assert not wrong_flags.any()
 
 
+@pytest.mark.slow  # it belongs to the step of Ant, which is slow too
 def test_mjx_without_the_corrected_contacts_is_not(float64, monkeypatch):
     """The correction matters: with MJX's own collision function Ant is far off."""
     from mujoco.mjx._src import collision_driver
@@ -336,7 +337,7 @@ HOPPING = {"terminate_when_unhealthy": False}
         ("HalfCheetah-v5", {"engine": "c"}, 1e12),
         ("HalfCheetah-v5", {"engine": "c", "exact": False}, 1e12),
         ("Hopper-v5", {"engine": "c"} | HOPPING, 1e12),
-        ("Hopper-v5", {"engine": "mjx"} | HOPPING, 1e12),
+        pytest.param("Hopper-v5", {"engine": "mjx"} | HOPPING, 1e12, marks=pytest.mark.slow),
         ("InvertedPendulum-v5", {"engine": "mjx"}, np.nan),
     ],
 )
