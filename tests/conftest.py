@@ -7,6 +7,7 @@ from unittest import mock
 # test computes first (see jaxrl._startup.large_pool).
 os.environ.setdefault("NPROC", "8")
 
+import jax
 import pytest
 from jax._src import compiler  # there is no public setting of compile options for all programs
 from shared import QUICK, compiled_once
@@ -24,9 +25,17 @@ def quickly(*args, original=compiler.get_compile_options, env_options_overrides=
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Around the fixtures too, so that those of a module compile as its tests do."""
-    if os.environ.get("JAXRL_TEST_OPTIMIZED") == "1" or item.get_closest_marker("optimized"):
+    """Around the fixtures too, so that those of a module compile as its tests do.
+
+    Both kinds of program must not meet: what one test compiled is forgotten before the other kind.
+    """
+    if os.environ.get("JAXRL_TEST_OPTIMIZED") == "1":
         return (yield)
+    if item.get_closest_marker("optimized"):
+        jax.clear_caches()
+        result = yield
+        jax.clear_caches()
+        return result
     with mock.patch.object(compiler, "get_compile_options", quickly):
         return (yield)
 

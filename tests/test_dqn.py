@@ -307,7 +307,6 @@ def test_it_sees_the_part_of_a_dictionary_that_it_is_told():
 # --- a whole run --------------------------------------------------------------------------------
 
 
-@pytest.mark.optimized
 def test_learns_cart_pole_in_chunks_of_any_length():
     agent = DQN(
         q_network=QNetwork(hidden_dims=(64, 64), layer_norm=True),
