@@ -13,31 +13,39 @@ from jax._src import compiler  # there is no public setting of compile options f
 from shared import QUICK, compiled_once
 
 # Compiling is most of what the tests cost. So XLA compiles their programs quickly, to slower code:
-# ten times as quickly as by default. Not those of a test that is marked ``optimized``, because it
-# computes for long, or because two different programs must agree to the bit; nor those of scripts
-# that tests start. JAXRL_TEST_OPTIMIZED=1 compiles all of them as users do.
+# ten times as quickly as by default. Two kinds of test are marked for other options: ``optimized``
+# ones compute for long, and compile as users do; of ``exact`` ones two different programs must
+# agree to the bit, which is not so of XLA's old code generator. Scripts that tests start compile as
+# users' do. JAXRL_TEST_OPTIMIZED=1 compiles everything so.
+OPTIONS = {"optimized": {}, "exact": {"xla_backend_optimization_level": 0}}
 
 
-def quickly(*args, original=compiler.get_compile_options, env_options_overrides=None, **options):
-    overrides = QUICK | dict(env_options_overrides or {})
-    return original(*args, env_options_overrides=overrides, **options)
+def chosen(item):
+    """The compile options of a test."""
+    if os.environ.get("JAXRL_TEST_OPTIMIZED") == "1":
+        return {}
+    return next(
+        (options for name, options in OPTIONS.items() if item.get_closest_marker(name)), QUICK
+    )
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
+def pytest_runtest_protocol(item, nextitem, original=compiler.get_compile_options):
     """Around the fixtures too, so that those of a module compile as its tests do.
 
-    Both kinds of program must not meet: what one test compiled is forgotten before the other kind.
+    Programs of two kinds must not meet: what has been compiled is forgotten before the next kind.
     """
-    if os.environ.get("JAXRL_TEST_OPTIMIZED") == "1":
-        return (yield)
-    if item.get_closest_marker("optimized"):
-        jax.clear_caches()
+    options = chosen(item)
+
+    def compile_options(*args, env_options_overrides=None, **others):
+        overrides = options | dict(env_options_overrides or {})
+        return original(*args, env_options_overrides=overrides, **others)
+
+    with mock.patch.object(compiler, "get_compile_options", compile_options):
         result = yield
+    if nextitem is not None and chosen(nextitem) != options:
         jax.clear_caches()
-        return result
-    with mock.patch.object(compiler, "get_compile_options", quickly):
-        return (yield)
+    return result
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ PQN_AGENT = PQN(
 )
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.parametrize("agent", [None, PQN_AGENT], ids=["PPO", "PQN"])
 def test_chunks_equal_the_whole_bit_for_bit_and_compile_once(agent):
     trainer = tiny(agent)
@@ -375,7 +375,7 @@ def test_three_counters():
     assert (off.unit, off.units_per_iteration) == ("env_steps", 24)
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 def test_offline_training_depends_on_its_data_and_chunks_equal_the_whole():
     trainer, data, key = offline(), dataset(), jax.random.key(1)
     train = jax.jit(lambda data: trainer.train(key, 5 * 4, data)[0])
