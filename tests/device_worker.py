@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared import compiled_once
 
 from jaxrl import DSACT, PPO, SAC, TD3, NormalizeObs, OnPolicy, UsageError, VectorEnv, make, run
 from jaxrl import metrics as m
@@ -36,6 +37,7 @@ COLLECTIVE = re.compile(
 P = jax.P
 MEMBERS, ENVS, NUM_STEPS, EPISODES = 8, 8, 32, 16
 LEARNING = 240  # iterations within which it has learnt
+PROGRAMS: dict = {}  # of all runs
 TARGET_KL = (1e9, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 
 
@@ -56,6 +58,7 @@ def tiny(env="gymnax/CartPole-v1", num_envs=ENVS):
     return OnPolicy(ppo(4, num_minibatches=1), venv, num_steps=8)
 
 
+@functools.cache
 def learner():
     agent = ppo(32, learning_rate=1e-2, entropy_coef=0.01, lr_decay_steps=float(LEARNING))
     venv = VectorEnv(make("gymnax/CartPole-v1"), ENVS)
@@ -109,9 +112,9 @@ def compiled(members, groups, shards):
 
 def compile_all():
     """Every placement of ``learner`` that the tests ask for, two at a time."""
-    layouts = [(MEMBERS, n, 1) for n in (1, 2, 4, 8)] + [(MEMBERS, 1, n) for n in (2, 4, 8)]
+    layouts = [(MEMBERS, n, 1) for n in (1, 2, 8)] + [(MEMBERS, 1, n) for n in (2, 8)]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda layout: compiled(*layout), [*layouts, (1, 1, 2), (1, 1, 8)]))
+        list(pool.map(lambda layout: compiled(*layout), [*layouts, (1, 1, 8)]))
 
 
 def collectives(members, groups, shards):
@@ -322,7 +325,7 @@ def replayed(name, shards):
 def train(run_dir, members, devices, count, every, resume=False):
     """``run`` for ``count`` iterations: its state, all rows, and what it said."""
     steps = NUM_STEPS * ENVS
-    with contextlib.redirect_stderr(io.StringIO()) as said:
+    with contextlib.redirect_stderr(io.StringIO()) as said, compiled_once(PROGRAMS):
         result = run(
             learner(),
             count * steps,

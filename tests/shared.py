@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# XLA compiles in a tenth of the time, to slower code: see conftest.py.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK_FLAGS = " ".join(f"--{name}={value}".lower() for name, value in QUICK.items())
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 
@@ -47,6 +50,27 @@ def numerical_gradient(f, params):
             leaf[index] = center
             slot[index] = (above - below) / (2 * step)
     return gradient, leaves, tree
+
+
+@contextlib.contextmanager
+def compiled_once(known=None):
+    """Runs of equal trainers with arguments of the same shapes share their compiled programs.
+
+    ``known`` is a dictionary that holds them from one use to the next.
+    """
+    from jaxrl.run.devices import Programs  # only tests of runs need the shell
+
+    known, compiled = {} if known is None else known, Programs.compiled
+
+    def shared(self, *args):
+        shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), args)
+        key = f"{self} {shapes}"
+        if key not in known:
+            known[key] = compiled(self, *args), self  # kept, lest another one get its address
+        return known[key][0]
+
+    with mock.patch.object(Programs, "compiled", shared):
+        yield
 
 
 @contextlib.contextmanager

@@ -199,6 +199,7 @@ def test_update_matches_numpy(kind, options):
 # --- refinements and limits ---------------------------------------------------------------------
 
 
+@pytest.mark.exact
 def test_dsac_t_without_refinements_is_dsac_bit_for_bit():
     defaults = {name: operator.attrgetter(name)(DSACT()) for name in WITHOUT}
     assert all(defaults[name] != value for name, value in WITHOUT.items())

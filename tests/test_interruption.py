@@ -1,7 +1,12 @@
-"""Runs that are really killed, and go on: the same bits as if nothing had happened."""
+"""Runs that are killed and go on: the same bits as if nothing had happened.
+
+One trainer is killed for good, in a process of its own, in every phase of a run. The others differ
+in what is saved and goes on, and not in how: they are ended by an exception in this process.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -9,29 +14,32 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared import EXPERIMENTS, compiled_once, run_script, script_module
 
 from jaxrl.record import checkpoint
+from jaxrl.run.session import Session
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 COMMON = "--quiet --normalize-obs --eval-episodes 2 --devices 1"
 ACTOR_CRITIC = "--agent.policy.hidden-dims 8 --agent.critic.hidden-dims 8"
 Q_NETWORK = "--agent.q-network.hidden-dims 8"
-# Of every script: twelve chunks, seven evaluations, six checkpoints.
+ON_POLICY = """--env gymnax/CartPole-v1 --num-envs 4 --num-steps 16 --agent.update-epochs 2
+    --agent.num-minibatches 2"""
+# Each run has twelve chunks, seven evaluations, six checkpoints.
+TO_BE_KILLED = f"""{COMMON} {ACTOR_CRITIC} {ON_POLICY} --total-steps 96000 --log-every 8000
+    --eval-every 16000 --checkpoint-every 16000"""
 OPTIONS = {
-    script: f"""{COMMON} {networks} --env gymnax/CartPole-v1 --num-envs 4 --num-steps 16
-        --agent.update-epochs 2 --agent.num-minibatches 2
-        --total-steps 96000 --log-every 8000 --eval-every 16000 --checkpoint-every 16000"""
+    script: f"""{COMMON} {networks} {ON_POLICY} --max-steps 50 --total-steps 1536 --log-every 128
+        --eval-every 256 --checkpoint-every 256"""
     for script, networks in {"ppo": ACTOR_CRITIC, "pqn": Q_NETWORK}.items()
 } | {
-    script: f"""{COMMON} {networks} --env gymnax/{env} --num-envs 2 --cycles 64 --batch-size 8
-        --learning-starts 64 --buffer-size 20000 --n-step 3
-        --total-steps 30784 --log-every 2560 --eval-every 5120 --checkpoint-every 5120"""
+    script: f"""{COMMON} {networks} --env gymnax/{env} --num-envs 2 --cycles 4 --batch-size 8
+        --learning-starts 16 --buffer-size 100 --n-step 3 --max-steps 50
+        --total-steps 208 --log-every 16 --eval-every 32 --checkpoint-every 32"""
     for script, env, networks in [
         ("sac", "Pendulum-v1", ACTOR_CRITIC),
         ("td3", "Pendulum-v1", ACTOR_CRITIC),
@@ -96,14 +104,12 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(environment):
-    """Start a script in a child process; ``members`` is its name and who is trained."""
+    """Start PPO's script in a child process."""
 
-    def start(folder, members, *more, sabotage=()):
-        name, *who = members.split()
-        script = str(EXPERIMENTS / f"{name}.py")
+    def start(folder, *more, sabotage=()):
+        script = str(EXPERIMENTS / "ppo.py")
         begin = ["-c", SABOTAGE, *sabotage, script] if sabotage else [script]
-        words = [sys.executable, *begin, *OPTIONS[name].split(), *who, *more]
-        words += ["--run-dir", str(folder)]
+        words = [sys.executable, *begin, *TO_BE_KILLED.split(), "--run-dir", str(folder), *more]
         return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
 
     return start
@@ -111,16 +117,12 @@ def start(environment):
 
 @pytest.fixture(scope="module")
 def uninterrupted(start, tmp_path_factory):
-    """The folder of a run with these members that nothing disturbed."""
-    folders: dict[str, Path] = {}
-
-    def folder(members):
-        if members not in folders:
-            folders[members] = tmp_path_factory.mktemp("whole") / "run"
-            child = start(folders[members], members)
-            assert child.wait(300) == 0, child.stderr.read()
-        return folders[members]
-
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    child = start(folder)
+    assert child.wait(300) == 0, child.stderr.read()
+    placement = json.loads((folder / "config.json").read_text())["placement"]
+    assert placement == {"members": 1, "shards": 1, "platform": "cpu"}  # as --devices 1 asks for
     return folder
 
 
@@ -143,43 +145,29 @@ def assert_same_run(folder, whole, members):
     assert not list((folder / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize(
-    ("members", "size"),
-    [
-        ("ppo --num-seeds 1", 1),
-        ("ppo --num-seeds 8", 8),
-        ("ppo --num-seeds 2 --sweep gamma=0.9,0.99", 4),
-        ("sac --num-seeds 2", 2),
-        ("td3 --num-seeds 3", 3),
-        ("dsac_t --num-seeds 3", 3),
-        ("dqn --num-seeds 3", 3),
-        ("pqn --num-seeds 3", 3),
-    ],
-)
 def test_killed_in_every_phase_and_resumed_it_is_the_uninterrupted_run(
-    start, uninterrupted, tmp_path, members, size
+    start, uninterrupted, tmp_path
 ):
     folder = tmp_path / "run"
     phases = [("chunk", 3), ("rows", 1), ("files", 1), ("arrays", 1), ("rename", 1), ("prune", 1)]
-    phases = phases[: {1: 6, 8: 3, 4: 2, 2: 4, 3: 1}[size]]
     for i, (phase, count) in enumerate(phases):
         resume = ("--resume",) if i else ()
         witness = tmp_path / f"killed-{i}"
         sabotage = (phase, str(count), str(witness))
-        child = start(folder, members, *resume, sabotage=sabotage)
+        child = start(folder, *resume, sabotage=sabotage)
         assert child.wait(300) == -signal.SIGKILL, child.stderr.read()
         assert witness.read_text() == phase
         left = list((folder / "checkpoints").glob(".tmp-*"))
         assert bool(left) == (phase in ("arrays", "files", "rename"))
-    child = start(folder, members, "--resume")
+    child = start(folder, "--resume")
     assert child.wait(300) == 0, child.stderr.read()
-    assert_same_run(folder, uninterrupted(members), size)
+    assert_same_run(folder, uninterrupted, 1)
 
 
 def test_killed_at_random_moments(start, uninterrupted, tmp_path):
     folder, rng, kills = tmp_path / "run", random.Random(3), 0
-    for _ in range(4):
-        child = start(folder, "ppo --num-seeds 1", *(("--resume",) if kills else ()))
+    for _ in range(3):
+        child = start(folder, *(("--resume",) if kills else ()))
         metrics = folder / "metrics.jsonl"
         began = metrics.stat().st_size if metrics.exists() else 0
         while child.poll() is None:  # until this session has written, so that some work is lost
@@ -189,10 +177,57 @@ def test_killed_at_random_moments(start, uninterrupted, tmp_path):
         time.sleep(rng.uniform(0.0, 0.3))
         child.kill()
         kills += child.wait() == -signal.SIGKILL
-    assert kills >= 3
-    child = start(folder, "ppo --num-seeds 1", "--resume")
+    assert kills >= 2
+    child = start(folder, "--resume")
     assert child.wait(300) == 0, child.stderr.read()
-    assert_same_run(folder, uninterrupted("ppo --num-seeds 1"), 1)
+    assert_same_run(folder, uninterrupted, 1)
+
+
+class Killed(BaseException):
+    """Ends a run at once: nothing more is written."""
+
+
+@pytest.mark.parametrize(
+    ("members", "size"),
+    [
+        ("ppo --num-seeds 2 --sweep gamma=0.9,0.99", 4),
+        ("sac --num-seeds 2", 2),
+        ("td3 --num-seeds 3", 3),
+        ("dsac_t --num-seeds 3", 3),
+        ("dqn --num-seeds 3", 3),
+        ("pqn --num-seeds 3", 3),
+    ],
+)
+def test_ended_between_checkpoints_and_resumed_it_is_the_uninterrupted_run(
+    tmp_path, monkeypatch, members, size
+):
+    """Two chunks, whose rows are on file, are lost: one before and one after an evaluation."""
+    name, *who = members.split()
+    ends, advance = [5, 5], Session.advance
+    calls = []
+
+    def counted(self, *args):
+        calls.append(args)
+        if ends and len(calls) == ends[0]:
+            raise Killed
+        return advance(self, *args)
+
+    with script_module(name) as script, compiled_once():
+        monkeypatch.setattr(script, "make", functools.cache(script.make))
+
+        def train(folder, *more):
+            words = [*OPTIONS[name].split(), *who, "--run-dir", str(tmp_path / folder), *more]
+            run_script(script, words)
+
+        train("whole")
+        monkeypatch.setattr(Session, "advance", counted)
+        while ends:
+            with pytest.raises(Killed):
+                train("run", *(("--resume",) if len(ends) == 1 else ()))
+            calls.clear()
+            ends.pop()
+        train("run", "--resume")
+    assert_same_run(tmp_path / "run", tmp_path / "whole", size)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -200,7 +235,7 @@ def test_a_signal_ends_the_run_after_its_chunk_with_a_checkpoint(
     start, uninterrupted, tmp_path, signum, code
 ):
     folder = tmp_path / "run"
-    child = start(folder, "ppo --num-seeds 1", "--checkpoint-every", "96000")
+    child = start(folder, "--checkpoint-every", "96000")
     while not (folder / "metrics.jsonl").exists() or b"train" not in (
         (folder / "metrics.jsonl").read_bytes()
     ):
@@ -214,14 +249,15 @@ def test_a_signal_ends_the_run_after_its_chunk_with_a_checkpoint(
     assert said.strip().count("\n") == 0 and f"at step {step}" in said
     assert 0 < step < 96000
 
-    child = start(folder, "ppo --num-seeds 1", "--checkpoint-every", "96000", "--resume")
-    assert child.wait(300) == 0, child.stderr.read()
-    assert_same_run(folder, uninterrupted("ppo --num-seeds 1"), 1)
+    if signum == signal.SIGTERM:
+        child = start(folder, "--checkpoint-every", "96000", "--resume")
+        assert child.wait(300) == 0, child.stderr.read()
+        assert_same_run(folder, uninterrupted, 1)
 
 
 def test_two_runs_cannot_share_a_folder(start, tmp_path):
     folder = tmp_path / "run"
-    endless = ("ppo --num-seeds 1", "--total-steps", "2000000000")
+    endless = ("--total-steps", "2000000000")
     first = start(folder, *endless)
     while not (folder / ".lock").exists():
         assert first.poll() is None, first.stderr.read()

@@ -31,7 +31,7 @@ from jaxrl.types import Transition
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 SCRIPTS = {name: EXPERIMENTS / f"minimal_{name}.py" for name in ("ppo", "sac")}
-STEPS, SEEDS, N, T = 60_000, 16, 8, 64
+STEPS, SEEDS, N, T = 60_000, 8, 8, 64
 CART_POLE = make("gymnax/CartPole-v1")
 AGENT = PPO(learning_rate=1e-3, entropy_coef=0.01).bind(CART_POLE.spec)
 
@@ -271,6 +271,7 @@ def test_whole_updates_are_the_same(minimal):
             assert np.abs(a - old).max() > 1e-5
 
 
+@pytest.mark.optimized
 def test_it_learns_as_the_library_does(minimal):
     """Half way up the curve, where differences show: final greedy returns and the way there."""
     keys = jax.vmap(jax.random.key)(jnp.arange(SEEDS))
@@ -467,6 +468,7 @@ def test_sac_s_updates_are_the_same(minimal_sac):
             assert np.abs(a - c).max() > 1e-7  # of target networks, a small step
 
 
+@pytest.mark.optimized
 def test_sac_s_script_learns(minimal_sac):
     """Pendulum within 6000 steps, with two environments and two gradient steps for their steps."""
     sizes = {"total_steps": 6_000, "num_envs": 2, "num_updates": 2, "learning_starts": 500}

@@ -201,6 +201,11 @@ def map_over(f, *xs):
     return jax.lax.map(lambda x: f(*x), xs)
 
 
+def quick(names, *kept):
+    """The names as parameters of a test; all but ``kept`` are slow: MJX takes long to compile."""
+    return [n if n in kept else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
 def mjx_state(task, theirs):
     """Gymnasium's state as MJX's engine carries it; copies, as MuJoCo writes into its arrays."""
     data, model = theirs.data, theirs.model
@@ -210,7 +215,7 @@ def mjx_state(task, theirs):
     return state | {"before": np.array(task.position(SimpleNamespace(**read))), "parameters": {}}
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", quick(TASKS, "HalfCheetah-v5", "InvertedPendulum-v5"))
 def test_one_step_of_mjx_is_gymnasiums_in_float64(task, float64):
     obs_error, reward_error, wrong_flags = step_errors(task)
     tolerance = 5e-3 if task in OTHER_COLLISIONS else 1e-9
@@ -219,6 +224,7 @@ def test_one_step_of_mjx_is_gymnasiums_in_float64(task, float64):
     assert not wrong_flags.any()
 
 
+@pytest.mark.slow  # it belongs to the step of Ant, which is slow too
 def test_mjx_without_the_corrected_contacts_is_not(float64, monkeypatch):
     """The correction matters: with MJX's own collision function Ant is far off."""
     from mujoco.mjx._src import collision_driver
@@ -230,8 +236,8 @@ def test_mjx_without_the_corrected_contacts_is_not(float64, monkeypatch):
     assert collision_driver._COLLISION_FUNC[GeomType.PLANE, GeomType.CAPSULE] is own
 
 
-@pytest.mark.parametrize("task", ["HalfCheetah-v5", "Ant-v5"])
-@pytest.mark.parametrize("impl", ["jax", "warp"])
+@pytest.mark.parametrize("task", quick(["HalfCheetah-v5", "Ant-v5"], "HalfCheetah-v5"))
+@pytest.mark.parametrize("impl", quick(["jax", "warp"], "jax"))
 def test_one_step_in_float32_at_the_default_budget(task, impl):
     """Warp is stepped on the CPU, which ``make`` refuses as too slow: its kernels are the same."""
     if impl == "warp":
@@ -331,7 +337,7 @@ HOPPING = {"terminate_when_unhealthy": False}
         ("HalfCheetah-v5", {"engine": "c"}, 1e12),
         ("HalfCheetah-v5", {"engine": "c", "exact": False}, 1e12),
         ("Hopper-v5", {"engine": "c"} | HOPPING, 1e12),
-        ("Hopper-v5", {"engine": "mjx"} | HOPPING, 1e12),
+        pytest.param("Hopper-v5", {"engine": "mjx"} | HOPPING, 1e12, marks=pytest.mark.slow),
         ("InvertedPendulum-v5", {"engine": "mjx"}, np.nan),
     ],
 )

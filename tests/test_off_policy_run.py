@@ -11,7 +11,8 @@ from jaxrl import DSACT, TD3, UsageError, run
 from jaxrl.run.devices import over_members
 
 
-@pytest.mark.parametrize("kind", [TD3, DSACT])
+@pytest.mark.exact
+@pytest.mark.parametrize("kind", [TD3, pytest.param(DSACT, marks=pytest.mark.slow)])
 def test_a_run_is_the_pure_function_and_resumes_bit_for_bit(kind, tmp_path):
     t = trainer(small(kind))
     total = t.first_step + 8 * t.steps_per_iteration

@@ -40,6 +40,8 @@ from jaxrl.record import checkpoint
 from jaxrl.run.devices import Placement, Programs
 from jaxrl.run.session import Session
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 ROWS = 509  # of the dataset: a prime, to be found again in programs
 SMALL = {"eval_every": 8, "eval_episodes": 2, "log_every": 4, "devices": 1, "quiet": True}
 
@@ -85,7 +87,8 @@ def finished(tmp_path_factory):
     return train(tmp_path_factory.mktemp("phases") / "run")
 
 
-def test_phases_are_one_trainer_after_the_other_bit_for_bit(finished):
+@pytest.mark.exact
+def test_phases_are_one_trainer_after_the_other_bit_for_bit():
     data, first, second = jax.device_put(dataset()), offline(), online(sampler=Mixed())
 
     def member(key, data):
@@ -95,7 +98,7 @@ def test_phases_are_one_trainer_after_the_other_bit_for_bit(finished):
 
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     ts = jax.jit(jax.vmap(member, (0, None)))(keys, data)
-    assert_same_bits(finished.state, ts)
+    assert_same_bits(train().state, ts)
     assert ts.iterations.tolist() == [4, 4]
 
 
@@ -160,7 +163,7 @@ def test_the_configuration_has_every_phase(finished):
     assert second["trainer"]["sampler"]["class"] == "Mixed"
     assert second["agent"]["learning_rate"] == 1e-3 != first["agent"]["learning_rate"]
     assert config["unit"] == "steps" and config["total_steps"] == 40
-    assert config["eval_every"] == [8, 8]
+    assert config["eval_every"] == [4, 4]
 
 
 def test_checkpoints_are_numbered_by_total_iterations_and_keep_their_phase(finished, tmp_path):

@@ -84,7 +84,9 @@ def test_every_task_of_dm_control_can_be_made(task):
     assert env.spec.action.shape == (env.mj_model.nu,)
 
 
-@pytest.mark.parametrize("task", ["CartpoleBalance", "CheetahRun"])
+@pytest.mark.parametrize(
+    "task", ["CartpoleBalance", pytest.param("CheetahRun", marks=pytest.mark.slow)]
+)
 def test_steps_are_playgrounds_own_bit_for_bit(task, cartpole):
     """Although only the integration state is carried from step to step."""
     env = cartpole if task == "CartpoleBalance" else envs.make(f"playground/{task}")

@@ -263,7 +263,7 @@ def test_it_sees_the_part_of_a_dictionary_that_it_is_told():
 # --- a whole run --------------------------------------------------------------------------------
 
 
-def test_learns_cart_pole_in_chunks_of_any_length():
+def test_learns_cart_pole():
     agent = NormalizeObs(
         pqn(
             (64,),
@@ -280,15 +280,9 @@ def test_learns_cart_pole_in_chunks_of_any_length():
     keys = jax.random.split(jax.random.key(0), 8)
     whole = jax.jit(jax.vmap(lambda key: trainer.train(key, 102_400)[0]))(keys)
     evaluate = jax.jit(jax.vmap(lambda ts: trainer.evaluate(ts, jax.random.key(1), 16).returns))
-    assert evaluate(jax.vmap(trainer.init)(keys)).mean() < 150
+    assert evaluate(jax.jit(jax.vmap(trainer.init))(keys)).mean() < 150
     # Over 48 seeds the mean is 421 and the deviation 103: one seed alone shows little.
     assert evaluate(whole).mean() > 300
-
-    chunk = jax.jit(jax.vmap(trainer.chunk, (0, None, None)))
-    ts = jax.jit(jax.vmap(trainer.init))(keys)
-    for iterations in (120, 1, 79):
-        ts, _ = chunk(ts, (), jnp.int32(iterations))
-    jax.tree.map(np.testing.assert_array_equal, ts.agent, whole.agent)
 
 
 # --- options ------------------------------------------------------------------------------------

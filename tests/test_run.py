@@ -31,6 +31,9 @@ from jaxrl.record import checkpoint
 from jaxrl.record.folder import RunFolder
 from jaxrl.run.session import Session
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
+CART_POLE = make("gymnax/CartPole-v1")
 STEPS = 10 * 32  # ten iterations
 SMALL = {"eval_episodes": 2, "eval_every": 160, "log_every": 64, "checkpoint_every": 96}
 SMALL |= {"devices": 1, "quiet": True}
@@ -38,7 +41,7 @@ SMALL |= {"devices": 1, "quiet": True}
 
 def tiny(agent=None):
     agent = agent or ppo()
-    env = VectorEnv(make("gymnax/CartPole-v1"), 4)
+    env = VectorEnv(CART_POLE, 4)
     return OnPolicy(NormalizeObs(agent), env, num_steps=8)
 
 
@@ -59,7 +62,8 @@ def copied(result, to):
     return to
 
 
-def test_a_run_is_the_pure_function_bit_for_bit(finished):
+@pytest.mark.exact
+def test_a_run_is_the_pure_function_bit_for_bit():
     trainer = tiny()
     one = run(trainer, STEPS, seeds=[3], **SMALL)
     alone, _ = jax.jit(lambda key: trainer.train(key, STEPS))(jax.random.key(3))
@@ -67,7 +71,7 @@ def test_a_run_is_the_pure_function_bit_for_bit(finished):
 
     keys = jax.vmap(jax.random.key)(jnp.array([3, 5]))
     together, _ = jax.jit(jax.vmap(lambda key: trainer.train(key, STEPS)))(keys)
-    assert_same_bits(finished.state, together)
+    assert_same_bits(run(trainer, STEPS, seeds=[3, 5], **SMALL).state, together)
 
 
 def test_the_second_chunk_compiles_nothing(monkeypatch):

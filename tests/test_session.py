@@ -40,13 +40,16 @@ from jaxrl.record.metrics_file import MetricsFile
 from jaxrl.run import logs, records, session, summary
 from jaxrl.types import Box, Environment, Spec, Step
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
+CART_POLE = make("gymnax/CartPole-v1")
 SMALL = {"eval_every": 64, "eval_episodes": 1, "log_every": 16, "devices": 1, "quiet": True}
 
 
 def tiny(env: Environment | None = None) -> OnPolicy:
     networks = {"policy": AutoPolicy(hidden_dims=(4,)), "critic": ValueFunction(hidden_dims=(4,))}
     agent = PPO(**networks, update_epochs=1, num_minibatches=1)
-    return OnPolicy(agent, VectorEnv(env or make("gymnax/CartPole-v1"), 2), num_steps=8)
+    return OnPolicy(agent, VectorEnv(env or CART_POLE, 2), num_steps=8)
 
 
 def test_wrong_input_of_the_function_is_refused_too():
@@ -309,7 +312,7 @@ class Exploding:
 
 
 def test_physics_that_is_not_finite_is_told_once(tmp_path, capsys):
-    env = Exploding(make("gymnax/CartPole-v1"))
+    env = Exploding(CART_POLE)
     result = run(tiny(env), 64, run_dir=tmp_path / "run", **SMALL)
     rows = [row for row in result.rows if row["kind"] == "train"]
     bad = [row for row in rows if row["nonfinite_steps"]]
@@ -322,7 +325,7 @@ def test_physics_that_is_not_finite_is_told_once(tmp_path, capsys):
 
 @pytest.mark.parametrize("trainer", ["on-policy", "off-policy"])
 def test_physics_that_is_hardly_ever_finite_stops_the_run(tmp_path, trainer):
-    env = Exploding(make("gymnax/CartPole-v1"), at=-jnp.inf)
+    env = Exploding(CART_POLE, at=-jnp.inf)
     if trainer == "on-policy":
         made = tiny(env)
     else:

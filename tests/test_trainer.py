@@ -35,7 +35,7 @@ from jaxrl.config import from_config, to_config
 from jaxrl.counters import counter_value
 from jaxrl.data import Dataset, Mixed, UniformReplay
 from jaxrl.envs.probe import Both
-from jaxrl.nn.critics import Critic, ValueFunction
+from jaxrl.nn.critics import Critic, QNetwork, ValueFunction
 from jaxrl.nn.encoders import Flatten
 from jaxrl.nn.policies import AutoPolicy, Categorical, TanhGaussian
 from jaxrl.optim import Adam
@@ -87,8 +87,19 @@ def test_every_leaf_is_an_array_and_two_inits_have_equal_trees():
     assert_same_bits(pickle.loads(pickle.dumps(plain)), plain)
 
 
-def test_chunks_equal_the_whole_bit_for_bit_and_compile_once():
-    trainer = tiny()
+PQN_AGENT = PQN(
+    q_network=QNetwork(hidden_dims=(8,)),
+    update_epochs=2,
+    num_minibatches=2,
+    epsilon_decay_steps=8.0,
+    lr_decay_steps=12.0,
+)
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("agent", [None, PQN_AGENT], ids=["PPO", "PQN"])
+def test_chunks_equal_the_whole_bit_for_bit_and_compile_once(agent):
+    trainer = tiny(agent)
     whole, history = jax.jit(lambda k: trainer.train(k, 10 * 32))(jax.random.key(0))
     chunk = jax.jit(trainer.chunk)
     ts = jax.jit(trainer.init)(jax.random.key(0))
@@ -364,6 +375,7 @@ def test_three_counters():
     assert (off.unit, off.units_per_iteration) == ("env_steps", 24)
 
 
+@pytest.mark.exact
 def test_offline_training_depends_on_its_data_and_chunks_equal_the_whole():
     trainer, data, key = offline(), dataset(), jax.random.key(1)
     train = jax.jit(lambda data: trainer.train(key, 5 * 4, data)[0])
