@@ -163,7 +163,7 @@ def test_the_configuration_has_every_phase(finished):
     assert second["trainer"]["sampler"]["class"] == "Mixed"
     assert second["agent"]["learning_rate"] == 1e-3 != first["agent"]["learning_rate"]
     assert config["unit"] == "steps" and config["total_steps"] == 40
-    assert config["eval_every"] == [4, 4]
+    assert config["eval_every"] == [8, 8]
 
 
 def test_checkpoints_are_numbered_by_total_iterations_and_keep_their_phase(finished, tmp_path):
