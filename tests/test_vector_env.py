@@ -178,6 +178,26 @@ def test_actions_are_clipped_and_rescaled_to_the_space():
     np.testing.assert_allclose(found, [[-2, 0], [2, 10], [0, 5], [2, 0]])
 
 
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        ([0, -np.inf], [10, np.inf], [[0, -1], [5, 0], [10, 1], [10, 9]]),
+        ([0, -LARGEST], [10, LARGEST], [[0, -1], [5, 0], [10, 1], [10, 9]]),
+        ([-2, 0], [2, np.inf], [[-2, 0], [0, 0], [2, 1], [2, 9]]),  # one bound
+        ([-np.inf, -4], [0.5, 4], [[-1, -4], [0, 0], [0.5, 4], [0.5, 4]]),
+        ([3, -2], [3, 1], [[3, -2], [3, -0.5], [3, 1], [3, 1]]),  # a single value
+    ],
+)
+def test_each_action_element_is_scaled_to_its_own_bounds(low, high, expected):
+    space = Box(low, high, (2,))
+    actions = jnp.array([-1.0, 0.0, 1.0, 9.0])[:, None] * jnp.ones(2)
+    np.testing.assert_allclose(rescale(space, actions), np.float32(expected))
+    np.testing.assert_allclose(rescale(space, actions[0]), np.float32(expected[0]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl.errors import UsageError
 from jaxrl.rng import row_key
@@ -39,7 +40,8 @@ def select(where: Array, a: PyTree, b: PyTree) -> PyTree:
 def rescale(space: Any, action: Array) -> Array:
     """Return an agent's action in [-1, 1] in the units of the space; indices pass unchanged.
 
-    Values outside [-1, 1] are clipped first. Elements without finite bounds pass unchanged.
+    An element with two finite bounds is clipped to [-1, 1], and scaled so that -1 and 1 are its
+    bounds. Another one is already in the space's units, and only clipped to the bound it has.
 
     Raises:
         ValueError: for an action whose last axes are not the space's, which would be broadcast.
@@ -48,9 +50,12 @@ def rescale(space: Any, action: Array) -> Array:
         return action
     if action.shape[max(action.ndim - len(space.shape), 0) :] != space.shape:
         raise ValueError(f"action has shape {action.shape}; its last axes must be {space.shape}")
-    if space.bounded:
-        return space.low + (jnp.clip(action, -1.0, 1.0) + 1.0) * (0.5 * (space.high - space.low))
-    return jnp.clip(action, space.low, space.high)
+    bounded = space.bounded
+    low, high = (np.where(bounded, bound, 0) for bound in (space.low, space.high))
+    scaled: Array = low + (jnp.clip(action, -1.0, 1.0) + 1.0) * (0.5 * (high - low))
+    if np.all(bounded):
+        return scaled
+    return jnp.where(bounded, scaled, jnp.clip(action, space.low, space.high))
 
 
 def _all_finite(tree: PyTree, num_envs: int) -> Array:
