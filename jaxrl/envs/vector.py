@@ -52,7 +52,7 @@ def rescale(space: Any, action: Array) -> Array:
         raise ValueError(f"action has shape {action.shape}; its last axes must be {space.shape}")
     bounded = space.bounded
     low, high = (np.where(bounded, bound, 0) for bound in (space.low, space.high))
-    scaled: Array = low + (jnp.clip(action, -1.0, 1.0) + 1.0) * (0.5 * (high - low))
+    scaled = (jnp.clip(action, -1.0, 1.0) + 1.0) * (0.5 * (high - low)) + low
     if np.all(bounded):
         return scaled
     return jnp.where(bounded, scaled, jnp.clip(action, space.low, space.high))
