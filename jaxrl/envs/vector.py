@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.errors import UsageError
+from jaxrl.require import plain, require_choice, require_integer
 from jaxrl.rng import row_key
 from jaxrl.sharding import shard_count
 from jaxrl.types import Array, Box, Environment, Key, PyTree, Spec, Step
@@ -93,15 +94,15 @@ class VectorEnv:
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num_envs < 1:
-            raise UsageError(f"num_envs is {self.num_envs}; it must be at least 1")
-        if self.pool_size < 1:
-            raise UsageError(f"pool_size is {self.pool_size}; it must be at least 1")
-        if self.reset_mode not in (None, "fresh", "pool", "first"):
-            raise UsageError(f"reset_mode is {self.reset_mode!r}; choose one of fresh, pool, first")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise UsageError(f"max_steps is {self.max_steps}; it must be at least 1")
-        if (self.spec.max_steps or 1) >= 2**31:  # steps are counted in int32
+        for name in ("num_envs", "pool_size", "max_steps"):
+            value = plain(getattr(self, name))
+            if value is None and name != "max_steps":
+                raise UsageError(f"{name} is None; it must be an integer")
+            require_integer(name, value, 1, 2**31 - 1)  # steps are counted in int32
+            object.__setattr__(self, name, value)
+        if self.reset_mode is not None:
+            require_choice("reset_mode", self.reset_mode, ResetMode)
+        if (self.spec.max_steps or 1) >= 2**31:
             raise UsageError(f"max_steps is {self.spec.max_steps}; it must be at most 2147483647")
         if self.reset_mode is None:
             cheap = self.env.cheap or getattr(self.env, "cheap_resets", False)

@@ -124,7 +124,7 @@ class Gaussian(_Density):
         """Return fresh parameters."""
         params = super().init(key)
         if self.std == "independent":
-            params["log_std"] = jnp.full(self.action_dim, jnp.log(self.initial_std))
+            params["log_std"] = jnp.full(self.action_dim, jnp.log(jnp.float32(self.initial_std)))
         return params
 
     def mean_and_std(self, params: PyTree, obs: PyTree) -> tuple[Array, Array]:
