@@ -73,7 +73,9 @@ def shapes(trainer):
     ends = jax.ShapeDtypeStruct((16,), bool)
     obs, action = (jax.ShapeDtypeStruct((16, n), jnp.float32) for n in (3, 1))
     data = Dataset(obs, action, rows, obs, ends, ends) if trainer.needs_data else ()
-    found = jax.eval_shape(lambda key, data: trainer.train(key, np.int64(96), data), jax.random.key(0), data)
+    found = jax.eval_shape(
+        lambda key, data: trainer.train(key, np.int64(96), data), jax.random.key(0), data
+    )
     return jax.tree.map(lambda x: (x.shape, str(x.dtype)), found)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl.envs.contract import check_contract
 from jaxrl.errors import UsageError
 from jaxrl.require import plain, require_choice, require_integer
 from jaxrl.rng import row_key
@@ -85,6 +86,10 @@ class VectorEnv:
     An episode that reaches ``max_steps`` (default: the environment's own) is truncated, unless it
     terminates on that very step. A non-finite observation or reward ends the episode as terminated,
     is stored as zeros and is flagged in ``info["nonfinite"]``.
+
+    Raises:
+        UsageError: for sizes that cannot work, and for an environment that breaks the contract of
+            ``jaxrl.types.Environment`` by its shapes or dtypes.
     """
 
     env: Environment
@@ -102,8 +107,10 @@ class VectorEnv:
             object.__setattr__(self, name, value)
         if self.reset_mode is not None:
             require_choice("reset_mode", self.reset_mode, ResetMode)
-        if (self.spec.max_steps or 1) >= 2**31:
-            raise UsageError(f"max_steps is {self.spec.max_steps}; it must be at most 2147483647")
+        # Those of the library are tested, and physics takes seconds to trace.
+        if not type(self.env).__module__.startswith("jaxrl.envs."):
+            check_contract(self.env)
+        require_integer("max_steps", self.spec.max_steps, 1, 2**31 - 1)
         if self.reset_mode is None:
             cheap = self.env.cheap or getattr(self.env, "cheap_resets", False)
             object.__setattr__(self, "reset_mode", "fresh" if cheap else "pool")
@@ -112,7 +119,7 @@ class VectorEnv:
     def spec(self) -> Spec:
         """The environment's spec, with the time limit that holds here."""
         spec = self.env.spec
-        return dataclasses.replace(spec, max_steps=self.max_steps or spec.max_steps)
+        return dataclasses.replace(spec, max_steps=self.max_steps or plain(spec.max_steps))
 
     @property
     def local_envs(self) -> int:
