@@ -117,7 +117,7 @@ SLIPS = {
             start=lambda: ({"t": jnp.int32(0)}, jnp.zeros(2)),
             out=lambda state, action: ({"t": state["t"] + 1.0}, stepping().out(state, action)[1]),
         ),
-        r"state\['t'\] is float32\[\], and Line.reset\(key\) gives int32\[\]; both must be the same",
+        r"state\['t'\] is float32\[\], and Line.reset\(key\) gives int32\[\]; both must be",
     ),
     "state's entries": (
         Line(

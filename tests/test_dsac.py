@@ -18,7 +18,7 @@ from jaxrl import DSAC, DSACT, SAC, UsageError, make
 from jaxrl import metrics as m
 from jaxrl.agents import protocol
 from jaxrl.envs import names
-from jaxrl.types import Batch
+from jaxrl.types import Batch, Box, Spec
 
 KEY = jax.random.key(0)
 RATES = {"critic_learning_rate": 0.02, "actor_learning_rate": 0.03, "alpha_learning_rate": 0.05}
@@ -335,10 +335,48 @@ def test_presets_hold_the_authors_target_entropy_in_the_units_of_the_environment
     """-1 per element, of actions in ``[low, high]``; it is another of actions in [-1, 1]."""
     from jaxrl.cli.presets import dsac_t, lookup
 
-    space = make(env).spec.action
-    agent = ref.agent_of(DSACT, flat(lookup(dsac_t.PRESETS, env)["agent"]))
-    in_units = agent.target_entropy + np.log((space.high - space.low) / 2)
-    np.testing.assert_allclose(in_units, -1.0, atol=1e-6)
+    spec = make(env).spec
+    agent = ref.agent_of(DSACT, flat(lookup(dsac_t.PRESETS, env)["agent"])).bind(spec)
+    size = spec.action.shape[0]
+    assert agent.alpha_loss(jnp.float32(1.0), -1.0 * size)[0] == 0.0
+    scale = np.log((spec.action.high - spec.action.low) / 2).sum()
+    assert agent.log_scale == pytest.approx(scale, abs=1e-5)
+    if env == "mjx/Humanoid-v5":
+        assert scale == pytest.approx(17 * math.log(0.4)) == pytest.approx(-15.577, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", [DSAC, DSACT])
+def test_soft_rewards_and_entropies_are_of_actions_in_the_environments_units(kind):
+    """Of ``a = low + (tanh(u) + 1) (high - low) / 2``; scales of 0.4 and 3, another without."""
+    low, high = np.array([-0.4, 2.0, -np.inf, 1.0]), np.array([0.4, 8.0, np.inf, 1.0])
+    agent = ref.agent_of(kind, {f"{part}.hidden_dims": (5,) for part in ("policy", "critic")})
+    spec = Spec(ref.SPEC.observation, Box(low, high, (4,)))
+    with pytest.warns(UserWarning, match="element 2 of the actions has the bounds -inf and inf"):
+        agent = agent.bind(spec)
+    with jax.enable_x64(True):
+        state = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), agent.init(KEY))
+        state = state._replace(log_alpha=state.log_alpha._replace(params=jnp.log(0.5)))
+        obs = jnp.asarray(np.random.default_rng(0).normal(size=(6, ref.OBS)))
+        zeros = jnp.zeros(6)
+        batch = Batch(obs, jnp.zeros((6, 4)), zeros, zeros + 0.9, obs, {})
+        target = agent.targets(state, batch, KEY).mean
+        _, sample, log_prob = agent.next_returns(state, batch, KEY)
+        _, entropy = agent.actor_loss(state.actor.params, state, batch, KEY)
+
+        # The densities of the normal, of tanh, and of each element's scale, one after the other.
+        def density(params, key):
+            dist = agent.policy.dist(params, obs)
+            u = np.asarray(dist.sample(key)[1].raw)
+            mean, std = map(np.asarray, agent.policy.mean_and_std(params, obs))
+            normal = stats.norm.logpdf(u, mean, std).sum(-1) - np.log(1 - np.tanh(u) ** 2).sum(-1)
+            return normal - np.log(0.4) - np.log(3.0)
+
+        expected = density(state.target_actor, jax.random.split(KEY)[0])
+        np.testing.assert_allclose(log_prob, expected, rtol=1e-6)
+        np.testing.assert_allclose(entropy, -density(state.actor.params, KEY).mean(), rtol=1e-6)
+        value = np.asarray(sample if kind is DSAC else agent.next_returns(state, batch, KEY)[0])
+        soft = 0.9 * (np.min(value, axis=0) - 0.5 * expected)
+        np.testing.assert_allclose(np.min(np.atleast_2d(target), axis=0), soft, rtol=1e-6)
 
 
 def flat(settings, prefix=""):
