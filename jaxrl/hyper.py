@@ -22,7 +22,6 @@ from flax import struct
 
 from jaxrl.errors import UsageError, nearest
 from jaxrl.require import (
-    is_integer,
     is_number,
     plain,
     require,
@@ -86,8 +85,6 @@ def size(default: Any, low: int = 1, high: int = LARGEST_SIZE, *, help: str = ""
                 f"{name} is {shown(value)}; it must be a tuple of integers, as {default}"
             )
         for each in value if several else (value,):
-            if not is_integer(each):
-                raise UsageError(f"{name} is {shown(each)}; it must be an integer")
             require_integer(name, each, low, high)
 
     return _declared(default, Declaration("size", check, help))

@@ -69,9 +69,11 @@ def require(
     raise UsageError(f"{name} is {number:.10g}; it must be {text}")
 
 
-def require_integer(name: str, value: Any, low: float = 1, high: float = math.inf) -> None:
-    """Raise UsageError unless ``value`` is None or an integer in ``[low, high]``."""
-    if value is None:
+def require_integer(
+    name: str, value: Any, low: float = 1, high: float = math.inf, *, optional: bool = False
+) -> None:
+    """Raise UsageError unless ``value`` is an integer in ``[low, high]``, or None if ``optional``."""
+    if value is None and optional:
         return
     if not is_integer(value):
         raise UsageError(f"{name} is {shown(value)}; it must be an integer")

@@ -546,6 +546,7 @@ def test_an_environment_that_is_no_vector_of_them_is_refused():
     [
         (1e4, "steps is 10000.0; it must be an integer"),
         (True, "steps is True; it must be an integer"),
+        (None, "steps is None; it must be an integer"),
         ("100", "steps is '100'; it must be an integer"),
         (0, "steps is 0; it must be at least 1"),
         (-5, "steps is -5; it must be at least 1"),

@@ -61,7 +61,7 @@ def _check_spec(kind: str, spec: Any) -> None:
     action, field = spec.action, f"{kind}.spec.action"
     if isinstance(action, Discrete):
         require_integer(f"{field}.n", action.n)
-        if plain(action.n) is None or tuple(action.shape) != ():
+        if tuple(action.shape) != ():
             raise UsageError(f"{field} is {action}; it must be one index, as Discrete(2)")
     elif not isinstance(action, Box):
         raise UsageError(
@@ -72,7 +72,7 @@ def _check_spec(kind: str, spec: Any) -> None:
             f"{field} has dtype {jnp.dtype(action.dtype)}; a Box of actions has floats, and a "
             "single index is Discrete"
         )
-    require_integer(f"{kind}.spec.max_steps", spec.max_steps, 1, 2**31 - 1)
+    require_integer(f"{kind}.spec.max_steps", spec.max_steps, 1, 2**31 - 1, optional=True)
 
 
 def _check_step(kind: str, step: Callable, spec: Spec, key: Key, state: PyTree) -> None:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.envs.contract import check_contract
-from jaxrl.errors import UsageError
 from jaxrl.require import plain, require_choice, require_integer
 from jaxrl.rng import row_key
 from jaxrl.sharding import shard_count
@@ -101,16 +100,15 @@ class VectorEnv:
     def __post_init__(self) -> None:
         for name in ("num_envs", "pool_size", "max_steps"):
             value = plain(getattr(self, name))
-            if value is None and name != "max_steps":
-                raise UsageError(f"{name} is None; it must be an integer")
-            require_integer(name, value, 1, 2**31 - 1)  # steps are counted in int32
+            optional = name == "max_steps"
+            require_integer(name, value, 1, 2**31 - 1, optional=optional)  # counted in int32
             object.__setattr__(self, name, value)
         if self.reset_mode is not None:
             require_choice("reset_mode", self.reset_mode, ResetMode)
         # Those of the library are tested, and physics takes seconds to trace.
         if not type(self.env).__module__.startswith("jaxrl.envs."):
             check_contract(self.env)
-        require_integer("max_steps", self.spec.max_steps, 1, 2**31 - 1)
+        require_integer("max_steps", self.spec.max_steps, 1, 2**31 - 1, optional=True)
         if self.reset_mode is None:
             cheap = self.env.cheap or getattr(self.env, "cheap_resets", False)
             object.__setattr__(self, "reset_mode", "fresh" if cheap else "pool")
