@@ -72,7 +72,10 @@ def require(
 def require_integer(
     name: str, value: Any, low: float = 1, high: float = math.inf, *, optional: bool = False
 ) -> None:
-    """Raise UsageError unless ``value`` is an integer in ``[low, high]``, or None if ``optional``."""
+    """Raise UsageError unless ``value`` is an integer in ``[low, high]``.
+
+    None passes if it is ``optional``.
+    """
     if value is None and optional:
         return
     if not is_integer(value):
