@@ -353,30 +353,35 @@ def test_soft_rewards_and_entropies_are_of_actions_in_the_environments_units(kin
     spec = Spec(ref.SPEC.observation, Box(low, high, (4,)))
     with pytest.warns(UserWarning, match="element 2 of the actions has the bounds -inf and inf"):
         agent = agent.bind(spec)
-    with jax.enable_x64(True):
-        state = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), agent.init(KEY))
+    obs, zeros = np.random.default_rng(0).normal(size=(6, ref.OBS)), np.zeros(6)
+    batch = Batch(obs, np.zeros((6, 4)), zeros, zeros + 0.9, obs, {})
+
+    @jax.jit
+    def found(key):
+        state = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), agent.init(key))
         state = state._replace(log_alpha=state.log_alpha._replace(params=jnp.log(0.5)))
-        obs = jnp.asarray(np.random.default_rng(0).normal(size=(6, ref.OBS)))
-        zeros = jnp.zeros(6)
-        batch = Batch(obs, jnp.zeros((6, 4)), zeros, zeros + 0.9, obs, {})
-        target = agent.targets(state, batch, KEY).mean
-        _, sample, log_prob = agent.next_returns(state, batch, KEY)
-        _, entropy = agent.actor_loss(state.actor.params, state, batch, KEY)
+        params, dist = state.target_actor, agent.policy.dist(state.target_actor, obs)
+        drawn = (
+            (*agent.policy.mean_and_std(params, obs), dist.sample(k)[1].raw)
+            for k in (key, jax.random.split(key)[0])  # of the actor's loss, and of the targets
+        )
+        _, entropy = agent.actor_loss(params, state, batch, key)
+        target = agent.targets(state, batch, key).mean
+        return target, agent.next_returns(state, batch, key), entropy, tuple(drawn)
 
-        # The densities of the normal, of tanh, and of each element's scale, one after the other.
-        def density(params, key):
-            dist = agent.policy.dist(params, obs)
-            u = np.asarray(dist.sample(key)[1].raw)
-            mean, std = map(np.asarray, agent.policy.mean_and_std(params, obs))
-            normal = stats.norm.logpdf(u, mean, std).sum(-1) - np.log(1 - np.tanh(u) ** 2).sum(-1)
-            return normal - np.log(0.4) - np.log(3.0)
+    def density(mean, std, u):
+        """The normal's, that of tanh, and those of each element's scale, one after the other."""
+        normal = stats.norm.logpdf(u, mean, std).sum(-1) - np.log(1 - np.tanh(u) ** 2).sum(-1)
+        return normal - np.log(0.4) - np.log(3.0)
 
-        expected = density(state.target_actor, jax.random.split(KEY)[0])
-        np.testing.assert_allclose(log_prob, expected, rtol=1e-6)
-        np.testing.assert_allclose(entropy, -density(state.actor.params, KEY).mean(), rtol=1e-6)
-        value = np.asarray(sample if kind is DSAC else agent.next_returns(state, batch, KEY)[0])
-        soft = 0.9 * (np.min(value, axis=0) - 0.5 * expected)
-        np.testing.assert_allclose(np.min(np.atleast_2d(target), axis=0), soft, rtol=1e-6)
+    with jax.enable_x64(True):
+        target, (mean, sample, log_prob), entropy, (acted, followed) = found(KEY)
+    expected = density(*map(np.asarray, followed))
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-6)
+    np.testing.assert_allclose(entropy, -density(*map(np.asarray, acted)).mean(), rtol=1e-6)
+    next_value = np.min(sample if kind is DSAC else mean, axis=0)
+    soft = 0.9 * (next_value - 0.5 * expected)
+    np.testing.assert_allclose(np.min(np.atleast_2d(target), axis=0), soft, rtol=1e-6, atol=1e-6)
 
 
 def flat(settings, prefix=""):
