@@ -75,6 +75,8 @@ def check(config: Config) -> None:
     size = config.batch_size
     if size % config.num_minibatches:
         raise ValueError(f"num_minibatches is {config.num_minibatches}: it must divide {size}")
+    if size < 2 * config.num_minibatches:  # a single advantage, normalised, is 0
+        raise ValueError(f"num_minibatches is {config.num_minibatches}: at most {size // 2}")
     if config.total_steps < size:
         raise ValueError(f"total_steps is {config.total_steps}: one rollout needs {size}")
     if config.env not in gymnax.registered_envs:

@@ -119,7 +119,8 @@ def soft_returns(
         )
         dist = agent.policy.dist(state.actor.params, obs)
         action, trace = jax.vmap(lambda dist, key: dist.sample(key))(dist, act_key)
-        bonus = -alpha * trace.log_prob
+        log_prob = agent.log_prob(trace) if isinstance(agent, DSAC) else trace.log_prob
+        bonus = -alpha * log_prob
         value = jnp.min(q_values(agent, state, obs, action), axis=0)
         inner, out = jax.vmap(env.step)(env_key, inner, rescale(env.spec.action, action))
         row = (value, scale * out.reward, bonus, out.terminated, going)

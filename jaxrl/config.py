@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxrl import hyper
 from jaxrl.errors import UsageError, nearest
+from jaxrl.require import plain
 
 
 def to_config(node: Any) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def to_config(node: Any) -> dict[str, Any]:
         value = getattr(node, field.name)
         if dataclasses.is_dataclass(value):
             value = to_config(value)
-        config[field.name] = value.tolist() if hasattr(value, "tolist") else value
+        config[field.name] = plain(value)
     return config
 
 

@@ -18,13 +18,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast, dataclass_transform, get_args
 
-import numpy as np
 from flax import struct
 
 from jaxrl.errors import UsageError, nearest
-from jaxrl.require import require, require_choice
+from jaxrl.require import (
+    is_number,
+    plain,
+    require,
+    require_choice,
+    require_integer,
+    shown,
+)
 
 T = TypeVar("T")
+LARGEST_SIZE = 2**31 - 1  # of what is counted in int32
+_PLAIN = (int, float, str, bool, type(None))
 _KEY = "hyper"  # of a field's metadata
 
 
@@ -61,19 +69,23 @@ def number(
     return _declared(default, Declaration("number", check, help), leaf=True)
 
 
-def size(default: Any, low: int = 1, high: float = math.inf, *, help: str = "") -> Any:
-    """Declare an integer, or a tuple of them, of at least ``low``. None as default allows None."""
+def size(default: Any, low: int = 1, high: int = LARGEST_SIZE, *, help: str = "") -> Any:
+    """Declare an integer, or a tuple of them, of at least ``low``. None as default allows None.
+
+    Those of numpy and JAX are integers too.
+    """
 
     def check(name: str, value: Any) -> None:
         if value is None and default is None:
             return
+        value = plain(value)
         several = isinstance(default, tuple)
-        if several and not isinstance(value, tuple | list):
-            raise UsageError(f"{name} is {value!r}; it must be a tuple of integers, as {default}")
+        if several and not isinstance(value, tuple):
+            raise UsageError(
+                f"{name} is {shown(value)}; it must be a tuple of integers, as {default}"
+            )
         for each in value if several else (value,):
-            if isinstance(each, bool) or not isinstance(each, int | np.integer):
-                raise UsageError(f"{name} is {each!r}; it must be an integer")
-            require(name, each, low, high)
+            require_integer(name, each, low, high)
 
     return _declared(default, Declaration("size", check, help))
 
@@ -92,8 +104,8 @@ def flag(default: bool, *, help: str = "") -> Any:
     """Declare a switch."""
 
     def check(name: str, value: Any) -> None:
-        if not isinstance(value, bool | np.bool_):
-            raise UsageError(f"{name} is {value!r}; it must be True or False")
+        if not isinstance(plain(value), bool):
+            raise UsageError(f"{name} is {shown(value)}; it must be True or False")
 
     return _declared(default, Declaration("flag", check, help))
 
@@ -102,8 +114,10 @@ def interval(default: tuple[float, float], *, help: str = "") -> Any:
     """Declare two numbers, the first less than the second."""
 
     def check(name: str, value: Any) -> None:
-        if len(value) != 2 or not value[0] < value[1]:
-            raise UsageError(f"{name} is {value}; it must be low and high, as {default}")
+        ends = plain(value)
+        fits = isinstance(ends, tuple) and len(ends) == 2 and all(map(is_number, ends))
+        if not fits or not ends[0] < ends[1]:
+            raise UsageError(f"{name} is {shown(ends)}; it must be low and high, as {default}")
 
     return _declared(default, Declaration("interval", check, help))
 
@@ -112,8 +126,11 @@ def words(default: tuple[str, ...], *, help: str = "") -> Any:
     """Declare a tuple of strings."""
 
     def check(name: str, value: Any) -> None:
-        if isinstance(value, str) or not all(isinstance(each, str) for each in value):
-            raise UsageError(f"{name} is {value!r}; it must be a tuple of strings, as ('state',)")
+        several = plain(value)
+        if not isinstance(several, tuple) or not all(isinstance(each, str) for each in several):
+            raise UsageError(
+                f"{name} is {shown(value)}; it must be a tuple of strings, as ('state',)"
+            )
 
     return _declared(default, Declaration("words", check, help))
 
@@ -123,7 +140,9 @@ def part(default: Any, *, help: str = "") -> Any:
 
     def check(name: str, value: Any) -> None:
         if not is_node(value):
-            raise UsageError(f"{name} is {value!r}; it must be a part, as {type(default).__name__}")
+            kind = "class" if isinstance(value, type) else type(value).__name__
+            instead = f"{type(default).__name__}()"
+            raise UsageError(f"{name} is a {kind}; it must be a part, as {instead}")
 
     return _declared(default, Declaration("part", check, help), leaf=True)
 
@@ -147,7 +166,20 @@ def _declared(default: Any, declaration: Declaration, leaf: bool = False) -> Any
 
 @dataclass_transform(frozen_default=True)
 def dataclass(cls: type[T]) -> type[T]:
-    """Make a frozen dataclass and pytree, with its declared fields listed in the docstring."""
+    """Make a frozen dataclass and pytree, with its declared fields listed in the docstring.
+
+    Static fields given as numpy's or JAX's numbers are kept as Python's, which hash and are JSON.
+    """
+    own: Any = getattr(cls, "__post_init__", None)
+    if own is None:
+        cls.__post_init__ = simplify  # type: ignore[attr-defined]
+    elif own is not simplify:
+
+        def simplified(node: Any) -> None:
+            simplify(node)
+            own(node)
+
+        cls.__post_init__ = simplified  # type: ignore[attr-defined]
     made: Any = struct.dataclass(cls)
     lines = [
         f"    {field.name}: {found.help}."
@@ -158,6 +190,15 @@ def dataclass(cls: type[T]) -> type[T]:
         made.__doc__ = "\n".join([(cls.__doc__ or "").rstrip(), "", "Attributes:", *lines])
     result: type[T] = made
     return result
+
+
+def simplify(node: Any) -> None:
+    """Replace the values of a frozen dataclass's declared static fields by Python's own."""
+    for field in dataclasses.fields(node):
+        if declaration(field) and not field.metadata.get("pytree_node", True):
+            value = getattr(node, field.name)
+            if type(value) not in _PLAIN:
+                object.__setattr__(node, field.name, plain(value))
 
 
 def declaration(field: dataclasses.Field) -> Declaration | None:
@@ -294,6 +335,17 @@ def check(node: Any) -> None:
     for entry in _entries(node):
         declared = declaration(entry.field)
         if declared is not None:
+            declared.check(entry.name, entry.value)
+
+
+def check_static(node: Any) -> None:
+    """Raise UsageError for the first field at any depth but numbers that is refused.
+
+    These are what ``bind`` computes with; numbers may be what JAX puts into trees.
+    """
+    for entry in _entries(node):
+        declared = declaration(entry.field)
+        if declared is not None and declared.kind != "number":
             declared.check(entry.name, entry.value)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxrl.sharding import shard_mean
+from jaxrl.errors import UsageError
+from jaxrl.sharding import shard_count, shard_mean
 from jaxrl.types import Array, Key
 
 
@@ -67,7 +68,16 @@ def discounted_sums(x: Array, decay: Array, start: Array) -> Array:
 
 
 def normalised(x: Array) -> Array:
-    """``x`` of any shape with zero mean and unit standard deviation, over all shards."""
+    """``x`` of any shape with zero mean and unit standard deviation, over all shards.
+
+    Raises:
+        UsageError: for a single value, which would be 0 whatever it is.
+    """
+    if x.size * shard_count() < 2:
+        raise UsageError(
+            f"a minibatch of {x.size} cannot be normalised, as one value is its own mean; give at "
+            "least 2, by a larger num_steps, more num_envs or fewer num_minibatches"
+        )
     mean = shard_mean(jnp.mean(x))
     deviation = x - mean
     return deviation / (jnp.sqrt(shard_mean(jnp.mean(deviation**2))) + 1e-8)

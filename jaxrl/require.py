@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import jax
 import numpy as np
@@ -11,32 +11,84 @@ import numpy as np
 from jaxrl.errors import UsageError, nearest
 
 
+def plain(value: Any) -> Any:
+    """Return Python's own bool, int, float, str or tuple for one of numpy's or JAX's.
+
+    Lists are tuples, elements included. What has no such form, a traced value among them, is
+    returned unchanged.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and _has_items(value):
+        value = value.tolist()
+    if type(value) in (tuple, list):
+        return tuple(map(plain, value))
+    return str(value) if isinstance(value, str) else value
+
+
+def _has_items(value: Any) -> bool:
+    """Whether an array is of numbers or strings, and so not of keys."""
+    return isinstance(value, np.ndarray | np.generic) or not jax.dtypes.issubdtype(
+        value.dtype, jax.dtypes.extended
+    )
+
+
+def is_integer(value: Any) -> bool:
+    """Whether ``value`` is an integer, of Python, numpy or JAX, and no bool."""
+    value = plain(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether ``value`` is a real number, of Python, numpy or JAX, and no bool."""
+    value = plain(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def require(
     name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False
 ) -> None:
     """Raise UsageError unless ``low <= value <= high`` (``low <`` if ``above``) and finite.
 
-    None and tracers pass.
+    None passes, and so do traced values and bounds.
     """
-    if value is None or isinstance(value, jax.core.Tracer):
+    if value is None or isinstance(value, jax.core.Tracer) or isinstance(low, jax.core.Tracer):
         return
-    try:
-        given = np.atleast_1d(np.asarray(value, float)).tolist()
-    except (TypeError, ValueError):
-        raise UsageError(f"{name} is {value!r}; it must be a number") from None
-    for number in given:
-        fits = (low < number if above else low <= number) and number <= high
-        if not fits or math.isinf(number):
-            bounds = f"more than {low:g}" if above else f"at least {low:g}"
-            bounds = "" if low == -math.inf else bounds
-            upper = "finite" if high == math.inf else f"at most {high:.10g}"
-            if high == math.inf and not math.isinf(number) and bounds:
-                upper = ""
-            text = " and ".join(filter(None, (bounds, upper)))
-            raise UsageError(f"{name} is {number:.10g}; it must be {text}")
+    if not is_number(value):
+        raise UsageError(f"{name} is {shown(value)}; it must be a number")
+    number = plain(value)
+    fits = (low < number if above else low <= number) and number <= high
+    if fits and not math.isinf(number):
+        return
+    bounds = f"more than {low:g}" if above else f"at least {low:g}"
+    bounds = "" if low == -math.inf else bounds
+    upper = "finite" if high == math.inf else f"at most {high:.10g}"
+    if high == math.inf and not math.isinf(number) and bounds:
+        upper = ""
+    text = " and ".join(filter(None, (bounds, upper)))
+    raise UsageError(f"{name} is {number:.10g}; it must be {text}")
+
+
+def require_integer(
+    name: str, value: Any, low: float = 1, high: float = math.inf, *, optional: bool = False
+) -> None:
+    """Raise UsageError unless ``value`` is an integer in ``[low, high]``.
+
+    None passes if it is ``optional``.
+    """
+    if value is None and optional:
+        return
+    if not is_integer(value):
+        raise UsageError(f"{name} is {shown(value)}; it must be an integer")
+    require(name, value, low, high)
+
+
+def shown(value: Any) -> str:
+    """Return ``repr(value)`` in one line."""
+    return " ".join(repr(value).split())
 
 
 def require_choice(name: str, value: Any, literal: Any) -> None:
     """Raise UsageError unless ``value`` is one of the strings of a ``Literal``."""
-    if value not in get_args(literal):
-        raise UsageError(f"{name} is {value!r}; {nearest(str(value), get_args(literal))}")
+    if not isinstance(value, str) or value not in get_args(literal):
+        raise UsageError(f"{name} is {shown(value)}; {nearest(str(value), get_args(literal))}")

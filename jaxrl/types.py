@@ -10,7 +10,10 @@ import dataclasses
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from jaxrl.errors import UsageError
 
 Array = jax.Array
 Key = jax.Array
@@ -21,10 +24,14 @@ Mode = Literal["explore", "sample", "greedy"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Box:
-    """A continuous space: every element lies in ``[low, high]`` (which may be infinite).
+    """A continuous space: every element lies in its ``[low, high]`` (which may be infinite).
 
-    ``low`` and ``high`` are numpy arrays of ``shape``; numbers are broadcast to it. Boxes compare
-    and hash by value.
+    ``low`` and ``high`` are numpy arrays of ``shape``; numbers are broadcast to it. The largest
+    float32, or what is beyond it, is infinite, as Gymnasium and gymnax write it. Boxes compare and
+    hash by value.
+
+    Raises:
+        UsageError: for bounds that are no numbers of ``dtype`` and ``shape``, or enclose nothing.
     """
 
     low: Any
@@ -33,17 +40,37 @@ class Box:
     dtype: Any = np.float32
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "shape", tuple(map(int, self.shape)))
         for name in ("low", "high"):
-            bound = np.broadcast_to(np.array(getattr(self, name), self.dtype), self.shape)
-            object.__setattr__(self, name, bound)
-        if np.any(self.low > self.high):
-            raise ValueError(f"Box: low {self.low} exceeds high {self.high}")
+            object.__setattr__(self, name, self._broadcast(name))
+        # False for NaN, and for infinite bounds on the wrong side.
+        if not np.all((self.low <= self.high) & (self.low < np.inf) & (self.high > -np.inf)):
+            raise UsageError(
+                f"Box: low is {self.low.tolist()} and high {self.high.tolist()}; every element "
+                "needs low <= high, as low -1 and high 1"
+            )
+
+    def _broadcast(self, name: str) -> np.ndarray:
+        """Return a bound of every element, infinite from the largest float on."""
+        given, dtype = getattr(self, name), np.dtype(self.dtype)
+        try:
+            with np.errstate(over="ignore"):
+                bound = np.array(np.broadcast_to(np.array(given, dtype), self.shape))
+        except (TypeError, ValueError, OverflowError):
+            raise UsageError(
+                f"Box: {name} is {given!r}; it must be a number of {dtype}, or an array of them "
+                f"of shape {self.shape}"
+            ) from None
+        if jnp.issubdtype(dtype, np.floating):
+            largest = min(float(jnp.finfo(dtype).max), float(jnp.finfo(np.float32).max))
+            bound[np.abs(bound) >= largest] *= np.inf
+        bound.flags.writeable = False
+        return bound
 
     @property
-    def bounded(self) -> bool:
-        """Whether every element has finite bounds."""
-        return bool(np.all(np.isfinite(self.low)) and np.all(np.isfinite(self.high)))
+    def bounded(self) -> np.ndarray:
+        """Whether each element has two finite bounds: ``bool[*shape]``."""
+        return np.isfinite(self.low) & np.isfinite(self.high)
 
     def _value(self) -> tuple:
         bounds = ((bound + 0).tobytes() for bound in (self.low, self.high))  # -0.0 is 0.0

@@ -223,6 +223,35 @@ def equal(a, b):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("huber", "value"),
+    [
+        (None, 1 / (1 - 0.9 * 0.9)),  # v = 0.9 (1 + 0.9 v) + 0.1: the expected return, 5.26
+        (1.0, 0.8 / 0.09),  # 0.9 (1 + 0.9 v - v) - 0.1 = 0, as the error at the end is clipped
+        (10.0, 1 / (1 - 0.9 * 0.9)),  # more than any error
+    ],
+)
+def test_values_are_expected_returns_unless_errors_are_clipped(huber, value):
+    """Rewards of 1, which end with probability 0.1; one observation, and one action."""
+    agent = DQN(
+        q_network=QNetwork(hidden_dims=()),
+        huber=huber,
+        gamma=0.9,
+        learning_rate=0.01,
+        target_every=1,
+    ).bind(Spec(Box(0.0, 1.0, (1,)), Discrete(1)))
+    obs, rows = jnp.ones((10, 1)), jnp.ones(10)
+    discount = 0.9 * rows.at[0].set(0.0)
+    batch = Batch(obs, jnp.zeros(10, jnp.int32), rows, discount, obs, {})
+
+    def step(state, _):
+        return agent.update(state, batch, KEY)[0], None
+
+    learn = jax.jit(lambda state: jax.lax.scan(step, state, None, 6_000)[0])
+    q = agent.q_network(learn(agent.init(KEY)).q.params, obs)[0, 0]
+    assert float(q) == pytest.approx(value, abs=0.02)
+
+
 def test_epsilon_is_reported():
     agent = DQN(q_network=QNetwork((4,)), epsilon_start=0.9, epsilon_end=0.1, epsilon_decay_steps=4)
     agent = agent.bind(SPEC)

@@ -18,7 +18,7 @@ from jaxrl import DSAC, DSACT, SAC, UsageError, make
 from jaxrl import metrics as m
 from jaxrl.agents import protocol
 from jaxrl.envs import names
-from jaxrl.types import Batch
+from jaxrl.types import Batch, Box, Spec
 
 KEY = jax.random.key(0)
 RATES = {"critic_learning_rate": 0.02, "actor_learning_rate": 0.03, "alpha_learning_rate": 0.05}
@@ -336,10 +336,53 @@ def test_presets_hold_the_authors_target_entropy_in_the_units_of_the_environment
     """-1 per element, of actions in ``[low, high]``; it is another of actions in [-1, 1]."""
     from jaxrl.cli.presets import dsac_t, lookup
 
-    space = make(env).spec.action
-    agent = ref.agent_of(DSACT, flat(lookup(dsac_t.PRESETS, env)["agent"]))
-    in_units = agent.target_entropy + np.log((space.high - space.low) / 2)
-    np.testing.assert_allclose(in_units, -1.0, atol=1e-6)
+    spec = make(env).spec
+    agent = ref.agent_of(DSACT, flat(lookup(dsac_t.PRESETS, env)["agent"])).bind(spec)
+    size = spec.action.shape[0]
+    assert agent.alpha_loss(jnp.float32(1.0), -1.0 * size)[0] == 0.0
+    scale = np.log((spec.action.high - spec.action.low) / 2).sum()
+    assert agent.log_scale == pytest.approx(scale, abs=1e-5)
+    if env == "mjx/Humanoid-v5":
+        assert scale == pytest.approx(17 * math.log(0.4)) == pytest.approx(-15.577, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", [DSAC, DSACT])
+def test_soft_rewards_and_entropies_are_of_actions_in_the_environments_units(kind):
+    """Of ``a = low + (tanh(u) + 1) (high - low) / 2``; scales of 0.4 and 3, another without."""
+    low, high = np.array([-0.4, 2.0, -np.inf, 1.0]), np.array([0.4, 8.0, np.inf, 1.0])
+    agent = ref.agent_of(kind, {f"{part}.hidden_dims": (5,) for part in ("policy", "critic")})
+    spec = Spec(ref.SPEC.observation, Box(low, high, (4,)))
+    with pytest.warns(UserWarning, match="element 2 of the actions has the bounds -inf and inf"):
+        agent = agent.bind(spec)
+    obs, zeros = np.random.default_rng(0).normal(size=(6, ref.OBS)), np.zeros(6)
+    batch = Batch(obs, np.zeros((6, 4)), zeros, zeros + 0.9, obs, {})
+
+    @jax.jit
+    def found(key):
+        state = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), agent.init(key))
+        state = state._replace(log_alpha=state.log_alpha._replace(params=jnp.log(0.5)))
+        params, dist = state.target_actor, agent.policy.dist(state.target_actor, obs)
+        drawn = (
+            (*agent.policy.mean_and_std(params, obs), dist.sample(k)[1].raw)
+            for k in (key, jax.random.split(key)[0])  # of the actor's loss, and of the targets
+        )
+        _, entropy = agent.actor_loss(params, state, batch, key)
+        target = agent.targets(state, batch, key).mean
+        return target, agent.next_returns(state, batch, key), entropy, tuple(drawn)
+
+    def density(mean, std, u):
+        """The normal's, that of tanh, and those of each element's scale, one after the other."""
+        normal = stats.norm.logpdf(u, mean, std).sum(-1) - np.log(1 - np.tanh(u) ** 2).sum(-1)
+        return normal - np.log(0.4) - np.log(3.0)
+
+    with jax.enable_x64(True):
+        target, (mean, sample, log_prob), entropy, (acted, followed) = found(KEY)
+    expected = density(*map(np.asarray, followed))
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-6)
+    np.testing.assert_allclose(entropy, -density(*map(np.asarray, acted)).mean(), rtol=1e-6)
+    next_value = np.min(sample if kind is DSAC else mean, axis=0)
+    soft = 0.9 * (next_value - 0.5 * expected)
+    np.testing.assert_allclose(np.min(np.atleast_2d(target), axis=0), soft, rtol=1e-6, atol=1e-6)
 
 
 def flat(settings, prefix=""):

@@ -11,6 +11,7 @@ from scipy import stats
 
 from jaxrl import losses, optim
 from jaxrl.counters import counter_add, counter_value, counter_zero
+from jaxrl.errors import UsageError
 from jaxrl.nn import running_statistics as statistics
 from jaxrl.nn.distributions import Categorical, Normal, TanhNormal
 from jaxrl.nn.encoders import Flatten
@@ -94,6 +95,13 @@ def test_the_value_of_an_action_is_read_and_its_gradient_is_at_that_action():
     found, gradient = jax.value_and_grad(lambda q: losses.value_of_action(q, action).sum())(q)
     assert found == pytest.approx(q[np.arange(5), action].sum(), rel=1e-5)
     np.testing.assert_array_equal(gradient, np.eye(3)[action])
+
+
+def test_normalised_values_have_no_mean_and_unit_deviation_and_one_value_is_refused():
+    np.testing.assert_allclose(losses.normalised(jnp.array([[1.0], [5.0]])), [[-1.0], [1.0]])
+    for shape in [(), (1,), (1, 1), (0,)]:
+        with pytest.raises(UsageError, match="one value is its own mean; give at least 2"):
+            losses.normalised(jnp.zeros(shape))
 
 
 def test_clipped_losses_equal_the_papers():

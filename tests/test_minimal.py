@@ -87,6 +87,7 @@ def test_it_has_less_than_250_lines_of_code(script):
         ("ppo", ["--env", "CartPole-v7"], "env is 'CartPole-v7'"),
         ("ppo", ["--env", "Pendulum-v1"], "continuous"),
         ("ppo", ["--num-minibatches", "7"], "num_minibatches is 7: it must divide 512"),
+        ("ppo", ["--num-minibatches", "512"], "num_minibatches is 512: at most 256"),
         ("ppo", ["--total-steps", "100"], "total_steps is 100: one rollout needs 512"),
         ("ppo", ["--num-envs", "-2"], "num_envs is -2: it must be at least 1"),
         ("ppo", ["--learning-rate", "-1"], "learning_rate is -1.0: it must be at least 0"),

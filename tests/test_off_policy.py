@@ -418,9 +418,9 @@ def test_what_cannot_be_shared_out_or_finished_is_refused():
     with pytest.raises(UsageError, match=words):
         trainer().iterations(20)
     for agent, env in ((SAC(), "Pendulum-v1"), (NormalizeObs(DQN()), "CartPole-v1")):
-        on_policy = OnPolicy(agent, VectorEnv(make(f"gymnax/{env}"), 2))
+        venv = VectorEnv(make(f"gymnax/{env}"), 2)
         with pytest.raises(UsageError, match="(SAC|DQN) learns from batches .* OffPolicy") as error:
-            on_policy.check()
+            OnPolicy(agent, venv)
         assert "\n" not in str(error.value)
 
 

@@ -282,7 +282,6 @@ def test_memory_restarts_with_the_episodes_and_a_rollout_begins_with_it():
 
 
 def test_an_agent_of_rollouts_is_refused_by_a_trainer_of_batches():
-    trainer = Offline(Reinforce(), VectorEnv(Rope(), 2), batch_size=4, num_updates=2)
     message = "Reinforce learns from its own rollouts; train it with OnPolicy"
     with pytest.raises(UsageError, match=message):
-        run(trainer, 8, **SMALL)
+        Offline(Reinforce(), VectorEnv(Rope(), 2), batch_size=4, num_updates=2)

@@ -246,6 +246,16 @@ def test_scaling_rewards_scales_what_the_value_learns():
             {"num_minibatches": 3},
             "num_minibatches is 3, which does not divide the 32 transitions of an update; 2 would",
         ),
+        (
+            {"num_minibatches": 32},
+            "num_minibatches is 32, and so its minibatches have 1 of the 32 transitions of an "
+            "update, and normalising over them needs 2; 16 would",
+        ),
+        (
+            {"num_minibatches": 100},
+            "num_minibatches is 100, which does not divide the 32 transitions of an update; "
+            "16 would",
+        ),
         ({"clip_eps": -0.1}, "clip_eps is -0.1; it must be more than 0"),
         ({"clip_value": 1}, "clip_value is 1; it must be True or False"),
         (
@@ -274,6 +284,20 @@ def test_hyper_parameters_that_cannot_work_are_refused(options, message, wrapped
     with pytest.raises(UsageError) as error:
         protocol.check(agent, 4 * 8)
     assert str(error.value) == message
+
+
+def test_a_single_advantage_is_refused_and_two_are_learnt_from():
+    env = VectorEnv(make("probe/action"), 1)
+    for num_steps, num_minibatches in [(1, 1), (1, 4), (2, 2), (64, 64)]:
+        trainer = OnPolicy(PPO(num_minibatches=num_minibatches), env, num_steps=num_steps)
+        with pytest.raises(UsageError, match="num_minibatches is|an update has 1 transition"):
+            jax.eval_shape(trainer.init, KEY)
+    agent = ppo(update_epochs=1, num_minibatches=1, learning_rate=0.05)
+    trainer = OnPolicy(agent, env, num_steps=2)
+    state, _ = jax.jit(trainer.train, static_argnums=1)(KEY, 400)
+    params = state.agent.networks.params["policy"]
+    probabilities = jax.nn.softmax(trainer.agent.policy.dist(params, jnp.ones((1,))).logits)
+    assert probabilities[1] > 0.95
 
 
 def test_a_policy_without_a_density_is_refused():

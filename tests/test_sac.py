@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import warnings
 from pathlib import Path
 
 import agents_numpy as ref
@@ -19,7 +20,7 @@ from jaxrl import metrics as m
 from jaxrl.agents import protocol
 from jaxrl.data.replay import Replay, ReplayBuffer
 from jaxrl.data.samplers import UniformReplay
-from jaxrl.nn.policies import Deterministic
+from jaxrl.nn.policies import Deterministic, Gaussian
 from jaxrl.training.gradient_steps import gradient_steps
 from jaxrl.types import Batch, Box, Spec, Transition
 
@@ -384,3 +385,24 @@ def test_discrete_actions_are_refused(kind):
     with pytest.raises(UsageError, match=message) as error:
         kind().bind(spec)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [SAC, TD3, DSAC, DSACT])
+def test_a_squashing_policy_says_what_unbounded_actions_it_never_takes(kind):
+    def bind(low, high):
+        return kind().bind(Spec(Box(-1.0, 1.0, (3,)), Box(low, high, (2,))))
+
+    family = type(kind().policy).__name__
+    words = rf"^{family} acts in \[-1, 1\], and element 1 of the actions has the bounds "
+    for low, high, stays in [
+        (-np.inf, np.inf, r"-inf and inf, so it stays in \[-1, 1\]"),
+        (0, np.float32(3.4028235e38), r"0 and inf, so it stays in \[0, 1\]"),
+    ]:
+        with pytest.warns(UserWarning, match=f"{words}{stays}; give it finite.*Gaussian$") as seen:
+            bind([0, low], [10, high])
+        assert len(seen) == 1 and "\n" not in str(seen[0].message)
+    with pytest.raises(UsageError, match=words + r"5 and inf, so it stays in \[5, 5\]"):
+        bind([0, 5], [10, np.inf])
+    with warnings.catch_warnings(action="error"):
+        bind([0, -2], [10, 3])
+        Gaussian().bind(Spec(Box(-1.0, 1.0, (3,)), Box(-np.inf, np.inf, (2,))))

@@ -8,6 +8,7 @@ import pickle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from shared import assert_same_bits, bits
 
@@ -36,8 +37,8 @@ from jaxrl.counters import counter_value
 from jaxrl.data import Dataset, Mixed, UniformReplay
 from jaxrl.envs.probe import Both
 from jaxrl.nn.critics import Critic, QNetwork, ValueFunction
-from jaxrl.nn.encoders import Flatten
-from jaxrl.nn.policies import AutoPolicy, Categorical, TanhGaussian
+from jaxrl.nn.encoders import CNN, Flatten
+from jaxrl.nn.policies import AutoPolicy, Categorical, Deterministic, TanhGaussian
 from jaxrl.optim import Adam
 from jaxrl.training.evaluate import evaluate, step_key
 from jaxrl.types import Step
@@ -427,48 +428,75 @@ def test_a_phase_of_environments_after_another_adds_its_warm_up():
 
 CARTPOLE = VectorEnv(make("gymnax/CartPole-v1"), 4)
 REFUSED = {
-    "SAC on policy": (OnPolicy(SAC(), pendulum()), (), "SAC learns from batches .* OffPolicy"),
-    "a wrapped one": (
-        OnPolicy(NormalizeObs(ScaleReward(DQN())), CARTPOLE),
+    "no dataset": (offline, {}, (), "UniformDataset samples from a dataset, and there is none; .*"),
+    "no dataset online": (
+        online,
+        {"sampler": Mixed()},
         (),
-        "DQN learns from batches of transitions; train it with OffPolicy or Offline",
+        "Mixed samples from a dataset, and there.*",
     ),
-    "PPO off policy": (OffPolicy(PPO(), CARTPOLE), (), "PPO learns from its own rollouts; .*"),
-    "PQN offline": (Offline(PQN(), CARTPOLE), dataset(), "PQN learns from its own rollouts; .*"),
-    "no dataset": (offline(), (), "UniformDataset samples from a dataset, and there is none; .*"),
-    "no dataset online": (online(sampler=Mixed()), (), "Mixed samples from a dataset, and there.*"),
-    "no transitions": (offline(), dataset(0), "the dataset has no transitions; .*"),
-    "no Dataset": (offline(), {"obs": jnp.zeros(3)}, "data is a dict; give a jaxrl.data.Dataset"),
+    "no transitions": (offline, {}, dataset(0), "the dataset has no transitions; .*"),
+    "no Dataset": (
+        offline,
+        {},
+        {"obs": jnp.zeros(3)},
+        "data is a dict; give a jaxrl.data.Dataset",
+    ),
     "no buffer": (
-        offline(sampler=UniformReplay()),
+        offline,
+        {"sampler": UniformReplay()},
         dataset(),
         "UniformReplay samples from a replay buffer, and Offline has none; give UniformDataset",
     ),
-    "a mixture offline": (offline(sampler=Mixed()), dataset(), "Mixed samples from a replay .*"),
+    "a mixture offline": (
+        offline,
+        {"sampler": Mixed()},
+        dataset(),
+        "Mixed samples from a replay .*",
+    ),
     "two n_steps": (
-        online(n_step=3, sampler=Mixed()),
+        online,
+        {"n_step": 3, "sampler": Mixed()},
         dataset(),
         "n_step is 3, and Mixed says itself how many rewards it sums; leave n_step out",
     ),
     "too few steps before learning": (
-        online(learning_starts=2, sampler=Mixed(online=UniformReplay(4))),
+        online,
+        {"learning_starts": 2, "sampler": Mixed(online=UniformReplay(4))},
         dataset(),
         "learning_starts is 2; n_step 4 needs 8",
     ),
+    "part of a reward": (
+        online,
+        {"sampler": Mixed(online=UniformReplay(1.5))},
+        dataset(),
+        "n_step is 1.5; it must be an integer",
+    ),
     "a delay that does not divide": (
-        offline(SAC(policy_delay=3)),
+        offline,
+        {"agent": SAC(policy_delay=3)},
         dataset(),
         "num_updates is 4, and policy_delay 3; it must be a multiple, as 6",
     ),
-    "minibatches": (tiny(ppo(minibatches=5)), (), "num_minibatches is 5, .* 32 transitions"),
-    "a number": (tiny(dataclasses.replace(ppo(), gamma=1.5)), (), "gamma is 1.5; it must be"),
-    "a size": (tiny(num_steps=0), (), "num_steps is 0; it must be at least 1"),
+    "minibatches": (
+        tiny,
+        {"agent": ppo(minibatches=5)},
+        (),
+        "num_minibatches is 5, .* 32 transitions",
+    ),
+    "a number": (
+        tiny,
+        {"agent": dataclasses.replace(ppo(), gamma=1.5)},
+        (),
+        "gamma is 1.5; it must be",
+    ),
+    "a size": (tiny, {"num_steps": 0}, (), "num_steps is 0; it must be at least 1"),
 }
 
 
-@pytest.mark.parametrize(("trainer", "data", "words"), REFUSED.values(), ids=REFUSED)
-def test_init_and_train_refuse_what_cannot_work_in_one_line(trainer, data, words):
-    key = jax.random.key(0)
+@pytest.mark.parametrize(("make", "options", "data", "words"), REFUSED.values(), ids=REFUSED)
+def test_init_and_train_refuse_what_cannot_work_in_one_line(make, options, data, words):
+    trainer, key = make(**options), jax.random.key(0)
     for attempt in (
         lambda: trainer.init(key, data),
         lambda: trainer.train(key, 10_000, data),
@@ -477,3 +505,87 @@ def test_init_and_train_refuse_what_cannot_work_in_one_line(trainer, data, words
         with pytest.raises(UsageError, match=words) as error:
             attempt()
         assert "\n" not in str(error.value)
+
+
+REFUSED_WHEN_MADE = {
+    "SAC on policy": (OnPolicy, SAC(), "SAC learns from batches .* OffPolicy"),
+    "a wrapped one": (
+        OnPolicy,
+        NormalizeObs(ScaleReward(DQN())),
+        "DQN learns from batches of transitions; train it with OffPolicy or Offline",
+    ),
+    "PPO off policy": (OffPolicy, PPO(), "PPO learns from its own rollouts; .*"),
+    "PQN offline": (Offline, PQN(), "PQN learns from its own rollouts; .*"),
+    "a class": (OnPolicy, PPO, r"agent is the class PPO; give an instance, as PPO\(\)"),
+    "widths": (
+        OnPolicy,
+        PPO(policy=AutoPolicy(hidden_dims=8)),
+        "policy.hidden_dims is 8; it must be a tuple of integers, as",
+    ),
+    "filters": (
+        OnPolicy,
+        PPO(policy=AutoPolicy(encoder=CNN(filters=None))),
+        "policy.encoder.filters is None; it must be a tuple of integers, as",
+    ),
+    "no part": (OnPolicy, PPO(critic=None), r"critic is a NoneType; .* as ValueFunction\(\)"),
+    "a class as part": (OnPolicy, PPO(policy=AutoPolicy), r"policy is a class; .* AutoPolicy\(\)"),
+    "optax": (
+        OnPolicy,
+        PPO(optimizer=optax.adam(1e-3)),
+        r"optimizer is a GradientTransformation.*; it must be a part, as Adam\(\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "agent", "words"), REFUSED_WHEN_MADE.values(), ids=REFUSED_WHEN_MADE
+)
+def test_trainers_refuse_agents_that_they_cannot_train_when_made(kind, agent, words):
+    """Before ``run``, ``train``, ``init`` or a loop over ``iteration`` could begin."""
+    with pytest.raises(UsageError, match=words) as error:
+        kind(agent, CARTPOLE)
+    assert "\n" not in str(error.value)
+
+
+def test_an_environment_that_is_no_vector_of_them_is_refused():
+    words = r"env is a _?\w+; give a vector of them, as VectorEnv\(env, 8\)"
+    with pytest.raises(UsageError, match=words):
+        OnPolicy(PPO(), make("gymnax/CartPole-v1"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (1e4, "steps is 10000.0; it must be an integer"),
+        (True, "steps is True; it must be an integer"),
+        (None, "steps is None; it must be an integer"),
+        ("100", "steps is '100'; it must be an integer"),
+        (0, "steps is 0; it must be at least 1"),
+        (-5, "steps is -5; it must be at least 1"),
+    ],
+)
+def test_train_counts_in_whole_steps(steps, words):
+    with pytest.raises(UsageError, match=words):
+        tiny().train(jax.random.key(0), steps)
+
+
+def test_train_refuses_what_cannot_fit_in_memory_even_once(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 10_000)
+    for trainer, words in [(tiny(), "num_envs is 4, whose"), (online(), "buffer_size is 120, ")]:
+        with pytest.raises(UsageError, match=words):
+            trainer.train(jax.random.key(0), 1_000)
+
+
+def test_evaluations_are_of_whole_episodes():
+    with pytest.raises(UsageError, match="episodes is 2.0; it must be an integer"):
+        tiny().evaluate(None, jax.random.key(0), 2.0)
+
+
+def test_a_swept_lower_bound_of_another_number_is_traced():
+    """The check that the one does not exceed the other is for concrete numbers."""
+    agent = TD3(exploration_noise_max=0.4, policy=Deterministic(hidden_dims=(8,)))
+
+    def init(noise):
+        return online(dataclasses.replace(agent, exploration_noise=noise)).init(jax.random.key(0))
+
+    jax.eval_shape(jax.vmap(init), jnp.array([0.1, 0.2]))

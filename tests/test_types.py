@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxrl import make
+from jaxrl.errors import UsageError
 from jaxrl.types import Box, Discrete, Spec
 
 BOX = Box([-1.0, 0.0], [1.0, np.inf], (2,))
@@ -56,6 +57,37 @@ def test_a_box_keeps_its_value_when_the_array_it_was_made_of_changes():
     assert box == Box(-1.0, 1.0, (2,)) and hash(box) == before
     with pytest.raises(ValueError, match="read-only"):
         box.low[:] = 0.0
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, jnp.bfloat16])
+def test_the_largest_float_is_no_bound(dtype):
+    largest = float(jnp.finfo(dtype).max)
+    box = Box([-largest, -1.0, 0.0], [1.0, largest, 1.0], (3,), dtype)
+    assert box == Box([-np.inf, -1.0, 0.0], [1.0, np.inf, 1.0], (3,), dtype)
+    np.testing.assert_array_equal(box.bounded, [False, False, True])
+    beyond = Box(-1e300, 1e300, (), dtype)  # the actions themselves are float32
+    assert beyond == Box(-np.inf, np.inf, (), dtype) and not beyond.bounded
+
+
+def test_the_largest_integer_is_a_bound():
+    assert np.all(Box(0, 255, (2,), np.uint8).bounded)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "words"),
+    [
+        (1.0, -1.0, np.float32, r"low is \[1.0, 1.0\] and high \[-1.0, -1.0\]"),
+        (np.nan, 1.0, np.float32, "every element needs low <= high"),
+        (np.inf, np.inf, np.float32, "every element needs low <= high"),
+        (-np.inf, -np.inf, np.float32, "every element needs low <= high"),
+        ([-1.0] * 3, 1.0, np.float32, r"low is \[-1.0, -1.0, -1.0\]; it must be a number of flo"),
+        (-1.0, "one", np.float32, "high is 'one'; it must be a number of float32"),
+        (0, np.inf, np.int32, "high is inf; it must be a number of int32"),
+    ],
+)
+def test_bounds_that_enclose_nothing_are_refused(low, high, dtype, words):
+    with pytest.raises(UsageError, match=words):
+        Box(low, high, (2,), dtype)
 
 
 @pytest.mark.parametrize("observation", [BOX, PARTS], ids=["box", "parts"])

@@ -178,11 +178,42 @@ def test_actions_are_clipped_and_rescaled_to_the_space():
     np.testing.assert_allclose(found, [[-2, 0], [2, 10], [0, 5], [2, 0]])
 
 
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        ([0, -np.inf], [10, np.inf], [[0, -1], [5, 0], [10, 1], [10, 9]]),
+        ([0, -LARGEST], [10, LARGEST], [[0, -1], [5, 0], [10, 1], [10, 9]]),
+        ([-2, 0], [2, np.inf], [[-2, 0], [0, 0], [2, 1], [2, 9]]),  # one bound
+        ([-np.inf, -4], [0.5, 4], [[-1, -4], [0, 0], [0.5, 4], [0.5, 4]]),
+        ([3, -2], [3, 1], [[3, -2], [3, -0.5], [3, 1], [3, 1]]),  # a single value
+    ],
+)
+def test_each_action_element_is_scaled_to_its_own_bounds(low, high, expected):
+    space = Box(low, high, (2,))
+    actions = jnp.array([-1.0, 0.0, 1.0, 9.0])[:, None] * jnp.ones(2)
+    np.testing.assert_allclose(rescale(space, actions), np.float32(expected))
+    np.testing.assert_allclose(rescale(space, actions[0]), np.float32(expected[0]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"num_envs": 0}, "num_envs is 0; it must be at least 1"),
-        ({"num_envs": 4, "reset_mode": "frsh"}, "reset_mode is 'frsh'; choose one of fresh, pool"),
+        ({"num_envs": 4, "reset_mode": "frsh"}, "reset_mode is 'frsh'; did you mean fresh"),
+        ({"num_envs": 4.0}, "num_envs is 4.0; it must be an integer"),
+        ({"num_envs": "4"}, "num_envs is '4'; it must be an integer"),
+        ({"num_envs": True}, "num_envs is True; it must be an integer"),
+        ({"num_envs": None}, "num_envs is None; it must be an integer"),
+        ({"num_envs": [4]}, r"num_envs is \(4,\); it must be an integer"),
+        (
+            {"num_envs": 2**31},
+            "num_envs is 2147483648; it must be .* at most 2147483647",
+        ),
+        ({"num_envs": 4, "reset_mode": 3}, "reset_mode is 3; choose one of first, fresh, pool"),
+        ({"num_envs": 4, "max_steps": 10.0}, "max_steps is 10.0; it must be an integer"),
         ({"num_envs": 4, "max_steps": -1}, "max_steps is -1; it must be at least 1"),
         ({"num_envs": 4, "pool_size": 0}, "pool_size is 0; it must be at least 1"),
     ],

@@ -33,9 +33,16 @@ class DQN:
     ``double`` lets the Q-network choose the next action and the target network value it (van
     Hasselt et al. 2016, "Deep Reinforcement Learning with Double Q-learning");
     ``q_network.dueling`` separates state values from advantages (Wang et al. 2016, "Dueling Network
-    Architectures for Deep Reinforcement Learning"). Departures from the paper: Adam instead of
-    RMSProp, rewards are not clipped (scale them with ``ScaleReward``), a time limit bootstraps from
-    the true next state, and the default network is an MLP on the flattened observation.
+    Architectures for Deep Reinforcement Learning").
+
+    ``huber`` is the paper's clipping of errors to [-1, 1], there together with rewards clipped to
+    [-1, 1]. It biases values wherever returns from one state differ by more than it: with rewards
+    of 1, ends at random with probability 0.1, and gamma 0.9, the fixed point is 8.9, and the truth
+    5.3. With ``huber=None`` values are expected returns; rewards scaled down are biased less.
+
+    Departures from the paper: Adam instead of RMSProp, rewards are not clipped (scale them with
+    ``ScaleReward``), a time limit bootstraps from the true next state, and the default network is
+    an MLP on the flattened observation.
     """
 
     learns_from: ClassVar = "batches"
@@ -50,7 +57,11 @@ class DQN:
     tau: float = number(1.0, 0, 1, help="step of the target network; 1 copies the Q-network")
     target_every: int = size(1_000, help="gradient steps from one such step to the next")
     huber: float | None = number(
-        1.0, above=0, optional=True, help="errors beyond this count linearly; None squares them all"
+        1.0,
+        above=0,
+        optional=True,
+        help="errors beyond this, in units of the scaled return, count linearly, so values are "
+        "no means where targets differ by more; None squares all errors, and values are means",
     )
     epsilon_start: float = number(1.0, 0, 1, help="initial probability of a random action")
     epsilon_end: float = number(0.05, 0, 1, help="final probability of a random action")

@@ -8,12 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import stop_gradient
 
 from jaxrl import hyper, optim
 from jaxrl.agents import protocol
 from jaxrl.errors import UsageError
-from jaxrl.hyper import flag, number, part, size
+from jaxrl.hyper import bound, flag, number, part, size
 from jaxrl.losses import huber
 from jaxrl.metrics import Metrics, mean_of, merged
 from jaxrl.nn.critics import Critic
@@ -59,6 +60,10 @@ class DSAC:
     on every second step, next actions come from a target policy, and all gradients of a step are
     taken at the same parameters. With n-step returns, the entropy of the actions between first and
     last is left out.
+
+    As in that code, densities and entropies are of actions in the environment's units, in the
+    target entropy, in the soft rewards and in the metric: ``log pi`` is less than that of actions
+    in [-1, 1] by ``sum log((high - low) / 2)``. (SAC's are of actions in [-1, 1].)
     """
 
     learns_from: ClassVar = "batches"
@@ -72,11 +77,14 @@ class DSAC:
     gamma: float = number(0.99, 0, 1, help="discount")
     tau: float = number(0.005, 0, 1, help="step of the target networks")
     initial_alpha: float = number(2.718281828, above=0, help="initial temperature")
-    target_entropy: float = number(-1.0, help="entropy per action element, in nats")
+    target_entropy: float = number(
+        -1.0, help="entropy per action element, in nats, of actions in the environment's units"
+    )
     td_bound: float = number(
         20.0, above=0, help="half-width of the interval around Q, in units of the scaled return"
     )
     policy_delay: int = size(2, help="gradient steps from one update of the actor to the next")
+    log_scale: float = bound(0.0)  # sum log((high - low) / 2)
 
     most_critics: ClassVar = 1
 
@@ -85,7 +93,10 @@ class DSAC:
         protocol.require_continuous(self, spec)
         protocol.require_methods(self, "policy", ["dist"], "TanhGaussian")
         critic = dataclasses.replace(self.critic.bind(spec), num_outputs=2)
-        return dataclasses.replace(self, policy=self.policy.bind(spec), critic=critic)
+        scale = log_scale(spec.action)
+        return dataclasses.replace(
+            self, policy=self.policy.bind(spec), critic=critic, log_scale=scale
+        )
 
     def check(self, rows: int) -> None:
         """Raise UsageError for more critics than the algorithm has."""
@@ -129,7 +140,12 @@ class DSAC:
         mean, std = self.distribution(state.target_critic, batch.next_obs, action)
         noise = jax.random.normal(row_key(return_key), std.shape)
         sample = mean + std * jnp.clip(noise, -NOISE_CLIP, NOISE_CLIP)
-        return mean, sample, trace.log_prob
+        return mean, sample, self.log_prob(trace)
+
+    def log_prob(self, trace: Any) -> Array:
+        """Return ``log pi(a | s)`` of a traced action in the environment's units: ``[B]``."""
+        log_prob: Array = trace.log_prob - self.log_scale
+        return log_prob
 
     def soft_target(
         self, state: DSACState, batch: Batch, next_value: Array, log_prob: Array
@@ -159,8 +175,8 @@ class DSAC:
         action, trace = self.policy.dist(params, batch.obs).sample(key)
         q, _ = self.distribution(state.critic.params, batch.obs, action)
         alpha = jnp.exp(state.log_alpha.params)
-        loss = jnp.mean(alpha * trace.log_prob - jnp.min(q, axis=0))
-        return loss, -jnp.mean(trace.log_prob)
+        log_prob = self.log_prob(trace)
+        return jnp.mean(alpha * log_prob - jnp.min(q, axis=0)), -jnp.mean(log_prob)
 
     def alpha_loss(self, log_alpha: Array, entropy: Array) -> tuple[Array, None]:
         """``log alpha (H - H_target)``."""
@@ -304,6 +320,13 @@ class DSACT(DSAC):
             q_loss = huber(q - target.mean, HUBER_WIDTH)
             loss = jnp.clip(weight, 0.1, 10.0) * (q_loss + slope * std)
         return jnp.sum(jnp.mean(loss, axis=-1)), {"q": mean_of(q), "q_std": mean_of(std)}
+
+
+def log_scale(space: Any) -> float:
+    """Return ``sum log((high - low) / 2)`` over the action elements that are scaled to bounds."""
+    scaled = space.bounded & (space.low < space.high)
+    half = (space.high.astype(float) - space.low.astype(float)) / 2
+    return float(np.sum(np.log(half[scaled])))
 
 
 def _likelihood_loss(q: Array, std: Array, target_mean: Array, error: Array) -> Array:

@@ -20,16 +20,29 @@ Carry = TypeVar("Carry")
 Step = Callable[[Key, Carry, Any], tuple[Carry, Metrics]]
 
 
-def check_divides(num_minibatches: int, transitions: int) -> None:
-    """Raise UsageError unless the ``transitions`` of one update (and shard) divide evenly."""
-    if transitions % num_minibatches:
-        below = min(num_minibatches, transitions)
-        nearest = (m for d in range(below) for m in (below - d, below + d))
-        best = next(m for m in nearest if transitions % m == 0)
+def check_divides(num_minibatches: int, transitions: int, least: int = 1) -> None:
+    """Raise UsageError unless the ``transitions`` of one update (and shard) divide evenly.
+
+    Into minibatches of at least ``least``: 2 for agents that normalise over a minibatch.
+    """
+    most = transitions // least
+    if most < 1:
         raise UsageError(
-            f"num_minibatches is {num_minibatches}, which does not divide the "
-            f"{transitions} transitions of an update; {best} would"
+            f"an update has {transitions} transition, and the agent normalises over a minibatch "
+            f"of at least {least}; give a larger num_steps, such as 128, or more num_envs"
         )
+    if transitions % num_minibatches == 0 and num_minibatches <= most:
+        return
+    below = min(num_minibatches, most)
+    nearest = (m for d in range(below) for m in (below - d, below + d) if m <= most)
+    best = next(m for m in nearest if transitions % m == 0)
+    wrong = f"which does not divide the {transitions} transitions of an update"
+    if transitions % num_minibatches == 0:
+        wrong = (
+            f"and so its minibatches have {transitions // num_minibatches} of the {transitions} "
+            f"transitions of an update, and normalising over them needs {least}"
+        )
+    raise UsageError(f"num_minibatches is {num_minibatches}, {wrong}; {best} would")
 
 
 def minibatch_epochs(

@@ -74,7 +74,9 @@ class PPO:
         help="stop an update once a minibatch's KL divergence from the acting policy exceeds this",
     )
     update_epochs: int = size(4, help="passes over a rollout")
-    num_minibatches: int = size(4, help="minibatches of each pass; divides the transitions")
+    num_minibatches: int = size(
+        4, help="minibatches of each pass; divides the transitions, at least two in each"
+    )
     clip_value: bool = flag(
         False, help="clip the value loss by clip_eps, in units of the scaled reward"
     )
@@ -91,8 +93,11 @@ class PPO:
         return dataclasses.replace(self, policy=policy, critic=critic)
 
     def check(self, rows: int) -> None:
-        """Raise UsageError unless the transitions of an update divide into minibatches."""
-        minibatches.check_divides(self.num_minibatches, rows)
+        """Raise UsageError unless the transitions of an update divide into minibatches.
+
+        Of two at least: a single advantage, normalised, is 0.
+        """
+        minibatches.check_divides(self.num_minibatches, rows, least=2)
 
     def init(self, key: Key) -> PPOState:
         """Return fresh networks."""

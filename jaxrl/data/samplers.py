@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxrl.data.dataset import Dataset
 from jaxrl.data.replay import Replay
-from jaxrl.require import require
+from jaxrl.require import plain, require, require_integer
 from jaxrl.rng import row_key
 from jaxrl.types import Array, Batch, Key, Transition
 
@@ -36,9 +36,12 @@ class UniformReplay:
     needs_replay: ClassVar[bool] = True
     needs_data: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n_step", plain(self.n_step))
+
     def check(self) -> None:
         """Raise UsageError for an ``n_step`` below 1."""
-        require("n_step", self.n_step, 1)
+        require_integer("n_step", self.n_step)
 
     def sample(
         self, store: Replay, data: Any, key: Key, shape: tuple[int, ...], gamma: Array | float

@@ -187,20 +187,11 @@ def _observation(task: str, env: Any, params: Any) -> Box:
         return Box(0.0, 1.0, (space.n,))
     if task in MISSTATED:
         return Box(-np.inf, np.inf, space.shape)
-    return _box(space)
+    return Box(space.low, space.high, space.shape)
 
 
 def _action(env: Any, params: Any) -> Box | Discrete:
     space = env.action_space(params)
-    return Discrete(int(space.n)) if hasattr(space, "n") else _box(space)
-
-
-def _box(space: Any) -> Box:
-    """gymnax writes infinity as the largest float."""
-    largest = np.finfo(np.float32).max
-    low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
-    return Box(
-        np.where(low <= -largest, -np.inf, low),
-        np.where(high >= largest, np.inf, high),
-        tuple(space.shape),
-    )
+    if hasattr(space, "n"):
+        return Discrete(int(space.n))
+    return Box(space.low, space.high, space.shape)

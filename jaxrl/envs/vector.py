@@ -7,8 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxrl.errors import UsageError
+from jaxrl.envs.contract import check_contract
+from jaxrl.require import plain, require_choice, require_integer
 from jaxrl.rng import row_key
 from jaxrl.sharding import shard_count
 from jaxrl.types import Array, Box, Environment, Key, PyTree, Spec, Step
@@ -39,7 +41,8 @@ def select(where: Array, a: PyTree, b: PyTree) -> PyTree:
 def rescale(space: Any, action: Array) -> Array:
     """Return an agent's action in [-1, 1] in the units of the space; indices pass unchanged.
 
-    Values outside [-1, 1] are clipped first. Elements without finite bounds pass unchanged.
+    An element with two finite bounds is clipped to [-1, 1], and scaled so that -1 and 1 are its
+    bounds. Another one is already in the space's units, and only clipped to the bound it has.
 
     Raises:
         ValueError: for an action whose last axes are not the space's, which would be broadcast.
@@ -48,9 +51,12 @@ def rescale(space: Any, action: Array) -> Array:
         return action
     if action.shape[max(action.ndim - len(space.shape), 0) :] != space.shape:
         raise ValueError(f"action has shape {action.shape}; its last axes must be {space.shape}")
-    if space.bounded:
-        return space.low + (jnp.clip(action, -1.0, 1.0) + 1.0) * (0.5 * (space.high - space.low))
-    return jnp.clip(action, space.low, space.high)
+    bounded = space.bounded
+    low, high = (np.where(bounded, bound, 0) for bound in (space.low, space.high))
+    scaled = (jnp.clip(action, -1.0, 1.0) + 1.0) * (0.5 * (high - low)) + low
+    if np.all(bounded):
+        return scaled
+    return jnp.where(bounded, scaled, jnp.clip(action, space.low, space.high))
 
 
 def _all_finite(tree: PyTree, num_envs: int) -> Array:
@@ -79,6 +85,10 @@ class VectorEnv:
     An episode that reaches ``max_steps`` (default: the environment's own) is truncated, unless it
     terminates on that very step. A non-finite observation or reward ends the episode as terminated,
     is stored as zeros and is flagged in ``info["nonfinite"]``.
+
+    Raises:
+        UsageError: for sizes that cannot work, and for an environment that breaks the contract of
+            ``jaxrl.types.Environment`` by its shapes or dtypes.
     """
 
     env: Environment
@@ -88,16 +98,17 @@ class VectorEnv:
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num_envs < 1:
-            raise UsageError(f"num_envs is {self.num_envs}; it must be at least 1")
-        if self.pool_size < 1:
-            raise UsageError(f"pool_size is {self.pool_size}; it must be at least 1")
-        if self.reset_mode not in (None, "fresh", "pool", "first"):
-            raise UsageError(f"reset_mode is {self.reset_mode!r}; choose one of fresh, pool, first")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise UsageError(f"max_steps is {self.max_steps}; it must be at least 1")
-        if (self.spec.max_steps or 1) >= 2**31:  # steps are counted in int32
-            raise UsageError(f"max_steps is {self.spec.max_steps}; it must be at most 2147483647")
+        for name in ("num_envs", "pool_size", "max_steps"):
+            value = plain(getattr(self, name))
+            optional = name == "max_steps"
+            require_integer(name, value, 1, 2**31 - 1, optional=optional)  # counted in int32
+            object.__setattr__(self, name, value)
+        if self.reset_mode is not None:
+            require_choice("reset_mode", self.reset_mode, ResetMode)
+        # Those of the library are tested, and physics takes seconds to trace.
+        if not type(self.env).__module__.startswith("jaxrl.envs."):
+            check_contract(self.env)
+        require_integer("max_steps", self.spec.max_steps, 1, 2**31 - 1, optional=True)
         if self.reset_mode is None:
             cheap = self.env.cheap or getattr(self.env, "cheap_resets", False)
             object.__setattr__(self, "reset_mode", "fresh" if cheap else "pool")
@@ -106,7 +117,7 @@ class VectorEnv:
     def spec(self) -> Spec:
         """The environment's spec, with the time limit that holds here."""
         spec = self.env.spec
-        return dataclasses.replace(spec, max_steps=self.max_steps or spec.max_steps)
+        return dataclasses.replace(spec, max_steps=self.max_steps or plain(spec.max_steps))
 
     @property
     def local_envs(self) -> int:

@@ -14,10 +14,12 @@ Actions are in [-1, 1] or an index.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+import warnings
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl import hyper
 from jaxrl.errors import UsageError
@@ -26,7 +28,7 @@ from jaxrl.nn import distributions
 from jaxrl.nn.distributions import Distribution, Trace
 from jaxrl.nn.encoders import POLICY_KEYS
 from jaxrl.nn.part import NetworkPart
-from jaxrl.types import Array, Discrete, Key, PyTree, Spec
+from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec
 
 Std = Literal["independent", "softplus", "exp"]
 STD_HELP = (
@@ -41,6 +43,8 @@ class _Policy(NetworkPart):
 
     head_scale: float = number(1.0, above=0, help="gain of an orthogonal head")
 
+    squashes: ClassVar = False  # whether its actions never leave [-1, 1]
+
     @property
     def outputs(self) -> int:
         """The number of the network's outputs."""
@@ -49,9 +53,13 @@ class _Policy(NetworkPart):
     def bind(self, spec: Spec) -> Any:
         """Return the policy for ``spec``.
 
+        A family that squashes warns of action elements without two finite bounds.
+
         Raises:
             UsageError: for actions or observations that the family cannot handle.
         """
+        if self.squashes:
+            check_reach(self, spec)
         encoder = self.encoder.bind(spec.observation, POLICY_KEYS)
         return dataclasses.replace(self, encoder=encoder, action_dim=vector_size(self, spec))
 
@@ -116,7 +124,7 @@ class Gaussian(_Density):
         """Return fresh parameters."""
         params = super().init(key)
         if self.std == "independent":
-            params["log_std"] = jnp.full(self.action_dim, jnp.log(self.initial_std))
+            params["log_std"] = jnp.full(self.action_dim, jnp.log(jnp.float32(self.initial_std)))
         return params
 
     def mean_and_std(self, params: PyTree, obs: PyTree) -> tuple[Array, Array]:
@@ -140,6 +148,8 @@ class TanhGaussian(Gaussian):
 
     std: Std = choice("exp", Std, help=STD_HELP)
 
+    squashes: ClassVar = True
+
     def dist(self, params: PyTree, obs: PyTree) -> Any:
         """Return the distribution at ``obs[..., *O]``."""
         return distributions.TanhNormal(*self.mean_and_std(params, obs))
@@ -148,6 +158,8 @@ class TanhGaussian(Gaussian):
 @hyper.dataclass
 class Deterministic(_Policy):
     """One action for each observation, ``tanh`` of the network's output. It has no density."""
+
+    squashes: ClassVar = True
 
     def action(self, params: PyTree, obs: PyTree) -> Array:
         """Return the action ``[..., A]`` in (-1, 1) at ``obs[..., *O]``."""
@@ -182,6 +194,28 @@ class AutoPolicy(Gaussian):
         family = Categorical if isinstance(spec.action, Discrete) else continuous
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(family)}
         return family(**fields).bind(spec)
+
+
+def check_reach(part: Any, spec: Spec) -> None:
+    """Warn of action elements without two finite bounds, which [-1, 1] cannot be scaled to.
+
+    Raises:
+        UsageError: if one could take but a single value, as all of [-1, 1] is beyond its bounds.
+    """
+    if not isinstance(spec.action, Box):
+        return
+    for index in map(tuple, np.argwhere(~spec.action.bounded)):
+        low, high = spec.action.low[index], spec.action.high[index]
+        least, most = np.clip((-1.0, 1.0), low, high)
+        element = index[0] if len(index) == 1 else index
+        text = (
+            f"{type(part).__name__} acts in [-1, 1], and element {element} of the actions has the "
+            f"bounds {low:g} and {high:g}, so it stays in [{least:g}, {most:g}]; give it finite "
+            "bounds in the environment's spec, or a policy that does not squash, such as Gaussian"
+        )
+        if least == most:
+            raise UsageError(text)
+        warnings.warn(text, stacklevel=2)
 
 
 def vector_size(part: Any, spec: Spec) -> int:

@@ -16,6 +16,7 @@ from jaxrl.config import to_config
 from jaxrl.counters import counter_add, counter_zero
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
+from jaxrl.require import require_integer
 from jaxrl.sharding import reducing_over, shard_count
 from jaxrl.training.evaluate import Evaluation, evaluate
 from jaxrl.training.sizes import INT32_MAX, check_gradient_steps, require_divides
@@ -34,12 +35,17 @@ class Trainer:
     """An agent, its vector environment, and a static schedule: one ``iteration`` after another.
 
     A frozen pytree like the agents: numbers are leaves, so ``vmap`` over trainers sweeps them. The
-    agent is bound to the environment's spec.
+    constructor binds the agent to the environment's spec.
 
     Attributes:
         agent: the agent, wrapped or not.
         env: the vector environment.
         axis: the mesh axis over which the environments are sharded inside ``shard_map``, or None.
+
+    Raises:
+        UsageError: for an agent that learns from other data than the trainer has, or that cannot
+            work in the environment. What depends on numbers and sizes is refused by ``check``,
+            which ``init``, ``train`` and ``run`` call.
     """
 
     agent: Any
@@ -50,8 +56,23 @@ class Trainer:
     unit: ClassVar[str] = "env_steps"  # what the length of a run counts
 
     def __post_init__(self) -> None:
+        hyper.simplify(self)
+        if isinstance(self.agent, type):
+            name = self.agent.__name__
+            raise UsageError(f"agent is the class {name}; give an instance, as {name}()")
+        if not isinstance(self.env, VectorEnv):
+            name = type(self.env).__name__
+            raise UsageError(f"env is a {name}; give a vector of them, as VectorEnv(env, 8)")
         if hasattr(self.agent, "bind"):  # not a placeholder that JAX puts into trees
+            self._check_kind()
+            hyper.check_static(self.agent)
             object.__setattr__(self, "agent", self.agent.bind(self.env.spec))
+
+    def _check_kind(self) -> None:
+        """Raise UsageError for an agent that learns from what this trainer does not have."""
+        found = protocol.learns_from(self.agent)
+        if found != self.learns_from:
+            raise UsageError(f"{type(protocol.innermost(self.agent)).__name__} {INSTEAD[found]}")
 
     # Sizes
 
@@ -126,9 +147,6 @@ class Trainer:
                 "jax_enable_x64 is on, and training is in float32; unset JAX_ENABLE_X64"
             )
         hyper.check_fields(self)
-        found = protocol.learns_from(self.agent)
-        if found != self.learns_from:
-            raise UsageError(f"{type(protocol.innermost(self.agent)).__name__} {INSTEAD[found]}")
         require_divides("num_envs", self.env.num_envs, shards)
         check_gradient_steps(self)
 
@@ -273,7 +291,16 @@ class Trainer:
         Steps are counted in the trainer's ``unit``. Returns the final state and every metric per
         iteration ``[I]``; means are NaN where there was nothing to average, as ``episode_return``
         before any episode has ended.
+
+        Raises:
+            UsageError: for what ``run`` refuses too: what cannot work together, does not fit in
+                memory even once, or trains for no whole number of steps.
         """
+        require_integer("steps", steps)
+        with reducing_over(self.axis):
+            self.check(shard_count())
+        if self.axis is None:
+            self.check_memory(1, 1)
 
         def body(ts: TrainState, index: Array) -> tuple[TrainState, dict[str, Array]]:
             ts, metrics = self.iteration(ts, data, index)
@@ -284,7 +311,12 @@ class Trainer:
     def evaluate(
         self, ts: TrainState, key: Key, episodes: int = 32, mode: Mode = "greedy"
     ) -> Evaluation:
-        """Play ``episodes`` whole episodes of the current policy; equal keys give equal starts."""
+        """Play ``episodes`` whole episodes of the current policy; equal keys give equal starts.
+
+        Raises:
+            UsageError: unless ``episodes`` is an integer of at least 1.
+        """
+        require_integer("episodes", episodes)
         return self.evaluate_from(ts, jax.random.split(key, episodes), mode)
 
     def evaluate_from(self, ts: TrainState, keys: Key, mode: Mode = "greedy") -> Evaluation:
