@@ -228,6 +228,7 @@ def test_gradient_of_the_mean_is_sacs_times_a_factor_if_the_variance_is_huge():
         noise = (targets.sample - targets.mean)[0][batch.discount > 0]
         assert np.std(noise / batch.discount[batch.discount > 0]) > raw / 2
         found, _ = jax.grad(agent.critic_loss, has_aux=True)(critic, state, batch, key)
+        key, _ = jax.random.split(key)  # of next actions; DSAC-T draws returns too
         expected, _ = jax.grad(sac.critic_loss, has_aux=True)(means(critic), plain, batch, key)
         factor = 1.0 / (2.0 * (raw**2 + 0.1))
         scaled = jax.tree.map(lambda x: factor * x, expected)

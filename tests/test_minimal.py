@@ -431,7 +431,7 @@ def test_sac_s_targets_bootstrap_at_time_limits_and_not_at_ends(minimal_sac):
 
     def both(row):
         row = jax.tree.map(lambda x: x[None], row)
-        noise = jax.random.normal(jax.random.split(key)[0], (1, 1))
+        noise = jax.random.normal(key, (1, 1))
         theirs = learner.critic_loss(zeros, state, row, noise)
         mine, _ = SAC_AGENT.critic_loss(zeros_of_ours, ours, as_our_batch(row), key)
         return theirs, mine
