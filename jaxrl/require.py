@@ -80,7 +80,9 @@ def require_integer(
         return
     if not is_integer(value):
         raise UsageError(f"{name} is {shown(value)}; it must be an integer")
-    require(name, value, low, high)
+    if plain(value) > high:
+        raise UsageError(f"{name} is {plain(value)}; it must be at most {high}")
+    require(name, value, low)
 
 
 def shown(value: Any) -> str:

@@ -570,7 +570,7 @@ def test_train_counts_in_whole_steps(steps, words):
 
 
 def test_train_refuses_what_cannot_fit_in_memory_even_once(monkeypatch):
-    monkeypatch.setattr(memory, "free_memory", lambda: 10_000)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1_000)
     for trainer, words in [(tiny(), "num_envs is 4, whose"), (online(), "buffer_size is 120, ")]:
         with pytest.raises(UsageError, match=words):
             trainer.train(jax.random.key(0), 1_000)
