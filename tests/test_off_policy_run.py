@@ -51,8 +51,8 @@ def test_a_single_member_runs_as_itself():
 
 
 def test_buffers_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
-    t = trainer(buffer_size=10**12)
-    words = "buffer_size is 1000000000000, which needs .* GiB .* fits"
+    t = trainer(buffer_size=2 * 10**9)
+    words = "buffer_size is 2000000000, which needs .* GiB .* fits"
     with pytest.raises(UsageError, match=words):
         run(t, 1000, run_dir=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()

@@ -91,13 +91,13 @@ def test_wrong_input_of_the_function_is_refused_too():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"batch_size": 10**12}, "batch_size is 1000000000000 and num_updates 1, .* would fit"),
-        ({"num_updates": 10**12}, "at most 16777216, so lower num_updates .1000000000000.$"),
-        ({"cycles": 10**12}, "at most 16777216, so lower cycles .1000000000000., num_updates .1.$"),
-        ({"num_steps": 10**12}, "buffer_size is 1000000, less than the 1000000000000 transitions"),
-        ({"learning_starts": 10**12}, "buffer_size is 1000000, less than the 1000000000000 tran"),
-        ({"n_step": 10**12}, "learning_starts is 5000; n_step 1000000000000 needs"),
-        ({"buffer_size": 10**12}, "buffer_size is 1000000000000, which needs .* fits"),
+        ({"batch_size": 10**9}, "batch_size is 1000000000 and num_updates 1, .* would fit"),
+        ({"num_updates": 10**9}, "at most 16777216, so lower num_updates .1000000000.$"),
+        ({"cycles": 10**9}, "at most 16777216, so lower cycles .1000000000., num_updates .1.$"),
+        ({"num_steps": 10**9}, "buffer_size is 1000000, less than the 1000000000 transitions"),
+        ({"learning_starts": 10**9}, "buffer_size is 1000000, less than the 1000000000 tran"),
+        ({"n_step": 10**9}, "learning_starts is 5000; n_step 1000000000 needs"),
+        ({"buffer_size": 2 * 10**9}, "buffer_size is 2000000000, which needs .* fits"),
     ],
 )
 def test_sizes_that_cannot_fit_are_refused_before_anything_is_built(monkeypatch, sizes, message):

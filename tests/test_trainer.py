@@ -124,7 +124,7 @@ def test_metrics_add_up_in_any_grouping_and_know_when_there_was_nothing():
     weights = rows["episode_return"].weight
     expected = float(np.nansum(np.asarray(values["episode_return"]) * weights) / weights.sum())
     assert found["episode_return"] == pytest.approx(expected, rel=1e-5)
-    assert found["kl"] == pytest.approx(float(values["kl"].mean()), rel=1e-4)
+    assert found["kl"] == pytest.approx(float(values["kl"].mean()), rel=1e-3)
     assert np.isnan(values["episode_return"][0]) and values["episodes"][0] == 0
 
 

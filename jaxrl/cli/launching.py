@@ -94,7 +94,8 @@ def _render(result: Run, folder: Path, quiet: bool) -> None:
             folder, classes=classes_of(trainer.agent), env=None if known else env
         )
     except Exception as error:
-        print(f"warning: no episode was drawn: {one_line(error)}", file=sys.stderr)
+        reason = one_line(" ".join(str(error).split()))
+        print(f"warning: no episode was drawn: {reason}", file=sys.stderr)
         return
     for note in rendering.notes:
         print(f"warning: {note}", file=sys.stderr)

@@ -153,7 +153,8 @@ def make(task: str, /, max_steps: int | None = None, **options: Any) -> Environm
     limit = getattr(env.default_params, _LIMIT)
     limit = limit if max_steps is None else type(limit)(max_steps)  # a float in BernoulliBandit
     params = env.default_params.replace(**changed, **{_LIMIT: limit})
-    spec = Spec(_observation(task, env, params), _action(env, params), int(limit))
+    with jax.ensure_compile_time_eval():  # also where a user's function is being traced
+        spec = Spec(_observation(task, env, params), _action(env, params), int(limit))
     try:
         return GymnaxEnv(name, env, params, spec, clock=task in CLOCKS)  # traces a reset
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:

@@ -63,7 +63,8 @@ class ProgressBar:
     def message(self, text: str) -> None:
         """Print one line above the bar."""
         if not self._quiet:
-            self._console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
+            text = one_line(" ".join(text.split()))
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Stop, leaving the last state of the bar on the screen."""
