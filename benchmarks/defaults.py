@@ -71,7 +71,8 @@ def measure(algorithm: str, task: str, seeds: int, max_steps: int | None, runs: 
     if steps < settings["total_steps"]:
         words += ["--total-steps", str(steps)]
     folder = runs / f"{algorithm}_{task.replace('/', '-')}_{steps}"
-    sparse = ["--eval-every", str(steps), "--run-dir", str(folder), "--quiet"]
+    sparse = ["--eval-every", str(steps), "--log-every", str(-(-steps // 50))]
+    sparse += ["--run-dir", str(folder), "--quiet"]
     resume = ["--resume"] if folder.exists() else []
     script = str(EXPERIMENTS / f"{algorithm}.py")
     done = subprocess.run([sys.executable, script, *words[1:], *sparse, *resume], check=False)
