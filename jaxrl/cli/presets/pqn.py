@@ -21,6 +21,13 @@ PRESETS = [
             learning_rate=1e-4, q_lambda=0.95, epsilon_end=0.2, update_epochs=4, num_minibatches=16
         ),
     ),
+    # Chance never reaches the flag. Values of 0 at first are too high, and so lead a policy that is
+    # almost greedy to states it has not seen, if rewards are not scaled down and learning is quick.
+    Preset(
+        "gymnax/MountainCar-v0",
+        reward_scale=1.0,
+        agent=dict(learning_rate=5e-3, q_lambda=0.65, epsilon_start=0.1, epsilon_end=0.0),
+    ),
     Preset(
         "gymnax/*-MinAtar",
         total_steps=4_000_000,
