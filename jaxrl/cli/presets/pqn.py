@@ -21,12 +21,14 @@ PRESETS = [
             learning_rate=1e-4, q_lambda=0.95, epsilon_end=0.2, update_epochs=4, num_minibatches=16
         ),
     ),
-    # Chance never reaches the flag. Values of 0 at first are too high, and so lead a policy that is
-    # almost greedy to states it has not seen, if rewards are not scaled down and learning is quick.
+    # Chance never reaches the flag. The first values, near 0, are too high, and so lead a policy that
+    # is almost greedy to what it has not seen, for as long as they take to fall to -1 / (1 - gamma).
     Preset(
         "gymnax/MountainCar-v0",
         reward_scale=1.0,
-        agent=dict(learning_rate=5e-3, q_lambda=0.65, epsilon_start=0.1, epsilon_end=0.0),
+        agent=dict(
+            learning_rate=5e-3, gamma=0.997, q_lambda=0.65, epsilon_start=0.1, epsilon_end=0.0
+        ),
     ),
     Preset(
         "gymnax/*-MinAtar",
