@@ -90,6 +90,11 @@ def lasting_output() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def joined(message: object) -> str:
+    """Return a message of several lines in one."""
+    return one_line(" ".join(str(message).split()))
+
+
 def one_line(text: object) -> str:
     """Return a text without line breaks and other characters that cannot be shown."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

@@ -22,6 +22,7 @@ from flax import struct
 
 from jaxrl.errors import UsageError, nearest
 from jaxrl.require import (
+    INT32_MAX,
     is_number,
     plain,
     require,
@@ -31,7 +32,6 @@ from jaxrl.require import (
 )
 
 T = TypeVar("T")
-LARGEST_SIZE = 2**31 - 1  # of what is counted in int32
 _PLAIN = (int, float, str, bool, type(None))
 _KEY = "hyper"  # of a field's metadata
 
@@ -69,7 +69,7 @@ def number(
     return _declared(default, Declaration("number", check, help), leaf=True)
 
 
-def size(default: Any, low: int = 1, high: int = LARGEST_SIZE, *, help: str = "") -> Any:
+def size(default: Any, low: int = 1, high: int = INT32_MAX, *, help: str = "") -> Any:
     """Declare an integer, or a tuple of them, of at least ``low``. None as default allows None.
 
     Those of numpy and JAX are integers too.
@@ -327,25 +327,14 @@ def override(node: T, settings: Mapping[str, Any]) -> T:
 # --- checks -------------------------------------------------------------------------------------
 
 
-def check(node: Any) -> None:
+def check(node: Any, *, numbers: bool = True) -> None:
     """Raise UsageError for the first hyper-parameter, at any depth, that its declaration refuses.
 
-    Traced numbers pass.
+    Traced numbers pass. Without ``numbers``, none is checked: JAX may have put anything there.
     """
     for entry in _entries(node):
         declared = declaration(entry.field)
-        if declared is not None:
-            declared.check(entry.name, entry.value)
-
-
-def check_static(node: Any) -> None:
-    """Raise UsageError for the first field at any depth but numbers that is refused.
-
-    These are what ``bind`` computes with; numbers may be what JAX puts into trees.
-    """
-    for entry in _entries(node):
-        declared = declaration(entry.field)
-        if declared is not None and declared.kind != "number":
+        if declared is not None and (numbers or declared.kind != "number"):
             declared.check(entry.name, entry.value)
 
 

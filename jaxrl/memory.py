@@ -17,6 +17,11 @@ def nbytes(tree: PyTree) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in structs)
 
 
+def gib(size: int) -> str:
+    """Return a number of bytes as ``1.50 GiB``."""
+    return f"{size / 2**30:.2f} GiB"
+
+
 def free_over(devices: int) -> int | None:
     """Return the bytes that can still be allocated on ``devices``; those of a CPU share theirs."""
     free = free_memory()

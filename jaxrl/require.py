@@ -10,6 +10,8 @@ import numpy as np
 
 from jaxrl.errors import UsageError, nearest
 
+INT32_MAX = 2**31 - 1  # the largest number of what is counted in int32
+
 
 def plain(value: Any) -> Any:
     """Return Python's own bool, int, float, str or tuple for one of numpy's or JAX's.
@@ -83,6 +85,13 @@ def require_integer(
     if plain(value) > high:
         raise UsageError(f"{name} is {plain(value)}; it must be at most {high}")
     require(name, value, low)
+
+
+def require_instance(name: str, value: Any) -> None:
+    """Raise UsageError for a class, where an instance of it is meant."""
+    if isinstance(value, type):
+        kind = value.__name__
+        raise UsageError(f"{name} is the class {kind}; give an instance, as {kind}()")
 
 
 def shown(value: Any) -> str:

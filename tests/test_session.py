@@ -111,6 +111,16 @@ def test_sizes_that_cannot_fit_are_refused_before_anything_is_built(monkeypatch,
             Offline(agent, env, **{"num_updates": 1} | sizes).check_memory(1, 1)
 
 
+@pytest.mark.parametrize("integer", [np.int64, jnp.int32])
+def test_lengths_and_limits_of_a_run_may_be_numbers_of_numpy_and_jax(tmp_path, integer):
+    periods = {name: integer(16) for name in ("eval_every", "log_every", "checkpoint_every")}
+    limits = {"eval_episodes": integer(1), "max_skipped": integer(9)}
+    limits |= {"max_nonfinite": np.float32(0.5), "devices": 1, "quiet": True}
+    run(tiny(), integer(32), run_dir=tmp_path / "run", **periods, **limits)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["total_steps"], config["log_every"], config["max_nonfinite"]) == (32, 16, 0.5)
+
+
 def test_a_run_too_long_to_count_is_refused():
     """Writes into the buffer are counted in 32 bits, for each environment."""
     env = VectorEnv(make("gymnax/CartPole-v1"), 2)

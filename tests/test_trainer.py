@@ -115,6 +115,7 @@ def test_chunks_equal_the_whole_bit_for_bit_and_compile_once(agent):
     assert counter_value(ts.gradient_steps) == 10 * 4
 
 
+@pytest.mark.exact
 def test_metrics_add_up_in_any_grouping_and_know_when_there_was_nothing():
     trainer = tiny()
     ts = trainer.init(jax.random.key(0))
@@ -124,7 +125,7 @@ def test_metrics_add_up_in_any_grouping_and_know_when_there_was_nothing():
     weights = rows["episode_return"].weight
     expected = float(np.nansum(np.asarray(values["episode_return"]) * weights) / weights.sum())
     assert found["episode_return"] == pytest.approx(expected, rel=1e-5)
-    assert found["kl"] == pytest.approx(float(values["kl"].mean()), rel=1e-3)
+    assert found["kl"] == pytest.approx(float(values["kl"].mean()), rel=1e-4)
     assert np.isnan(values["episode_return"][0]) and values["episodes"][0] == 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxrl import envs
-from jaxrl._output import lasting_output, one_line
+from jaxrl._output import joined, lasting_output, one_line
 from jaxrl.analysis.curves import step_label
 from jaxrl.cli.options import Options
 from jaxrl.errors import Interrupted, RunError, UsageError
@@ -94,8 +94,7 @@ def _render(result: Run, folder: Path, quiet: bool) -> None:
             folder, classes=classes_of(trainer.agent), env=None if known else env
         )
     except Exception as error:
-        reason = one_line(" ".join(str(error).split()))
-        print(f"warning: no episode was drawn: {reason}", file=sys.stderr)
+        print(f"warning: no episode was drawn: {joined(error)}", file=sys.stderr)
         return
     for note in rendering.notes:
         print(f"warning: {note}", file=sys.stderr)

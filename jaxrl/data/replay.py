@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.errors import UsageError
-from jaxrl.memory import free_over
+from jaxrl.memory import free_over, gib
 from jaxrl.types import Array, Transition
 
 Precision = Literal["full", "half"]
@@ -116,7 +116,7 @@ def check_memory(needed: int, buffer_size: int, devices: int = 1) -> None:
     usable = int(0.8 * total)
     if needed > usable:
         raise UsageError(
-            f"buffer_size is {buffer_size}, which needs {needed / 2**30:.2f} GiB for all members, "
+            f"buffer_size is {buffer_size}, which needs {gib(needed)} for all members, "
             f"and {usable / 2**30:.2f} of {total / 2**30:.2f} free GiB may be taken; "
             f"{int(buffer_size * usable / needed)} fits, and precision 'half' takes less"
         )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import UsageError
-from jaxrl.require import plain, require_integer, shown
+from jaxrl.require import INT32_MAX, plain, require_instance, require_integer, shown
 from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec, Step
 
 
@@ -21,8 +21,7 @@ def check_contract(env: Any) -> None:
     Raises:
         UsageError: for the first slip; it names the field, what it is, and what it must be.
     """
-    if isinstance(env, type):
-        raise UsageError(f"env is the class {env.__name__}; give an instance, as {env.__name__}()")
+    require_instance("env", env)
     kind = type(env).__name__
     for name in ("name", "cheap", "spec", "reset", "step"):
         if not hasattr(env, name):
@@ -72,7 +71,7 @@ def _check_spec(kind: str, spec: Any) -> None:
             f"{field} has dtype {jnp.dtype(action.dtype)}; a Box of actions has floats, and a "
             "single index is Discrete"
         )
-    require_integer(f"{kind}.spec.max_steps", spec.max_steps, 1, 2**31 - 1, optional=True)
+    require_integer(f"{kind}.spec.max_steps", spec.max_steps, 1, INT32_MAX, optional=True)
 
 
 def _check_step(kind: str, step: Callable, spec: Spec, key: Key, state: PyTree) -> None:

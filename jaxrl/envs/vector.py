@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.envs.contract import check_contract
-from jaxrl.require import plain, require_choice, require_integer
+from jaxrl.require import INT32_MAX, plain, require_choice, require_integer
 from jaxrl.rng import row_key
 from jaxrl.sharding import shard_count
 from jaxrl.types import Array, Box, Environment, Key, PyTree, Spec, Step
@@ -101,14 +101,14 @@ class VectorEnv:
         for name in ("num_envs", "pool_size", "max_steps"):
             value = plain(getattr(self, name))
             optional = name == "max_steps"
-            require_integer(name, value, 1, 2**31 - 1, optional=optional)  # counted in int32
+            require_integer(name, value, 1, INT32_MAX, optional=optional)
             object.__setattr__(self, name, value)
         if self.reset_mode is not None:
             require_choice("reset_mode", self.reset_mode, ResetMode)
         # Those of the library are tested, and physics takes seconds to trace.
         if not type(self.env).__module__.startswith("jaxrl.envs."):
             check_contract(self.env)
-        require_integer("max_steps", self.spec.max_steps, 1, 2**31 - 1, optional=True)
+        require_integer("max_steps", self.spec.max_steps, 1, INT32_MAX, optional=True)
         if self.reset_mode is None:
             cheap = self.env.cheap or getattr(self.env, "cheap_resets", False)
             object.__setattr__(self, "reset_mode", "fresh" if cheap else "pool")

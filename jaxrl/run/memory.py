@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxrl.errors import RunError, UsageError
-from jaxrl.memory import free_over, nbytes
+from jaxrl.memory import free_over, gib, nbytes
 from jaxrl.training.trainer import Trainer
 
 EPISODE_BYTES = 32  # of keys, returns and lengths
@@ -34,15 +34,15 @@ def check_states(trainers: Sequence[Trainer], members: int, episodes: int, devic
             fewer = f"{fitting} of them fit, as fewer seeds or configurations, or " * bool(fitting)
             raise UsageError(
                 f"the networks and optimisers of {members} members need "
-                f"{members * one / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free; "
+                f"{gib(members * one)}, and {gib(free)} are free; "
                 f"{fewer}smaller networks would, such as hidden_dims 64 64"
             )
         episode = nbytes(trainer.env.spec.observation) + EPISODE_BYTES
         needed = members * episodes * episode
         if needed > free:
             raise UsageError(
-                f"eval_episodes is {episodes}, which need {needed / 2**30:.2f} GiB for all "
-                f"{members} members, and {free / 2**30:.2f} GiB are free; "
+                f"eval_episodes is {episodes}, which need {gib(needed)} for all "
+                f"{members} members, and {gib(free)} are free; "
                 f"{max(episodes * free // (2 * needed), 1)} would fit"
             )
 

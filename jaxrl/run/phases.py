@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import jax
 from jaxrl.agents import protocol
 from jaxrl.errors import UsageError
 from jaxrl.record.rows import Position
-from jaxrl.require import require
+from jaxrl.require import plain, require_integer
 from jaxrl.run.schedule import Schedule
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import PyTree
@@ -22,13 +21,16 @@ from jaxrl.types import PyTree
 class Phase:
     """A part of a run: a trainer, the minimum number of its steps, and a name.
 
-    Steps are counted in the trainer's ``unit``. Agent state, key and counters pass on to the next
-    phase; environments, memory and replay buffer start anew.
+    Steps are counted in the trainer's ``unit``. Agent state, key and the counts of steps pass on
+    to the next phase; environments, memory and replay buffer start anew.
     """
 
     trainer: Trainer
     steps: int
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", plain(self.steps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,13 +145,6 @@ def as_phases(trainer: Trainer | Sequence[Phase], total_steps: int | None) -> li
     if len(set(names)) < len(names):
         raise UsageError(f"phases {names} repeat a name; give every phase its own")
     return phases
-
-
-def require_integer(option: str, number: Any) -> None:
-    """Raise UsageError unless ``number`` is None or an integer of at least 1."""
-    if number is not None and not isinstance(number, Integral):
-        raise UsageError(f"{option} is {number!r}; it must be an integer")
-    require(option, number, 1)
 
 
 def make_plan(

@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from jaxrl.errors import UsageError
-from jaxrl.require import require
+from jaxrl.require import INT32_MAX, require
 
 MOST = 2**16  # members of a population; each has rows of its own
-LARGEST_SEED = 2**31 - 1
 
 
 def population(
@@ -75,5 +74,5 @@ def _seed(seed: int) -> int:
         number = operator.index(seed)
     except TypeError:
         raise UsageError(f"seed is {seed!r}; it must be an integer") from None
-    require("seed", number, 0, LARGEST_SEED)
+    require("seed", number, 0, INT32_MAX)
     return number

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from jaxrl._output import Lasting, one_line
+from jaxrl._output import Lasting, joined
 
 PLAIN_SECONDS = 10.0  # between two lines of progress where nothing can be redrawn
 
@@ -63,8 +63,7 @@ class ProgressBar:
     def message(self, text: str) -> None:
         """Print one line above the bar."""
         if not self._quiet:
-            text = one_line(" ".join(text.split()))
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(joined(text), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Stop, leaving the last state of the bar on the screen."""

@@ -16,11 +16,11 @@ from jaxrl.record.metrics_file import Row
 from jaxrl.record.policy import Policy
 from jaxrl.record.provenance import provenance
 from jaxrl.record.rows import Member
-from jaxrl.require import require, require_choice
+from jaxrl.require import plain, require, require_choice, require_integer
 from jaxrl.run import devices as placing
 from jaxrl.run.logs import check_writers
 from jaxrl.run.memory import check_states, out_of_memory_reported
-from jaxrl.run.phases import Phase, Plan, as_phases, check_one_agent, make_plan, require_integer
+from jaxrl.run.phases import Phase, Plan, as_phases, check_one_agent, make_plan
 from jaxrl.run.population import population
 from jaxrl.run.session import Session
 from jaxrl.run.signals import interruptible
@@ -121,8 +121,13 @@ def run(
         "max_skipped": max_skipped,
     }
     for option, number in positive.items():
-        require_integer(option, number)
+        require_integer(option, number, optional=True)
     require("max_nonfinite", max_nonfinite, 0, 1)
+    # They are recorded as JSON, which numbers of numpy and JAX are not.
+    eval_every, eval_episodes, log_every, checkpoint_every, max_skipped = map(
+        plain, positive.values()
+    )
+    max_nonfinite = plain(max_nonfinite)
     require_choice("eval_mode", eval_mode, Mode)
     seed_list, configurations = population(seeds, sweep)
     if resume and run_dir is None:

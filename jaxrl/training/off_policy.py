@@ -16,12 +16,14 @@ from jaxrl.data.samplers import UniformReplay
 from jaxrl.envs.vector import VectorState
 from jaxrl.errors import UsageError
 from jaxrl.hyper import choice, size
+from jaxrl.memory import gib
+from jaxrl.require import INT32_MAX
 from jaxrl.rng import row_key
 from jaxrl.sharding import shard_count
 from jaxrl.training.gradient_steps import gradient_steps
 from jaxrl.training.rollout import exploring, play, report_nonfinite
 from jaxrl.training.schedule import Schedule
-from jaxrl.training.sizes import INT32_MAX, check_batches, require_divides
+from jaxrl.training.sizes import check_batches, require_divides
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Discrete, Extras, Key, PyTree, TrainState, Transition
 
@@ -142,10 +144,7 @@ class OffPolicy(Trainer):
         check_memory(needed, self.buffer_size, devices)
         schedule = self.schedule
         check_batches(self, schedule.merged * self.num_updates * self.batch_size, members, devices)
-        return (
-            f"replay buffers: {members} x {self.buffer_size:,} transitions in "
-            f"{needed / 2**30:.2f} GiB"
-        )
+        return f"replay buffers: {members} x {self.buffer_size:,} transitions in {gib(needed)}"
 
     def _example(self) -> Any:
         """The shapes of one step's transitions ``[N, ...]``."""

@@ -13,7 +13,7 @@ from jaxrl.agents import protocol
 from jaxrl.counters import counter_add
 from jaxrl.errors import UsageError
 from jaxrl.hyper import size
-from jaxrl.memory import free_over, nbytes
+from jaxrl.memory import free_over, gib, nbytes
 from jaxrl.training.rollout import report_nonfinite, rollout
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Key, PyTree, TrainState
@@ -56,7 +56,7 @@ class OnPolicy(Trainer):
             fitting = max(int(0.8 * self.env.num_envs * total / needed), 1)
             raise UsageError(
                 f"num_envs is {self.env.num_envs}, whose rollouts of {self.num_steps} steps need "
-                f"{needed / 2**30:.2f} GiB for all members, and {total / 2**30:.2f} GiB are free; "
+                f"{gib(needed)} for all members, and {gib(total)} are free; "
                 f"{fitting} would fit, or a smaller num_steps"
             )
 

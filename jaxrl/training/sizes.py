@@ -7,9 +7,8 @@ from typing import Any
 from jaxrl import hyper
 from jaxrl.agents import protocol
 from jaxrl.errors import UsageError
-from jaxrl.memory import free_over, nbytes
+from jaxrl.memory import free_over, gib, nbytes
 
-INT32_MAX = 2**31 - 1
 MOST_GRADIENT_STEPS = 2**24  # of an iteration
 
 
@@ -47,7 +46,7 @@ def check_batches(trainer: Any, rows: int, members: int, devices: int) -> None:
     if free is not None and needed > free:
         raise UsageError(
             f"batch_size is {trainer.batch_size} and num_updates {trainer.num_updates}, whose "
-            f"batches need {needed / 2**30:.2f} GiB for all members, and {free / 2**30:.2f} GiB "
+            f"batches need {gib(needed)} for all members, and {gib(free)} "
             f"are free; batch_size {max(trainer.batch_size * free // (2 * needed), 1)} would fit, "
             "or a smaller num_updates"
         )

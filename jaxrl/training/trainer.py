@@ -16,10 +16,10 @@ from jaxrl.config import to_config
 from jaxrl.counters import counter_add, counter_zero
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
-from jaxrl.require import require_integer
+from jaxrl.require import INT32_MAX, require_instance, require_integer
 from jaxrl.sharding import reducing_over, shard_count
 from jaxrl.training.evaluate import Evaluation, evaluate
-from jaxrl.training.sizes import INT32_MAX, check_gradient_steps, require_divides
+from jaxrl.training.sizes import check_gradient_steps, require_divides
 from jaxrl.types import Array, Key, Mode, PyTree, TrainState
 
 INSTEAD = {
@@ -57,15 +57,13 @@ class Trainer:
 
     def __post_init__(self) -> None:
         hyper.simplify(self)
-        if isinstance(self.agent, type):
-            name = self.agent.__name__
-            raise UsageError(f"agent is the class {name}; give an instance, as {name}()")
+        require_instance("agent", self.agent)
         if not isinstance(self.env, VectorEnv):
             name = type(self.env).__name__
             raise UsageError(f"env is a {name}; give a vector of them, as VectorEnv(env, 8)")
         if hasattr(self.agent, "bind"):  # not a placeholder that JAX puts into trees
             self._check_kind()
-            hyper.check_static(self.agent)
+            hyper.check(self.agent, numbers=False)
             object.__setattr__(self, "agent", self.agent.bind(self.env.spec))
 
     def _check_kind(self) -> None:
@@ -125,7 +123,7 @@ class Trainer:
         """Return the iterations that make at least ``steps`` steps in all, in the ``unit``.
 
         Raises:
-            UsageError: if so many are made before the first iteration, or they cannot be counted.
+            UsageError: if all are made before the first iteration, or cannot be counted.
         """
         if steps <= self.first_step:
             raise UsageError(

@@ -20,7 +20,7 @@ from jaxrl.errors import UsageError
 from jaxrl.types import Array, PyTree
 
 _CARRIED = ("qpos", "qvel", "act", "qacc_warmstart")  # what a step reads of the one before
-_WORLDS = 16384  # environments for whose contacts Warp has room unless told otherwise
+_WORLDS = 16384  # Warp's default room for contacts is that of this many environments
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
