@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jex
 
 from jaxrl.sharding import shard_index
@@ -65,6 +66,10 @@ def scan(
     length = jax.tree.leaves(keys)[0].shape[0]
     if length == 0 or not ENABLED:
         return jax.lax.scan(lambda c, kx: step(kx[0], c, kx[1]), carry, (keys, xs), unroll=unroll)
+    if length == 1:  # XLA would open a loop of one pass; this saves the tracing
+        only = partial(jax.tree.map, lambda x: x[0])
+        carry, y = step(only(keys), carry, only(xs))
+        return carry, jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), y)
     # Only the first step's shapes are used; this read is not a use of its key.
     first = partial(jax.lax.dynamic_index_in_dim, index=0, keepdims=False)
     key, x = jax.tree.map(first, (keys, xs))

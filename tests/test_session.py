@@ -191,8 +191,10 @@ def sends_itself(monkeypatch, where, signum=signal.SIGTERM, call=1):
     ("where", "signum"), [("start", signal.SIGINT), ("compile", signal.SIGHUP)]
 )
 def test_a_signal_before_the_first_chunk_leaves_a_run_that_goes_on_as_if_nothing_had_been(
-    tmp_path, monkeypatch, where, signum
+    tmp_path, monkeypatch, request, where, signum
 ):
+    before = signal.signal(signum, signal.default_int_handler)  # nohup ignores SIGHUP
+    request.addfinalizer(lambda: signal.signal(signum, before))
     whole = run(tiny(), 64, run_dir=tmp_path / "whole", **SMALL)
     with monkeypatch.context() as patch:
         sends_itself(patch, where, signum)
