@@ -44,7 +44,7 @@ def test_names_are_those_of_the_installed_suites():
     assert set(brax_suite.TASKS) == set(brax.envs._envs) - {"fast", "swimmer"}
     assert set(gymnax_suite.TASKS) == set(gymnax.registered_envs) - {"MNISTBandit-bsuite"}
     assert set(gymnax_suite.TASKS) >= gymnax_suite.CLOCKS | gymnax_suite.MISSTATED
-    suites = ("brax", "gymnax", "mjx", "playground", "probe")
+    suites = ("brax", "gymnax", "maze", "mjx", "playground", "probe")
     assert set(envs.names()) == {name for suite in suites for name in envs.names(suite)}
     with pytest.raises(UsageError, match="unknown suite 'brx'; did you mean brax?"):
         envs.names("brx")

@@ -22,12 +22,11 @@ from jaxrl.agents.ppo import Minibatch, PPOState
 from jaxrl.agents.sac import SACState
 from jaxrl.data import ReplayBuffer, UniformReplay
 from jaxrl.data.replay import Replay
-from jaxrl.data.samplers import to_batch
 from jaxrl.losses import gae
 from jaxrl.nn.critics import Critic
 from jaxrl.nn.distributions import Categorical
 from jaxrl.nn.policies import TanhGaussian
-from jaxrl.types import Transition
+from jaxrl.types import Batch, Transition
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 SCRIPTS = {name: EXPERIMENTS / f"minimal_{name}.py" for name in ("ppo", "sac")}
@@ -413,7 +412,9 @@ def one_batch(minimal_sac, size=32):
 
 
 def as_our_batch(rows):
-    return to_batch(as_our_rows(rows), 0.99)
+    ours = as_our_rows(rows)
+    discount = jnp.where(ours.terminated, 0.0, 0.99)
+    return Batch(ours.obs, ours.action, ours.reward, discount, ours.next_obs, {})
 
 
 def test_sac_s_targets_bootstrap_at_time_limits_and_not_at_ends(minimal_sac):

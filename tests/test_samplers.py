@@ -9,7 +9,17 @@ import pytest
 from scipy import stats
 
 from jaxrl import UsageError
-from jaxrl.data import Dataset, Mixed, ReplayBuffer, UniformDataset, UniformReplay
+from jaxrl.data import (
+    Dataset,
+    Mixed,
+    Pooled,
+    ReplayBuffer,
+    UniformDataset,
+    UniformReplay,
+    WeightedDataset,
+    Windows,
+    weighted,
+)
 from jaxrl.data.dataset import checksum
 from jaxrl.data.replay import Replay
 from jaxrl.sharding import reducing_over
@@ -24,14 +34,15 @@ def dataset(rows=D, seed=0):
     rng = np.random.default_rng(seed)
     obs = -1.0 - np.arange(rows, dtype=np.float32)[:, None]
     kind = rng.choice(3, rows, p=[0.6, 0.2, 0.2])
-    return Dataset(
-        obs={"state": jnp.array(obs)},
-        action=jnp.array(rng.uniform(-1, 1, (rows, 2)), jnp.float32),
-        reward=jnp.array(rng.normal(size=rows), jnp.float32),
-        next_obs={"state": jnp.array(obs - 0.5)},
-        terminated=jnp.array(kind == 1),
-        truncated=jnp.array(kind == 2),
+    data = Dataset.of(
+        obs={"state": obs},
+        action=rng.uniform(-1, 1, (rows, 2)).astype(np.float32),
+        reward=rng.normal(size=rows).astype(np.float32),
+        next_obs={"state": obs - 0.5},
+        terminated=kind == 1,
+        truncated=kind == 2,
     )
+    return jax.tree.map(jnp.asarray, data)
 
 
 def replay(written, seed=0):
@@ -104,6 +115,109 @@ def test_rows_of_a_dataset_are_drawn_uniformly_and_whole():
     assert stats.chisquare(np.bincount(rows.ravel(), minlength=D)).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("n_step", [2, 16])
+def test_a_dataset_s_returns_over_several_steps_are_those_of_a_loop(n_step):
+    """The last episode is cut by the end of the data, and nothing is read behind it."""
+    data = dataset()._replace(extras={"row": jnp.arange(D)})
+    sampler = UniformDataset(n_step)
+    batch = jax.device_get(jax.jit(lambda: sampler.sample((), data, KEY, (600,), GAMMA))())
+    steps = jax.tree.map(lambda x: np.asarray(x)[:, None], data)  # of one environment
+    rows = np.rint(-1.0 - batch.obs["state"][..., 0]).astype(int)
+    for index, row in enumerate(rows):
+        total, last, discount = transcribed(steps, row, 0, n_step)
+        assert batch.reward[index] == pytest.approx(total, rel=1e-4, abs=1e-5)
+        assert batch.discount[index] == pytest.approx(discount, rel=1e-5)
+        assert batch.next_obs["state"][index][0] == steps.next_obs["state"][last, 0, 0]
+        assert batch.extras["row"][index] == last
+    assert set(rows) == set(range(D))
+
+
+def test_windows_end_with_the_episode_and_begin_at_every_row():
+    data = dataset()
+    batch = jax.device_get(Windows(5).sample((), data, KEY, (30, 20), GAMMA))
+    rows = np.rint(-1.0 - batch.obs["state"][..., 0]).astype(int)
+    assert rows.shape == (30, 20, 5) and set(rows[..., 0].ravel()) == set(range(D))
+    expected = np.minimum(rows[..., :1] + np.arange(5), np.asarray(data.end)[rows[..., :1]] - 1)
+    np.testing.assert_array_equal(rows, expected)
+    valid = batch.extras["valid"]
+    np.testing.assert_array_equal(valid, rows == rows[..., :1] + np.arange(5))
+    assert valid[..., 0].all() and 0.2 < valid[..., 4].mean() < 0.8
+    np.testing.assert_array_equal(batch.action, np.asarray(data.action)[rows])
+
+
+def test_weights_are_those_of_the_papers_formulae():
+    """Rows of episodes are drawn by ``exp(scaled score / temperature)``: RW and AW."""
+    rng = np.random.default_rng(1)
+    lengths = np.array([1, 4, 2, 8, 5])
+    ends = np.isin(np.arange(20), lengths.cumsum() - 1)
+    obs = rng.normal(size=(20, 3)).astype(np.float32)
+    reward = rng.normal(size=20).astype(np.float32)
+    data = Dataset.of(obs, obs, reward, obs, ends, np.zeros(20, bool))
+    returns = np.array([x.sum() for x in np.split(reward.astype(float), lengths.cumsum()[:-1])])
+    first = obs[lengths.cumsum() - lengths].astype(float)
+    # Four coefficients cannot fit five returns.
+    design = np.c_[first, np.ones(5)]
+    advantage = returns - design @ np.linalg.pinv(design) @ returns
+    for by, score in (("return", returns), ("advantage", advantage)):
+        scaled = (score - score.min()) / (score.max() - score.min())
+        expected = np.repeat(np.exp(scaled / 0.5), lengths)
+        expected /= expected.sum()
+        made = jax.tree.map(jnp.asarray, weighted(data, by, 0.5))
+        batch = jax.device_get(WeightedDataset().sample((), made, KEY, (40_000,), GAMMA))
+        drawn = np.bincount([np.flatnonzero(reward == r)[0] for r in batch.reward], minlength=20)
+        assert stats.chisquare(drawn, expected * 40_000).pvalue > 1e-3
+        assert stats.chisquare(drawn, np.full(20, 2000)).pvalue < 1e-9
+
+
+def test_weights_of_equal_returns_or_at_high_temperature_are_uniform():
+    alike = dataset()._replace(reward=jnp.full(D, 0.1))
+    ends = jnp.arange(D) % 4 == 3
+    alike = Dataset.of(*alike[:4], ends, ends & False)
+    for data in (weighted(alike, "return", 0.01), weighted(dataset(), "advantage", 1e9)):
+        np.testing.assert_allclose(np.diff(data.cumulative.astype(float)), 2**32 / D, rtol=1e-5)
+    with pytest.raises(UsageError, match="needs a dataset with weights; give weighted"):
+        WeightedDataset().sample((), dataset(), KEY, (4,), GAMMA)
+    with pytest.raises(UsageError, match="by is 'returns'; did you mean return"):
+        weighted(alike, "returns")
+    with pytest.raises(UsageError, match="temperature is 0; it must be more than 0"):
+        weighted(alike, "return", 0.0)
+
+
+def test_the_pool_of_dataset_and_buffer_is_drawn_from_uniformly():
+    store, _ = replay(10)
+    batch = Pooled().sample(store, dataset(), KEY, (70_000,), GAMMA)
+    place = np.asarray(batch.obs["state"][..., 0])
+    drawn = np.bincount(np.where(place < 0, -1 - place, D + place).astype(int))
+    assert len(drawn) == D + 10 * N
+    assert stats.chisquare(drawn).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_online_rows_have_the_extras_of_the_dataset(n_step):
+    """The next action is that of the step after the last one, unless the episode or time ended."""
+    written = 21
+    store, steps = replay(written)
+    data = dataset().with_next_action().with_return_to_go(GAMMA)
+    sampler = Mixed(0.5, UniformReplay(n_step))
+    batch = jax.device_get(jax.jit(lambda: sampler.sample(store, data, KEY, (400,), GAMMA))())
+    assert set(batch.extras) == {"next_action", "has_next_action", "return_to_go"}
+    seen = set()
+    for index in range(200, 400):
+        t, n = divmod(int(batch.obs["state"][index][0]), N)
+        _, last, _ = transcribed(steps, t, n, n_step)
+        ended = steps.terminated[last, n] or steps.truncated[last, n] or last == written - 1
+        assert batch.extras["has_next_action"][index] == (not ended)
+        assert batch.extras["return_to_go"][index] == -np.inf
+        if not ended:
+            following = steps.action[last + 1, n]
+            np.testing.assert_array_equal(batch.extras["next_action"][index], following)
+        seen.add((bool(ended), last == written - 1))
+    assert len(seen) == 3
+    unknown = data._replace(extras={"colour": jnp.zeros(D)})
+    with pytest.raises(UsageError, match="'colour', which a replay buffer does not hold; it has n"):
+        sampler.sample(store, unknown, KEY, (4,), GAMMA)
+
+
 @pytest.mark.parametrize(("share", "rows"), [(0.5, 5), (0.25, 3), (0.0, 0), (1.0, 10), (0.04, 0)])
 def test_a_mixed_batch_has_its_share_of_the_dataset_in_front(share, rows):
     store, steps = replay(21)
@@ -119,7 +233,7 @@ def test_a_mixed_batch_has_its_share_of_the_dataset_in_front(share, rows):
     assert offline.all() or len(np.unique(online)) > 5
 
 
-@pytest.mark.parametrize("sampler", [UniformReplay(2), UniformDataset(), Mixed()])
+@pytest.mark.parametrize("sampler", [UniformReplay(2), UniformDataset(), Mixed(), Pooled()])
 def test_shards_draw_rows_of_their_own_from_a_common_key(sampler):
     store, data = replay(21)[0], dataset()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxrl import hyper
 from jaxrl.errors import UsageError
-from jaxrl.types import Box, Discrete, Key, PyTree, Spec, Transition
+from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec, Transition
 
 
 def init_carry(agent: Any, key: Key, n: int) -> PyTree:
@@ -43,6 +43,24 @@ def check(agent: Any, rows: int) -> None:
         agent = getattr(agent, "agent", None)
 
 
+def observe_dataset(agent: Any, state: PyTree, data: Any) -> PyTree:
+    """Return the state after a look at the dataset that the agent will learn from.
+
+    It is the same for agents without statistics.
+    """
+    method = getattr(agent, "observe_dataset", None)
+    return state if method is None else method(state, data)
+
+
+def learnt_reward(agent: Any, reward: Array) -> Array:
+    """Return rewards as the agent learns from them, transformed by its wrappers."""
+    while hasattr(agent, "agent"):
+        method = getattr(agent, "learnt_reward", None)
+        reward = reward if method is None else method(reward)
+        agent = agent.agent
+    return reward
+
+
 def innermost(agent: Any) -> Any:
     """Return the algorithm inside all wrappers."""
     while hasattr(agent, "agent"):
@@ -53,6 +71,12 @@ def innermost(agent: Any) -> Any:
 def discount_factor(agent: Any) -> Any:
     """Return the agent's ``gamma``, or 1 for agents that do not bootstrap."""
     return getattr(innermost(agent), "gamma", 1.0)
+
+
+def batch_extras(agent: Any) -> tuple[str, ...]:
+    """Return the names of what the agent reads from ``Batch.extras``; none by default."""
+    names: tuple[str, ...] = getattr(innermost(agent), "batch_extras", ())
+    return names
 
 
 def learns_from(agent: Any) -> str:

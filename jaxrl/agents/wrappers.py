@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxrl import hyper
 from jaxrl.agents import protocol
-from jaxrl.hyper import bound, number
+from jaxrl.hyper import bound, flag, number
 from jaxrl.metrics import Metrics
 from jaxrl.nn import running_statistics
 from jaxrl.nn.running_statistics import RunningStatistics
@@ -30,11 +31,13 @@ class NormalizeObs:
 
     The statistics are part of the state, so a saved policy always includes them. They take in a
     rollout after the update on it: the policy is updated under the statistics it acted with, and
-    its probability ratios start at 1.
+    its probability ratios start at 1. Offline training takes in the dataset once, before its first
+    update. With ``frozen`` the statistics stay those of the dataset when training goes on online.
     """
 
     agent: Any
     obs_clip: float = number(10.0, above=0, help="normalised observations are clipped to +- this")
+    frozen: bool = flag(False, help="keep the statistics of the dataset in later online training")
     spec: Spec | None = bound(None)
 
     def bind(self, spec: Spec) -> NormalizeObs:
@@ -68,10 +71,21 @@ class NormalizeObs:
         return state._replace(agent=inner), metrics
 
     def observe(self, state: NormalizeObsState, transitions: Transition) -> NormalizeObsState:
-        """Take ``transitions.obs[T, N, *O]`` into the statistics."""
-        statistics = running_statistics.merge(state.statistics, transitions.obs)
+        """Take ``transitions.obs[T, N, *O]`` into the statistics, unless they are frozen."""
+        statistics = state.statistics
+        if not self.frozen:
+            statistics = running_statistics.merge(statistics, transitions.obs)
         inner = protocol.observe(self.agent, state.agent, transitions)
         return NormalizeObsState(statistics, inner)
+
+    def observe_dataset(self, state: NormalizeObsState, data: Any) -> NormalizeObsState:
+        """Take ``data.obs[D, *O]`` into statistics that have seen nothing yet."""
+        seen = running_statistics.merge(state.statistics, data.obs)
+        fresh = state.statistics.size == 0
+        statistics = jax.tree.map(partial(jnp.where, fresh), seen, state.statistics)
+        return NormalizeObsState(
+            statistics, protocol.observe_dataset(self.agent, state.agent, data)
+        )
 
     def seen(self, state: NormalizeObsState, obs: PyTree) -> PyTree:
         """Return ``obs[..., *O]`` as the inner agent sees it."""
@@ -80,10 +94,17 @@ class NormalizeObs:
 
 @hyper.dataclass
 class ScaleReward:
-    """The inner agent learns from rewards times ``reward_scale``; returns are reported raw."""
+    """The inner agent learns from ``reward_scale * reward + reward_shift``, clipped if asked.
+
+    Rewards are transformed step by step, before n-step returns sum them. Returns are reported raw.
+    """
 
     agent: Any
     reward_scale: float = number(1.0, above=0, help="factor of the rewards that are learnt from")
+    reward_shift: float = number(0.0, help="added to the scaled rewards")
+    reward_clip: float | None = number(
+        None, above=0, help="clip the rewards that are learnt from to +- this; None does not"
+    )
 
     def bind(self, spec: Spec) -> ScaleReward:
         """Return the wrapper of the inner agent, bound to ``spec``."""
@@ -102,13 +123,26 @@ class ScaleReward:
     def update(
         self, state: PyTree, data: Transition | Batch, key: Key, *args: Any
     ) -> tuple[PyTree, Metrics]:
-        """The inner agent's update on scaled rewards."""
-        return self.agent.update(state, self.scaled(data), key, *args)
+        """The inner agent's update. Rewards of batches were transformed when they were sampled."""
+        return self.agent.update(state, self.seen(data), key, *args)
 
     def observe(self, state: PyTree, transitions: Transition) -> PyTree:
-        """Return the inner agent's state after experience with scaled rewards."""
-        return protocol.observe(self.agent, state, self.scaled(transitions))
+        """Return the inner agent's state after experience with transformed rewards."""
+        return protocol.observe(self.agent, state, self.seen(transitions))
 
-    def scaled(self, data: Any) -> Any:
-        """Return ``data`` with scaled rewards."""
-        return data._replace(reward=data.reward * self.reward_scale)
+    def observe_dataset(self, state: PyTree, data: Any) -> PyTree:
+        """Return the inner agent's state after a look at the dataset with transformed rewards."""
+        data = data._replace(reward=self.learnt_reward(data.reward))
+        return protocol.observe_dataset(self.agent, state, data)
+
+    def seen(self, data: Any) -> Any:
+        """Return data as the inner agent sees it: transitions with transformed rewards."""
+        if isinstance(data, Batch):
+            return data
+        return data._replace(reward=self.learnt_reward(data.reward))
+
+    def learnt_reward(self, reward: Array) -> Array:
+        """Return transformed rewards, of the same shape."""
+        reward = self.reward_scale * reward + self.reward_shift
+        clip = self.reward_clip
+        return reward if clip is None else jnp.clip(reward, -clip, clip)

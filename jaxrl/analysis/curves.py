@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxrl._output import one_line
-from jaxrl.analysis.load import Curve, load_config, load_curves
+from jaxrl.analysis.load import Curve, load_config, load_curves, load_switches
 from jaxrl.analysis.statistics import bootstrap_ci, iqm
 from jaxrl.errors import UsageError
 
@@ -59,8 +59,8 @@ def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
     """Plot the evaluation return of one run against its steps, and write it to ``path``.
 
     Every seed is a thin line, the IQM a bold one, with its pointwise 95% bootstrap interval shaded.
-    Each configuration of a sweep has a colour. A run that was never evaluated shows its returns in
-    training.
+    Each configuration of a sweep has a colour. A dashed line shows where a phase began. A run that
+    was never evaluated shows its returns in training.
 
     Raises:
         UsageError: if ``run_dir`` is not a run folder, is damaged or has no returns yet, or
@@ -75,6 +75,18 @@ def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
     for curve, colour in zip(curves, _colours(len(curves)), strict=True):
         _seeds(ax, curve, colour)
         _middle(ax, curve, colour, curve.label)
+    for name, step in load_switches(run_dir).items():
+        ax.axvline(step, color="#555555", linestyle="--", linewidth=0.8, zorder=1)
+        ax.annotate(
+            one_line(name),
+            (step, 1.0),
+            (3, -3),
+            xycoords=ax.get_xaxis_transform(),
+            textcoords="offset points",
+            va="top",
+            fontsize=8,
+            color="#555555",
+        )
     title = f"{config['algorithm']} on {env_label(config)}"
     _finish(ax, title, step_label([config]), Y_LABELS[kind], curves)
     return _written(figure, path)

@@ -3,7 +3,8 @@
 Nothing here needs a display. MuJoCo draws an environment that has ``mj_model`` and ``pose(state)``,
 which returns arrays of MuJoCo's data on the host (``qpos[nq]``, perhaps ``mocap_pos`` and
 ``mocap_quat``). It may also have ``dt``, the seconds of its step, and ``camera``, the arguments of
-Gymnasium's renderer.
+Gymnasium's renderer. An environment that has ``picture(state)``, which returns ``uint8[H, W, 3]``,
+draws itself.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ def render_frames(env: Any, episode: Episode, size: Size | None = None) -> Video
         stride, seconds = _pace(getattr(env, "dt", 1 / DEFAULT_FPS))
         poses = [env.pose(state) for state in episode.states[::stride]]
         return Video(_mujoco_frames(env, poses, size), seconds)
+    if hasattr(env, "picture"):
+        pictures = (env.picture(state) for state in episode.states)
+        return Video(pictures, 1 / DEFAULT_FPS)
     if not isinstance(env, GymnaxEnv):
         raise CannotDraw(f"there is no picture of {env.name}")
 

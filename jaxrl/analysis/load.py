@@ -103,6 +103,19 @@ def load_curves(run_dir: str | Path) -> tuple[str, list[Curve]]:
     return kind, [_curve(group, kind) for _, group in groups if not group.empty]
 
 
+def load_switches(run_dir: str | Path) -> dict[str, int]:
+    """Return the steps at which the phases of a run began, but the first; empty without phases.
+
+    Raises:
+        UsageError: as ``load``.
+    """
+    frame = load(run_dir)
+    if "phase" not in frame:
+        return {}
+    last = frame.groupby("phase", sort=False)["step"].max()
+    return {str(name): int(step) for name, step in zip(last.index[1:], last.iloc[:-1], strict=True)}
+
+
 def _curve(group: DataFrame, kind: str) -> Curve:
     swept = [column for column in group if column.startswith("sweep.")]
     sweep = {column.removeprefix("sweep."): group[column].iloc[0] for column in swept}

@@ -60,12 +60,25 @@ def describe(result: Run) -> str:
     lines = []
     for entry in summary.get("configurations", [summary]):
         final = entry["final_return"]
+        if final["iqm"] is None:
+            evaluated = (
+                "not all returns are finite" if result.trainer.evaluates else "no environment"
+            )
+            lines.append(f"no final return: {evaluated}")
+            continue
         low, high = final["ci95"]
         name = " ".join(f"{k}={v:g}" for k, v in entry.get("sweep", {}).items())
         lines.append(
             f"{name + ': ' if name else ''}final return {final['iqm']:.1f} "
             f"(IQM of {len(final['per_seed'])} seeds, 95% interval {low:.1f} to {high:.1f})"
         )
+        if "scores" in entry:
+            lines.append(_scores(entry["scores"]))
+    for switch in summary.get("switches", ()):
+        values = [switch[name]["iqm"] for name in ("before", "dip", "area")]
+        if None not in values:
+            text = "phase {}: from {:.1f}, dip {:.1f}, mean over its evaluations {:.1f}"
+            lines.append(text.format(switch["phase"], *values))
     if summary["identical_episodes"]:
         lines.append(
             "all evaluation episodes of a seed had the same return, each time: they may be one and "
@@ -78,6 +91,16 @@ def describe(result: Run) -> str:
     if result.run_dir is not None:
         lines.append(f"record: {result.run_dir}")
     return "\n".join(lines)
+
+
+def _scores(scores: dict[str, Any]) -> str:
+    """Return a line of normalised scores, each with the protocol it was measured by."""
+    shown = [
+        f"{protocol.replace('_', ' ')} {scores[protocol]['iqm']:.1f}"
+        for protocol in ("final", "last_ten", "best")
+        if scores[protocol]["iqm"] is not None
+    ]
+    return f"{scores['name']} score: {', '.join(shown)}"
 
 
 def _render(result: Run, folder: Path, quiet: bool) -> None:

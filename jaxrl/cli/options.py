@@ -8,18 +8,21 @@ from __future__ import annotations
 import dataclasses
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from jaxrl.agents import ScaleReward
+from jaxrl.agents import NormalizeObs, ScaleReward
 from jaxrl.cli.assignments import assignments, swept
 from jaxrl.data.replay import Precision
+from jaxrl.data.samplers import UniformDataset, WeightedDataset
 from jaxrl.envs.vector import ResetMode
 from jaxrl.errors import UsageError
-from jaxrl.hyper import number, same_as
+from jaxrl.hyper import choice, number, same_as, size
 from jaxrl.run.population import check_count
-from jaxrl.training import OffPolicy, OnPolicy, Trainer
+from jaxrl.training import Offline, OffPolicy, OnPolicy, Trainer
 from jaxrl.training.off_policy import Warmup
 from jaxrl.types import Mode
+
+Sampling = Literal["uniform", "return", "advantage"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +39,6 @@ class Options:
     """The first seed."""
     num_seeds: int = 1
     """Number of seeds (seed, seed + 1, ...), trained together in one program."""
-    num_envs: int = 8
-    """Environments of each seed."""
     run_dir: str | None = None
     """The run's folder; default runs/ALGORITHM_ENV_TIME."""
     resume: bool = False
@@ -103,6 +104,8 @@ class Options:
 class TrainingOptions(Options):
     """Options of every script that trains in an environment."""
 
+    num_envs: int = 8
+    """Environments of each seed."""
     reset_mode: ResetMode | None = None
     """How ended episodes start again; default "fresh" for toy dynamics, "pool" for physics."""
     max_steps: int | None = None
@@ -110,6 +113,48 @@ class TrainingOptions(Options):
     normalize_obs: bool = False
     """Learn from observations of zero mean and unit variance."""
     reward_scale: float = same_as(ScaleReward, "reward_scale")
+
+
+@dataclasses.dataclass(frozen=True)
+class OfflineOptions(Options):
+    """Options of every script that trains on a dataset."""
+
+    total_steps: int = 100_000
+    """Gradient steps of each seed, rounded up to whole iterations."""
+    dataset: str | None = None
+    """Path of a dataset (D4RL, Minari, OGBench), or the name of a shipped one; default --env's."""
+    top: float = number(1.0, 0, 1, above=0, help="part of the episodes, the best, to learn from")
+    validation: float = number(0.0, 0, 1, help="part of the episodes kept for a validation loss")
+    sampling: Sampling = choice(
+        "uniform", Sampling, help="draws are uniform, or weighted by the episodes' returns (RW) or "
+        "advantages (AW)"
+    )  # fmt: skip
+    sampling_temperature: float = number(
+        0.1, above=0, help="of these weights; small ones concentrate on the best episodes"
+    )
+    n_step: int = size(1, help="rewards that are summed before the bootstrap")
+    batch_size: int = same_as(Offline, "batch_size")
+    num_updates: int = same_as(Offline, "num_updates")
+    normalize_obs: bool = False
+    """Learn from observations of the dataset's mean and variance, taken to 0 and 1."""
+    reward_scale: float = same_as(ScaleReward, "reward_scale")
+    reward_shift: float = same_as(ScaleReward, "reward_shift")
+    reward_clip: float | None = same_as(ScaleReward, "reward_clip")
+
+    @property
+    def sampler(self) -> UniformDataset | WeightedDataset:
+        """The sampler of the dataset."""
+        kind = UniformDataset if self.sampling == "uniform" else WeightedDataset
+        return kind(self.n_step)
+
+    def wrapped(self, agent: Any) -> Any:
+        """Return the agent with the transformations of rewards and observations asked for.
+
+        Statistics of observations stay those of the dataset.
+        """
+        if (self.reward_scale, self.reward_shift, self.reward_clip) != (1.0, 0.0, None):
+            agent = ScaleReward(agent, self.reward_scale, self.reward_shift, self.reward_clip)
+        return NormalizeObs(agent, frozen=True) if self.normalize_obs else agent
 
 
 @dataclasses.dataclass(frozen=True)

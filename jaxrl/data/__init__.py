@@ -1,7 +1,26 @@
 """Data to learn from: the replay buffer, datasets, and samplers of both."""
 
-from jaxrl.data.dataset import Dataset
+from jaxrl.data.dataset import Dataset, concatenate
 from jaxrl.data.replay import ReplayBuffer
-from jaxrl.data.samplers import Mixed, UniformDataset, UniformReplay
+from jaxrl.data.samplers import (
+    Mixed,
+    Pooled,
+    UniformDataset,
+    UniformReplay,
+    WeightedDataset,
+    Windows,
+)
+from jaxrl.data.weights import weighted
 
-__all__ = ["Dataset", "Mixed", "ReplayBuffer", "UniformDataset", "UniformReplay"]
+__all__ = [
+    "Dataset",
+    "Mixed",
+    "Pooled",
+    "ReplayBuffer",
+    "UniformDataset",
+    "UniformReplay",
+    "WeightedDataset",
+    "Windows",
+    "concatenate",
+    "weighted",
+]

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrl.errors import UsageError
 from jaxrl.memory import free_over, gib
-from jaxrl.types import Array, Transition
+from jaxrl.types import Array, Batch, Transition
 
 Precision = Literal["full", "half"]
 
@@ -81,16 +81,16 @@ class ReplayBuffer:
         obs, next_obs = jax.tree.map(rounded, (transitions.obs, transitions.next_obs))
         return transitions._replace(obs=obs, next_obs=next_obs, extras={}, carry=())
 
-    def loaded(self, transitions: Transition) -> Transition:
-        """Return stored transitions as agents take them: floats in float32."""
+    def loaded(self, batch: Batch) -> Batch:
+        """Return a batch of stored transitions as agents take it: floats in float32."""
 
         def widened(x: Array) -> Array:
             if self.precision == "full" or x.dtype != jnp.uint16:
                 return x
             return jax.lax.bitcast_convert_type(x, jnp.bfloat16).astype(jnp.float32)
 
-        obs, next_obs = jax.tree.map(widened, (transitions.obs, transitions.next_obs))
-        return transitions._replace(obs=obs, next_obs=next_obs)
+        obs, next_obs = jax.tree.map(widened, (batch.obs, batch.next_obs))
+        return batch._replace(obs=obs, next_obs=next_obs)
 
 
 class Replay(NamedTuple):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -17,9 +18,10 @@ import jax.numpy as jnp
 
 from jaxrl.data.dataset import Dataset
 from jaxrl.data.replay import Replay
+from jaxrl.errors import UsageError
 from jaxrl.require import plain, require, require_integer
 from jaxrl.rng import row_key
-from jaxrl.types import Array, Batch, Key, Transition
+from jaxrl.types import Array, Batch, Extras, Key, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +32,14 @@ class UniformReplay:
     itself or by its time limit: its reward is ``sum_{k<m} gamma^k r_k``, ``next_obs`` is that of
     the last step, and ``discount`` is ``gamma^m``, or 0 where that step terminated. The newest
     ``n - 1`` steps are not drawn as first ones.
+
+    ``extras`` names what an agent reads beside the fields of a ``Batch``: ``next_action`` is the
+    action that followed the last step, where ``has_next_action``; ``return_to_go`` is -inf, as it
+    is not known before the episode ends.
     """
 
     n_step: int = 1
+    extras: tuple[str, ...] = ()
     needs_replay: ClassVar[bool] = True
     needs_data: ClassVar[bool] = False
 
@@ -54,50 +61,119 @@ class UniformReplay:
         age = (bits[0] % starts).astype(jnp.int32) + self.n_step  # steps before ``written``
         first = (store.written - age) % slots
         env = (bits[1] % jnp.uint32(envs)).astype(jnp.int32)
-        if self.n_step > 1:
-            return self._summed(store, first, env, gamma)
-        rows = store.buffer.loaded(jax.tree.map(lambda x: x[first, env], store.rows))
-        return to_batch(rows, gamma)
 
-    def _summed(self, store: Replay, first: Array, env: Array, gamma: Array | float) -> Batch:
+        def rows(k: Array | int) -> Callable[[Array], Array]:
+            slot = first if isinstance(k, int) else (first + k) % slots
+            return lambda x: x[slot, env]
+
+        batch, last = _summed(store.rows, rows, self.n_step, gamma)
+        extras = self._extras(store, (first + last) % slots, env)
+        return store.buffer.loaded(batch)._replace(extras=extras)
+
+    def _extras(self, store: Replay, last: Array, env: Array) -> Extras:
+        """What ``extras`` names, of transitions whose last step is in slot ``last``."""
         rows, slots = store.rows, store.rows.reward.shape[0]
-
-        def forward(k: int, carry: tuple) -> tuple:
-            active, last, total, discount = carry
-            slot = (first + k) % slots
-            last = jnp.where(active, slot, last)
-            total = total + jnp.where(active, discount * rows.reward[slot, env], 0.0)
-            discount = jnp.where(active, discount * gamma, discount)
-            active = active & ~(rows.terminated[slot, env] | rows.truncated[slot, env])
-            return active, last, total, discount
-
-        zeros = jnp.zeros(first.shape)
-        start = (zeros == 0, first, zeros, zeros + 1.0)
-        _, last, total, discount = jax.lax.fori_loop(0, self.n_step, forward, start)
-        begun = store.buffer.loaded(jax.tree.map(lambda x: x[first, env], rows))
-        ended = store.buffer.loaded(jax.tree.map(lambda x: x[last, env], rows))
-        discount = jnp.where(ended.terminated, 0.0, discount)
-        return Batch(begun.obs, begun.action, total, discount, ended.next_obs, {})
+        newest = last == (store.written - 1) % slots
+        ended = rows.terminated[last, env] | rows.truncated[last, env]
+        known = {
+            "next_action": lambda: rows.action[(last + 1) % slots, env],
+            "has_next_action": lambda: ~(newest | ended),
+            "return_to_go": lambda: jnp.full(last.shape, -jnp.inf),
+        }
+        for name in self.extras:
+            if name not in known:
+                raise UsageError(
+                    f"batches need {name!r}, which a replay buffer does not hold; it has "
+                    f"{', '.join(known)}"
+                )
+        return {name: known[name]() for name in self.extras}
 
 
 @dataclasses.dataclass(frozen=True)
 class UniformDataset:
-    """Uniform draws from the dataset."""
+    """Uniform draws from the dataset, with n-step returns as ``UniformReplay`` has them.
 
+    The dataset's extras are those of the transition's last step.
+    """
+
+    n_step: int = 1
     needs_replay: ClassVar[bool] = False
     needs_data: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n_step", plain(self.n_step))
+
     def check(self) -> None:
-        """Accept: there is nothing to set."""
+        """Raise UsageError for an ``n_step`` below 1."""
+        require_integer("n_step", self.n_step)
 
     def sample(
         self, store: Any, data: Dataset, key: Key, shape: tuple[int, ...], gamma: Array | float
     ) -> Batch:
         """Return a batch ``[*shape]``."""
+        return _transitions(data, uniform_rows(data, key, shape), self.n_step, gamma)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedDataset:
+    """Draws from the dataset in proportion to the weights that ``jaxrl.data.weighted`` gave it.
+
+    (Hong et al. 2023, "Harnessing Mixed Offline Reinforcement Learning Datasets via Trajectory
+    Weighting".)
+    """
+
+    n_step: int = 1
+    needs_replay: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n_step", plain(self.n_step))
+
+    def check(self) -> None:
+        """Raise UsageError for an ``n_step`` below 1."""
+        require_integer("n_step", self.n_step)
+
+    def sample(
+        self, store: Any, data: Dataset, key: Key, shape: tuple[int, ...], gamma: Array | float
+    ) -> Batch:
+        """Return a batch ``[*shape]``. Raises UsageError for a dataset without weights."""
+        if not jax.tree.leaves(data.cumulative):
+            raise UsageError(
+                "WeightedDataset needs a dataset with weights; give weighted(dataset, 'return')"
+            )
         bits = jax.random.bits(row_key(key), shape)
-        index = (bits % jnp.uint32(data.size)).astype(jnp.int32)
-        rows = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data)
-        return to_batch(rows, gamma)
+        row = jnp.searchsorted(data.cumulative, bits, side="right").astype(jnp.int32)
+        return _transitions(data, jnp.minimum(row, data.size - 1), self.n_step, gamma)
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Windows of ``horizon`` steps of the dataset, which never cross the end of an episode.
+
+    A batch ``[*shape]`` has fields ``[*shape, H, ...]`` and an extra ``valid``, false for steps
+    behind the end, which repeat the episode's last one. Every row begins a window.
+    """
+
+    horizon: int
+    needs_replay: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "horizon", plain(self.horizon))
+
+    def check(self) -> None:
+        """Raise UsageError for a ``horizon`` below 1."""
+        require_integer("horizon", self.horizon)
+
+    def sample(
+        self, store: Any, data: Dataset, key: Key, shape: tuple[int, ...], gamma: Array | float
+    ) -> Batch:
+        """Return a batch of windows ``[*shape, H, ...]``."""
+        first = uniform_rows(data, key, shape)[..., None]
+        row = first + jnp.arange(self.horizon)
+        last = data.end[first] - 1
+        batch = _transitions(data, jnp.minimum(row, last), 1, gamma)
+        return batch._replace(extras=batch.extras | {"valid": row <= last})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +181,12 @@ class Mixed:
     """Batches whose first ``share`` of rows is from the dataset, the rest from the replay buffer.
 
     (Ball et al. 2023, "Efficient Online Reinforcement Learning with Offline Data": a share of 0.5.)
+    Online rows have the dataset's extras too.
     """
 
     share: float = 0.5
     online: UniformReplay = UniformReplay()
-    offline: UniformDataset = UniformDataset()
+    offline: Any = UniformDataset()
     needs_replay: ClassVar[bool] = True
     needs_data: ClassVar[bool] = True
 
@@ -132,12 +209,101 @@ class Mixed:
         *leading, rows = shape
         count = math.floor(self.share * rows + 0.5)
         offline = self.offline.sample(store, data, offline_key, (*leading, count), gamma)
-        online = self.online.sample(store, data, online_key, (*leading, rows - count), gamma)
+        sampler = dataclasses.replace(self.online, extras=tuple(offline.extras))
+        online = sampler.sample(store, data, online_key, (*leading, rows - count), gamma)
         axis = len(leading)
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis), offline, online)
 
 
-def to_batch(rows: Transition | Dataset, gamma: Array | float) -> Batch:
-    """Return transitions of single steps as a batch."""
-    discount = jnp.where(rows.terminated, 0.0, gamma)
-    return Batch(rows.obs, rows.action, rows.reward, discount, rows.next_obs, {})
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+    """Uniform draws from the dataset and the replay buffer, taken together as one.
+
+    The share of the dataset falls as the replay buffer fills: ``D / (D + held)``. This is a buffer
+    that began with the dataset, but the dataset is kept once for all seeds, and never overwritten.
+    Online rows have the dataset's extras too.
+    """
+
+    online: UniformReplay = UniformReplay()
+    offline: Any = UniformDataset()
+    needs_replay: ClassVar[bool] = True
+    needs_data: ClassVar[bool] = True
+
+    @property
+    def n_step(self) -> int:
+        """Rewards that are summed online."""
+        return self.online.n_step
+
+    def check(self) -> None:
+        """Raise UsageError as the two samplers do."""
+        self.online.check()
+        self.offline.check()
+
+    def sample(
+        self, store: Replay, data: Dataset, key: Key, shape: tuple[int, ...], gamma: Array | float
+    ) -> Batch:
+        """Return a batch ``[*shape]``."""
+        choice_key, offline_key, online_key = jax.random.split(key, 3)
+        slots, envs = store.rows.reward.shape
+        held = jnp.minimum(store.written, slots) * jnp.float32(envs)
+        offline = self.offline.sample(store, data, offline_key, shape, gamma)
+        sampler = dataclasses.replace(self.online, extras=tuple(offline.extras))
+        online = sampler.sample(store, data, online_key, shape, gamma)
+        chosen = jax.random.uniform(row_key(choice_key), shape) < data.size / (data.size + held)
+
+        def either(a: Array, b: Array) -> Array:
+            return jnp.where(chosen.reshape(*shape, *[1] * (a.ndim - len(shape))), a, b)
+
+        return jax.tree.map(either, offline, online)
+
+
+def uniform_rows(data: Dataset, key: Key, shape: tuple[int, ...]) -> Array:
+    """Return uniform rows of the dataset ``int32[*shape]``."""
+    bits = jax.random.bits(row_key(key), shape)
+    return (bits % jnp.uint32(data.size)).astype(jnp.int32)
+
+
+def _transitions(data: Dataset, first: Array, n_step: int, gamma: Array | float) -> Batch:
+    """Return the dataset's transitions that begin in rows ``first``, of up to ``n_step`` steps."""
+
+    def rows(k: Array | int) -> Callable[[Array], Array]:
+        # Behind the last row nothing is summed: there an episode has ended.
+        row = first if isinstance(k, int) else jnp.minimum(first + k, data.size - 1)
+        return lambda x: x.at[row].get(mode="promise_in_bounds")
+
+    batch, last = _summed(data, rows, n_step, gamma)
+    return batch._replace(extras=jax.tree.map(rows(0 if n_step == 1 else last), data.extras))
+
+
+def _summed(
+    rows: Transition | Dataset,
+    at: Callable[[Array | int], Callable[[Array], Array]],
+    n_step: int,
+    gamma: Array | float,
+) -> tuple[Batch, Array | int]:
+    """Return transitions of up to ``n_step`` steps, and the steps from each first to its last.
+
+    ``at(k)`` reads, from an array of rows, those ``k`` steps after the first ones.
+    """
+    first = at(0)
+    obs, action = jax.tree.map(first, (rows.obs, rows.action))
+    if n_step == 1:
+        next_obs = jax.tree.map(first, rows.next_obs)
+        discount = jnp.where(first(rows.terminated), 0.0, gamma)
+        return Batch(obs, action, first(rows.reward), discount, next_obs, {}), 0
+
+    def forward(k: Array, carry: tuple) -> tuple:
+        active, last, total, discount = carry
+        row = at(k)
+        last = jnp.where(active, k, last)
+        total = total + jnp.where(active, discount * row(rows.reward), 0.0)
+        discount = jnp.where(active, discount * gamma, discount)
+        active = active & ~(row(rows.terminated) | row(rows.truncated))
+        return active, last, total, discount
+
+    shape = first(rows.reward).shape
+    start = (jnp.ones(shape, bool), jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.ones(shape))
+    _, last, total, discount = jax.lax.fori_loop(0, n_step, forward, start)
+    ended = at(last)
+    discount = jnp.where(ended(rows.terminated), 0.0, discount)
+    return Batch(obs, action, total, discount, jax.tree.map(ended, rows.next_obs), {}), last

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from jaxrl.envs import brax, gymnax, mjx, playground, probe
+from jaxrl.envs import brax, gymnax, maze, mjx, playground, probe
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError, nearest
 from jaxrl.types import Environment
@@ -17,6 +17,7 @@ __all__ = ["SUITES", "VectorEnv", "make", "make_recorded", "names"]
 SUITES: dict[str, ModuleType] = {
     "brax": brax,
     "gymnax": gymnax,
+    "maze": maze,
     "mjx": mjx,
     "playground": playground,
     "probe": probe,

@@ -17,6 +17,7 @@ import jaxrl.agents
 from jaxrl import envs, hyper, optim
 from jaxrl.agents import protocol
 from jaxrl.config import from_config
+from jaxrl.envs.absent import NO_ENVIRONMENT, NoEnvironment
 from jaxrl.envs.vector import rescale
 from jaxrl.errors import UsageError
 from jaxrl.nn import critics, encoders, policies
@@ -227,15 +228,17 @@ def classes_of(agent: Any) -> list[type]:
     return [type(agent), *inner]
 
 
-def make_env(config: Mapping[str, Any], env: Environment | None = None) -> Environment:
-    """Return ``env`` if it is given, else the environment that the configuration names.
+def make_env(config: Mapping[str, Any], env: Any = None) -> Environment:
+    """Return ``env`` if it is given (a ``Spec`` alone cannot be played in), else the recorded one.
 
     Raises:
         UsageError: if ``make`` does not know the name.
     """
     if env is not None:
-        return env
+        return NoEnvironment(env) if isinstance(env, Spec) else env  # type: ignore[return-value]
     name = config["env"]
+    if name == NO_ENVIRONMENT:
+        raise UsageError("the run had no environment; pass one, or the spec, as env=spec")
     if name not in envs.names():
         raise UsageError(
             f"unknown environment {name!r}; pass the environment of the run, as env=..."

@@ -100,7 +100,7 @@ class Compiled(NamedTuple):
     """The programs of a run, ready to call."""
 
     chunk: Callable[..., tuple[TrainState, Metrics]]
-    evaluate: Callable[..., Evaluation]
+    evaluate: Callable[..., Evaluation] | None = None  # without an environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,10 +188,9 @@ class Programs:
     ) -> Compiled:
         """Compile ``chunk`` and ``evaluate`` in parallel, for arguments like these."""
         count = jnp.int32(0)
-        lowered = (
-            jax.jit(self.chunk, donate_argnums=1).lower(sweep, ts, data, count, count),
-            jax.jit(self.evaluate).lower(sweep, ts, keys),
-        )
+        lowered = [jax.jit(self.chunk, donate_argnums=1).lower(sweep, ts, data, count, count)]
+        if self.trainer.evaluates:
+            lowered.append(jax.jit(self.evaluate).lower(sweep, ts, keys))
         with ThreadPoolExecutor(len(lowered)) as pool:
             return Compiled(*pool.map(lambda program: program.compile(), lowered))
 

@@ -11,6 +11,7 @@ import jax
 
 from jaxrl import hyper
 from jaxrl.data.dataset import checksum
+from jaxrl.data.scores import Reference
 from jaxrl.errors import UsageError
 from jaxrl.record.metrics_file import Row
 from jaxrl.record.policy import Policy
@@ -62,6 +63,7 @@ def run(
     total_steps: int | None = None,
     *,
     data: PyTree = (),
+    reference: Reference | None = None,
     seeds: Sequence[int] | int = 1,
     sweep: Mapping[str, Sequence[float]] | None = None,
     run_dir: str | Path | None = None,
@@ -87,6 +89,8 @@ def run(
         trainer: the trainer of every member, or phases that follow each other.
         total_steps: the minimum number of steps; phases have their own instead.
         data: the dataset that the sampler reads, one copy for all members.
+        reference: returns of a random policy and of an expert (``jaxrl.data.scores``); the summary
+            then has normalised scores.
         seeds: the seeds, or their number (0, 1, ...).
         sweep: values of hyper-parameters, by name; every combination is a configuration.
         run_dir: the folder of the record; None keeps everything in memory.
@@ -154,6 +158,7 @@ def run(
     config = {
         **describe(plan),
         "data": {"checksum": checksum(data)},
+        "reference": None if reference is None else reference._asdict(),
         "seeds": seed_list,
         "sweep": configurations if sweep else [],
         "eval_episodes": int(eval_episodes),

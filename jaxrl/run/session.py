@@ -197,7 +197,9 @@ class Session:
         return ts, target
 
     def evaluate(self, compiled: Compiled, ts: TrainState, done: int) -> list[Row]:
-        """Return one row per member from whole episodes."""
+        """Return one row per member from whole episodes; none without an environment."""
+        if compiled.evaluate is None:
+            return []
         result = jax.device_get(compiled.evaluate(self.sweep, ts, self.eval_keys))
         position = self.stage.position(done)
         return evaluation_rows(self.members, result, position, self.stage.name)

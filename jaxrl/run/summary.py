@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxrl.analysis import plot_run
 from jaxrl.analysis.statistics import final_return
+from jaxrl.data.scores import Reference, normalized
 from jaxrl.errors import RunError, UsageError
 from jaxrl.record.folder import write_json
 from jaxrl.run.phases import Plan
@@ -24,10 +27,10 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``. Speeds are those of all members together.
 
-    ``rows`` must end with the last evaluation of every member.
+    ``rows`` must end with the last evaluation of every member, if there is an environment.
     """
     last = [row for row in rows if row["kind"] == "eval"][-len(members) :]
-    returns = [row["episode_return"] for row in last]
+    returns = [row["episode_return"] for row in last] or [None] * len(members)
     position = plan.position(plan.total)
     steps, gradient_steps = (count * len(members) for count in plan.trained())
     seconds = clock["train_seconds"] or float("inf")
@@ -50,13 +53,69 @@ def summarise(
         "device": config["device"],
         "command": config["command"],
     }
+    reference: Any = config.get("reference")
+    played = evaluations(rows, len(members))
+    scored = bool(reference) and played.size > 0
+    if scored:
+        summary["scores"] = scores(reference, played)
+    if plan.named and played.size:
+        summary["switches"] = switches(rows, len(members))
     if config["sweep"]:
         size = len(config["seeds"])
         summary["configurations"] = [
             {"sweep": sweep, "final_return": final_return(returns[i * size : (i + 1) * size])}
             for i, sweep in enumerate(config["sweep"])
         ]
+        for i, entry in enumerate(summary["configurations"]):
+            if scored:
+                entry["scores"] = scores(reference, played[:, i * size : (i + 1) * size])
     return summary
+
+
+def evaluations(rows: Sequence[Mapping[str, Any]], members: int) -> np.ndarray:
+    """Return the mean returns of all evaluations ``[evaluations, members]``."""
+    played = [row["episode_return"] for row in rows if row["kind"] == "eval"]
+    return np.reshape(np.array(played, float), (-1, members))
+
+
+def switches(rows: Sequence[Mapping[str, Any]], members: int) -> list[dict[str, Any]]:
+    """Return what each phase did to the returns that the one before it had reached.
+
+    ``dip`` is how far the worst evaluation of the phase fell below the last before it (0 if none
+    did), ``area`` the mean return over the phase's evaluations: the area under its curve.
+    """
+    names = [row["phase"] for row in rows if row["kind"] == "eval"][::members]
+    played, found = evaluations(rows, members), []
+    for name in list(dict.fromkeys(names))[1:]:
+        first = names.index(name)
+        before, phase = played[first - 1], played[first : first + names.count(name)]
+        dip = np.maximum(before - phase.min(axis=0), 0.0)
+        found.append(
+            {
+                "phase": name,
+                "before": final_return(before),
+                "dip": final_return(dip),
+                "area": final_return(phase.mean(axis=0)),
+            }
+        )
+    return found
+
+
+def scores(reference: Mapping[str, Any], played: np.ndarray) -> dict[str, Any]:
+    """Return normalised scores of ``played[evaluations, members]`` under three protocols.
+
+    ``final`` is the last evaluation, ``last_ten`` the mean of the last ten, and ``best`` the best
+    of all: it is chosen by playing, which offline training has no means to do.
+    """
+    known = Reference(**reference)
+    score = normalized(played, known.random, known.expert)
+    return {
+        "name": known.name,
+        "reference": dict(reference),
+        "final": final_return(score[-1]),
+        "last_ten": final_return(score[-10:].mean(axis=0)),
+        "best": final_return(score.max(axis=0)),
+    }
 
 
 def identical_episodes(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -65,7 +124,7 @@ def identical_episodes(rows: Sequence[Mapping[str, Any]]) -> bool:
     They are then likely to be one episode, played several times, and no sample of returns.
     """
     returns = [row["returns"] for row in rows if row["kind"] == "eval"]
-    return all(len(each) > 1 and len(set(each)) == 1 for each in returns)
+    return bool(returns) and all(len(each) > 1 and len(set(each)) == 1 for each in returns)
 
 
 def write(folder: Path, summary: Mapping[str, Any], report: Callable[[str], Any]) -> None:
@@ -75,7 +134,8 @@ def write(folder: Path, summary: Mapping[str, Any], report: Callable[[str], Any]
         RunError: if the summary cannot be written; a resumed run tries again.
     """
     try:
-        plot_run(folder, folder / CURVES)
+        if summary["final_return"]["iqm"] is not None:
+            plot_run(folder, folder / CURVES)
     except (OSError, UsageError) as error:  # UsageError: a full disk left the metrics incomplete
         report(f"warning: {CURVES} was not drawn: {error}")
     try:

@@ -22,6 +22,7 @@ from jaxrl.rng import row_key
 from jaxrl.sharding import shard_count
 from jaxrl.training.gradient_steps import gradient_steps
 from jaxrl.training.rollout import exploring, play, report_nonfinite
+from jaxrl.training.sampling import sample
 from jaxrl.training.schedule import Schedule
 from jaxrl.training.sizes import check_batches, require_divides
 from jaxrl.training.trainer import Trainer
@@ -107,7 +108,9 @@ class OffPolicy(Trainer):
     @property
     def sampling(self) -> Any:
         """The sampler in force."""
-        return UniformReplay(self.n_step) if self.sampler is None else self.sampler
+        if self.sampler is not None:
+            return self.sampler
+        return UniformReplay(self.n_step, protocol.batch_extras(self.agent))
 
     def check(self, shards: int = 1) -> None:
         """Raise UsageError for sizes that do not fit each other."""
@@ -256,8 +259,7 @@ class OffPolicy(Trainer):
         rows = self.buffer.write(rows, transitions, written)
         store = Replay(self.buffer, rows, written + schedule.block)
         shape = (self.num_updates * schedule.merged, self.batch_size // shard_count())
-        gamma = protocol.discount_factor(self.agent)
-        batches = self.sampling.sample(store, data, sample_key, shape, gamma)
+        batches = sample(self.agent, self.sampling, store, data, sample_key, shape)
         agent, learnt = gradient_steps(self.agent, agent, batches, update_key)
         agent = protocol.observe(self.agent, agent, transitions)
         return (agent, env, carry, rows), metrics | learnt

@@ -15,6 +15,7 @@ from jaxrl.errors import UsageError
 from jaxrl.hyper import size
 from jaxrl.sharding import shard_count
 from jaxrl.training.gradient_steps import gradient_steps
+from jaxrl.training.sampling import sample
 from jaxrl.training.sizes import check_batches, require_divides
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Key, PyTree, TrainState
@@ -24,7 +25,8 @@ from jaxrl.types import Array, Key, PyTree, TrainState
 class Offline(Trainer):
     """Iterations of ``num_updates`` gradient steps on a dataset; the environment only evaluates.
 
-    The dataset is the ``data`` of ``train``, ``iteration`` and ``run``.
+    The dataset is the ``data`` of ``train``, ``iteration`` and ``run``. Where there is no
+    environment, ``env`` is the ``Spec`` of one, and nothing is evaluated.
     """
 
     batch_size: int = size(256, help="transitions of a gradient step, over all shards")
@@ -32,6 +34,7 @@ class Offline(Trainer):
     sampler: Any = struct.field(pytree_node=False, default=UniformDataset())
 
     learns_from: ClassVar[str] = "batches"
+    plays: ClassVar[bool] = False
     unit: ClassVar[str] = "gradient_steps"
 
     @property
@@ -73,15 +76,15 @@ class Offline(Trainer):
         check_batches(self, self.num_updates * self.batch_size, members, devices)
 
     def start(self, key: Key, agent: PyTree, data: PyTree) -> TrainState:
-        """No environments run."""
+        """No environments run. Agents with statistics look at the dataset once."""
+        agent = protocol.observe_dataset(self.agent, agent, data)
         return self.first_state(key, agent, (), (), ())
 
     def advance(self, ts: TrainState, data: PyTree, index: Array) -> tuple[TrainState, m.Metrics]:
         """``num_updates`` gradient steps."""
         sample_key, update_key, key = jax.random.split(ts.key, 3)
         shape = (self.num_updates, self.batch_size // shard_count())
-        gamma = protocol.discount_factor(self.agent)
-        batches = self.sampler.sample((), data, sample_key, shape, gamma)
+        batches = sample(self.agent, self.sampler, (), data, sample_key, shape)
         agent, metrics = gradient_steps(self.agent, ts.agent, batches, update_key)
         ts = ts._replace(
             agent=agent,

@@ -14,13 +14,14 @@ from jaxrl import metrics as m
 from jaxrl.agents import protocol
 from jaxrl.config import to_config
 from jaxrl.counters import counter_add, counter_zero
+from jaxrl.envs.absent import NoEnvironment
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
 from jaxrl.require import INT32_MAX, require_instance, require_integer
 from jaxrl.sharding import reducing_over, shard_count
 from jaxrl.training.evaluate import Evaluation, evaluate
 from jaxrl.training.sizes import check_gradient_steps, require_divides
-from jaxrl.types import Array, Key, Mode, PyTree, TrainState
+from jaxrl.types import Array, Key, Mode, PyTree, Spec, TrainState
 
 INSTEAD = {
     "batches": "learns from batches of transitions; train it with OffPolicy or Offline, or give "
@@ -53,11 +54,15 @@ class Trainer:
     axis: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
 
     learns_from: ClassVar[str]
+    plays: ClassVar[bool] = True  # whether training needs an environment, or only its spec
     unit: ClassVar[str] = "env_steps"  # what the length of a run counts
 
     def __post_init__(self) -> None:
         hyper.simplify(self)
         require_instance("agent", self.agent)
+        if isinstance(self.env, Spec) and self.plays is False:
+            absent: Any = NoEnvironment(self.env)
+            object.__setattr__(self, "env", VectorEnv(absent, 1))
         if not isinstance(self.env, VectorEnv):
             name = type(self.env).__name__
             raise UsageError(f"env is a {name}; give a vector of them, as VectorEnv(env, 8)")
@@ -113,6 +118,11 @@ class Trainer:
         env = self.env.env
         rollouts = self.learns_from == "rollouts"
         return rollouts and not (env.cheap or getattr(env, "threaded", False))
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is an environment to evaluate in."""
+        return not isinstance(self.env.env, NoEnvironment)
 
     @property
     def sampling(self) -> Any:

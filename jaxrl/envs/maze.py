@@ -1,0 +1,128 @@
+"""Mazes for a point: tasks of which a dataset's trajectories each show only a part.
+
+``maze/Stitch-v0`` is a corridor in the form of a U. Its data (``experiments/make_dataset.py``) has
+ways from the start to the bend and ways from the bend to the goal, and none from start to goal: an
+agent has to stitch them together, which imitation cannot do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.envs.checks import check_action, check_options, refuse
+from jaxrl.errors import UsageError
+from jaxrl.types import Array, Box, Key, Spec, Step
+
+STEP = 0.25  # cells of a step with a full action
+RADIUS = 0.5  # cells around the goal's centre that count as the goal
+MAPS = {
+    "Stitch-v0": """\
+#########
+#S  #  G#
+#   #   #
+#   #   #
+#       #
+#########
+""",
+}
+TASKS = tuple(MAPS)
+_PIXELS = 32  # of a cell's edge in pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class PointMaze:
+    """A point among walls, which pushes itself up to a quarter of a cell per step.
+
+    The observation is its position ``[x, y]``, scaled so that the map is [-1, 1]. The reward is 1
+    at the goal, where the episode terminates, else 0, so returns are rates of success. A wall stops
+    the component of a move that would enter it.
+
+    Attributes:
+        task: the map.
+        anywhere: begin at a uniform free position instead of near the start, as data does.
+    """
+
+    task: str = "Stitch-v0"
+    anywhere: bool = False
+
+    cheap: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """``maze/<task>``."""
+        return f"maze/{self.task}"
+
+    @property
+    def cells(self) -> np.ndarray:
+        """The map: ``str[rows, columns]`` of one character each."""
+        return np.array([list(row) for row in MAPS[self.task].splitlines()])
+
+    @property
+    def spec(self) -> Spec:
+        """Observations ``[2]`` and actions ``[2]``, both in [-1, 1]; 150 steps."""
+        return Spec(Box(-1.0, 1.0, (2,)), Box(-1.0, 1.0, (2,)), 150)
+
+    def reset(self, key: Key) -> tuple[Array, Array]:
+        """Draw a position ``[2]`` in cells. Returns it, and the observation ``[2]``."""
+        cell_key, inside_key = jax.random.split(key)
+        free = jnp.array(np.argwhere(self.cells != "#")[:, ::-1], jnp.float32)
+        start = jnp.array(self._centre("S") - 0.5, jnp.float32)
+        cell = jax.random.choice(cell_key, free) if self.anywhere else start
+        state = cell + jax.random.uniform(inside_key, (2,), minval=0.1, maxval=0.9)
+        return state, self.observe(state)
+
+    def step(self, key: Key, state: Array, action: Array) -> tuple[Array, Step]:
+        """Advance one step. Raises as ``check_action`` does."""
+        action, legal = check_action(self.spec.action, action)
+        move = STEP * jnp.clip(action, -1.0, 1.0)
+        for axis in (0, 1):
+            moved = state.at[axis].add(move[axis])
+            state = jnp.where(self._is_wall(moved), state, moved)
+        distance = jnp.linalg.norm(state - jnp.array(self._centre("G"), jnp.float32))
+        reached = distance <= RADIUS
+        reward = refuse(legal, reached.astype(jnp.float32))
+        return state, Step(self.observe(state), reward, reached, jnp.zeros_like(reached), {})
+
+    def observe(self, state: Array) -> Array:
+        """Return the position ``[2]``, in cells, scaled to [-1, 1]."""
+        rows, columns = self.cells.shape
+        return 2.0 * state / jnp.array([columns, rows], jnp.float32) - 1.0
+
+    def picture(self, state: Any) -> np.ndarray:
+        """Return a picture of the maze ``uint8[H, W, 3]``, with the point and the goal."""
+        walls = np.kron(self.cells == "#", np.ones((_PIXELS, _PIXELS), bool))
+        image = np.where(walls[..., None], 70, 255) * np.ones(3)
+        y, x = (np.indices(walls.shape) + 0.5) / _PIXELS
+        for centre, radius, colour in (
+            (self._centre("G"), RADIUS, (0, 158, 115)),
+            (np.asarray(state), 0.2, (0, 114, 178)),
+        ):
+            image[np.hypot(x - centre[0], y - centre[1]) <= radius] = colour
+        return image.astype(np.uint8)
+
+    def _centre(self, mark: str) -> np.ndarray:
+        """Return the centre ``[x, y]`` of the cell with a mark."""
+        return np.argwhere(self.cells == mark)[0][::-1] + 0.5
+
+    def _is_wall(self, position: Array) -> Array:
+        column, row = jnp.floor(position).astype(jnp.int32)
+        return jnp.array(self.cells == "#")[row, column]
+
+
+def make(task: str, /, **options: Any) -> PointMaze:
+    """The environment ``maze/<task>``; ``anywhere=True`` begins at a uniform free position.
+
+    Raises:
+        UsageError: unknown option, or a value that it cannot take.
+    """
+    check_options(f"maze/{task}", options, ["anywhere"])
+    if not isinstance(options.get("anywhere", False), bool):
+        raise UsageError(
+            f"maze/{task}: anywhere is {options['anywhere']!r}; it must be True or False"
+        )
+    return PointMaze(task, **options)

@@ -1,0 +1,44 @@
+"""Batches for an agent, from whatever a sampler reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxrl.agents import protocol
+from jaxrl.data.dataset import Dataset
+from jaxrl.data.replay import Replay
+from jaxrl.errors import UsageError
+from jaxrl.types import Batch, Key
+
+SOURCE = {
+    "next_action": "give dataset.with_next_action()",
+    "has_next_action": "give dataset.with_next_action()",
+    "return_to_go": "give dataset.with_return_to_go(gamma)",
+}
+
+
+def sample(
+    agent: Any, sampler: Any, store: Any, data: Any, key: Key, shape: tuple[int, ...]
+) -> Batch:
+    """Return a batch ``[*shape]`` for the agent: with its discount, rewards and extras.
+
+    Rewards are transformed before the sampler sums them.
+
+    Raises:
+        UsageError: for a batch without what the agent reads beside the fields of a ``Batch``.
+    """
+    if isinstance(store, Replay):
+        reward = protocol.learnt_reward(agent, store.rows.reward)
+        store = store._replace(rows=store.rows._replace(reward=reward))
+    if isinstance(data, Dataset):
+        data = data._replace(reward=protocol.learnt_reward(agent, data.reward))
+    gamma = protocol.discount_factor(agent)
+    batch: Batch = sampler.sample(store, data, key, shape, gamma)
+    for name in protocol.batch_extras(agent):
+        if name not in batch.extras:
+            kind = type(protocol.innermost(agent)).__name__
+            raise UsageError(
+                f"{kind} reads {name!r} from its batches, and {type(sampler).__name__} gives none; "
+                + SOURCE.get(name, "give a sampler whose batches have it in their extras")
+            )
+    return batch
