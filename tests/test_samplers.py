@@ -24,7 +24,7 @@ def dataset(rows=D, seed=0):
     rng = np.random.default_rng(seed)
     obs = -1.0 - np.arange(rows, dtype=np.float32)[:, None]
     kind = rng.choice(3, rows, p=[0.6, 0.2, 0.2])
-    return Dataset(
+    return Dataset.of(
         obs={"state": jnp.array(obs)},
         action=jnp.array(rng.uniform(-1, 1, (rows, 2)), jnp.float32),
         reward=jnp.array(rng.normal(size=rows), jnp.float32),

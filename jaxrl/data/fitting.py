@@ -1,0 +1,86 @@
+"""Whether arrays of a dataset fit the spaces of an environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrl.data.rows import first_row
+from jaxrl.data.units import agent_bounds
+from jaxrl.errors import UsageError
+from jaxrl.types import Box, Discrete, PyTree
+
+TOLERANCE = 1e-4  # beyond a bound, in the agent's units; rounding and noise of files stay below
+_KINDS = {"f": "floats", "i": "integers", "u": "integers", "b": "bools"}
+
+
+def kind(dtype: Any) -> str:
+    """Return "floats", "integers" or "bools", or the name of any other dtype."""
+    if jax.dtypes.issubdtype(dtype, np.floating):
+        return "floats"
+    return _KINDS.get(np.dtype(dtype).kind, np.dtype(dtype).name)
+
+
+def check_observations(name: str, obs: PyTree, space: Box | dict[str, Box]) -> None:
+    """Raise UsageError unless ``obs[D, *O]`` has the entries, shapes and kinds of ``space``."""
+    given = isinstance(obs, dict), isinstance(space, dict)
+    if given[0] != given[1]:
+        words = [
+            f"a dictionary of {', '.join(sorted(x))}" if isinstance(x, dict) else "an array"
+            for x in (obs, space)
+        ]
+        raise UsageError(f"the dataset's {name} is {words[0]}, and the environment's {words[1]}")
+    if not isinstance(space, dict):
+        _check_box(name, obs, space)
+        return
+    if obs.keys() != space.keys():
+        raise UsageError(
+            f"the dataset's {name} has the entries {', '.join(sorted(obs))}, and the environment's "
+            f"{', '.join(sorted(space))}; they must be the same"
+        )
+    for entry, box in space.items():
+        _check_box(f"{name}.{entry}", obs[entry], box)
+
+
+def _check_box(name: str, array: Any, box: Box) -> None:
+    found, wanted = (tuple(array.shape[1:]), kind(array.dtype)), (box.shape, kind(box.dtype))
+    if found != wanted:
+        raise UsageError(
+            f"the dataset's {name} is {found[1]} of shape {found[0]} in each row, and the "
+            f"environment's {wanted[1]} of {wanted[0]}; choose the environment of the data"
+        )
+
+
+def check_actions(action: Any, space: Box | Discrete) -> None:
+    """Raise UsageError unless ``action[D, *A]`` are actions for ``space`` in the agent's units."""
+    discrete = isinstance(space, Discrete)
+    wanted = f"indices 0 .. {space.n - 1}" if discrete else f"floats of shape {space.shape}"  # type: ignore[union-attr]
+    fits = kind(action.dtype) == ("integers" if discrete else "floats")
+    if not fits or tuple(action.shape[1:]) != tuple(space.shape):
+        raise UsageError(
+            f"the dataset's action is {kind(action.dtype)} of shape {tuple(action.shape[1:])} in "
+            f"each row, and the environment takes {wanted}; choose the environment of the data"
+        )
+    if isinstance(action, jax.core.Tracer):
+        return
+    row = first_outside(np.asarray(action), space)
+    if row is not None:
+        units = wanted if discrete else "[-1, 1] where the environment has bounds"
+        raise UsageError(
+            f"the dataset's action at row {row} is {np.asarray(action)[row].tolist()}; "
+            f"it must be in {units}"
+        )
+
+
+def first_outside(action: np.ndarray, space: Box | Discrete) -> int | None:
+    """Return the first row of actions, in the agent's units, that is out of bounds; else None."""
+    if isinstance(space, Discrete):
+        return first_row(action, lambda block: (block < 0) | (block >= space.n))
+    low, high = agent_bounds(space)
+
+    def outside(block: np.ndarray) -> np.ndarray:
+        return ~((block >= low - TOLERANCE) & (block <= high + TOLERANCE))
+
+    return first_row(action, outside)
