@@ -58,7 +58,7 @@ def demonstrations(discrete=False, noise=0.0):
     if noise:
         action += noise * jnp.asarray(rng.normal(size=action.shape), jnp.float32)
     ends = jnp.ones(ROWS, bool)
-    return Dataset(obs, action, jnp.ones(ROWS), obs, ends, ~ends)
+    return Dataset.of(obs, action, jnp.ones(ROWS), obs, ends, ~ends)
 
 
 def clone(policy, data, steps=3_000, discrete=False, wrapper=lambda agent: agent, **options):
@@ -198,7 +198,7 @@ def test_agents_with_replay_learn_offline_too():
     action = jnp.arange(200, dtype=jnp.int32) % 2
     reward = jnp.where(action == env.best_action(obs), 1.0, -1.0)
     ends = jnp.ones(200, bool)
-    data = Dataset(obs, action, reward, obs, ends, ~ends)
+    data = Dataset.of(obs, action, reward, obs, ends, ~ends)
     agent = DQN(learning_rate=3e-3, epsilon_decay_steps=10.0, target_every=10)
     trainer = Offline(agent, VectorEnv(env, 1), batch_size=64)
     ts, _ = jax.jit(trainer.train, static_argnums=1)(KEY, 640, data)

@@ -210,7 +210,7 @@ def test_it_is_cloned_unchanged_too():
     rng = np.random.default_rng(0)
     obs = np.float32(rng.choice([-1.0, 1.0], (512, 1)))
     ends = np.ones(512, bool)
-    data = Dataset(obs, 0.5 * obs, np.zeros(512, np.float32), obs, ends, ~ends)
+    data = Dataset.of(obs, 0.5 * obs, np.zeros(512, np.float32), obs, ends, ~ends)
     env = make("probe/both", continuous=True)
     trainer = Offline(BC(policy=Chain(), learning_rate=1e-2), VectorEnv(env, 1), batch_size=64)
     ts, _ = jax.jit(trainer.train, static_argnums=1)(KEY, 640, jax.tree.map(jnp.asarray, data))

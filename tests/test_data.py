@@ -28,7 +28,7 @@ def test_off_policy_training_learns_from_the_dataset_and_the_buffer(share):
     size = 50
     obs, ends = jnp.zeros((size, 1)), jnp.ones(size, bool)
     action = jnp.arange(size, dtype=jnp.int32) % 2
-    data = Dataset(obs, action, jnp.full(size, 3.0), obs, ends, ~ends)
+    data = Dataset.of(obs, action, jnp.full(size, 3.0), obs, ends, ~ends)
     trainer = OffPolicy(
         agent,
         VectorEnv(make("probe/constant"), 4),

@@ -72,7 +72,8 @@ def shapes(trainer):
     rows = jax.ShapeDtypeStruct((16,), jnp.float32)
     ends = jax.ShapeDtypeStruct((16,), bool)
     obs, action = (jax.ShapeDtypeStruct((16, n), jnp.float32) for n in (3, 1))
-    data = Dataset(obs, action, rows, obs, ends, ends) if trainer.needs_data else ()
+    index = jax.ShapeDtypeStruct((16,), jnp.int32)
+    data = Dataset(obs, action, rows, obs, ends, ends, index, index) if trainer.needs_data else ()
     found = jax.eval_shape(
         lambda key, data: trainer.train(key, np.int64(96), data), jax.random.key(0), data
     )

@@ -52,7 +52,7 @@ def dataset(seed=0):
     obs = rng.choice([-1.0, 1.0], (ROWS, 1)).astype(np.float32)
     action = rng.integers(0, 2, ROWS).astype(np.int32)
     reward = np.where(action == (obs[:, 0] > 0), 1.0, -1.0).astype(np.float32)
-    return Dataset(obs, action, reward, obs, np.ones(ROWS, bool), np.zeros(ROWS, bool))
+    return Dataset.of(obs, action, reward, obs, np.ones(ROWS, bool), np.zeros(ROWS, bool))
 
 
 def agent(width=4, **options):

@@ -61,7 +61,7 @@ def offline(agent):
 def dataset(rows=10):
     no = jnp.zeros(rows, bool)
     obs, reward = jnp.zeros((rows, 3)), jnp.zeros(rows)
-    return Dataset(obs, jnp.zeros((rows, 1)), reward, obs, no, no)
+    return Dataset.of(obs, jnp.zeros((rows, 1)), reward, obs, no, no)
 
 
 TRAINERS = {

@@ -351,7 +351,7 @@ def dataset(rows=20):
     obs, next_obs = jnp.array(rng.normal(size=(2, rows, 3)), jnp.float32)
     action = jnp.array(rng.uniform(-1, 1, (rows, 1)), jnp.float32)
     ends = jnp.arange(rows) % 7 == 6
-    return Dataset(
+    return Dataset.of(
         obs, action, jnp.array(rng.normal(size=rows), jnp.float32), next_obs, ends, ~ends
     )
 

@@ -1,6 +1,7 @@
 """Data to learn from: the replay buffer, datasets, and samplers of both."""
 
 from jaxrl.data.dataset import Dataset, concatenate
+from jaxrl.data.describe import describe
 from jaxrl.data.replay import ReplayBuffer
 from jaxrl.data.samplers import (
     Mixed,
@@ -10,6 +11,7 @@ from jaxrl.data.samplers import (
     WeightedDataset,
     Windows,
 )
+from jaxrl.data.scores import d4rl_score, normalized
 from jaxrl.data.weights import weighted
 
 __all__ = [
@@ -22,5 +24,8 @@ __all__ = [
     "WeightedDataset",
     "Windows",
     "concatenate",
+    "d4rl_score",
+    "describe",
+    "normalized",
     "weighted",
 ]

@@ -9,7 +9,7 @@ number is the same for all seeds that are trained together; as an argument it st
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxrl.memory import free_over, gib
 from jaxrl.types import Array, Batch, Transition
 
 Precision = Literal["full", "half"]
+Rows = TypeVar("Rows", Transition, Batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +82,16 @@ class ReplayBuffer:
         obs, next_obs = jax.tree.map(rounded, (transitions.obs, transitions.next_obs))
         return transitions._replace(obs=obs, next_obs=next_obs, extras={}, carry=())
 
-    def loaded(self, batch: Batch) -> Batch:
-        """Return a batch of stored transitions as agents take it: floats in float32."""
+    def loaded(self, rows: Rows) -> Rows:
+        """Return stored transitions, or a batch of them, as agents take them: floats in float32."""
 
         def widened(x: Array) -> Array:
             if self.precision == "full" or x.dtype != jnp.uint16:
                 return x
             return jax.lax.bitcast_convert_type(x, jnp.bfloat16).astype(jnp.float32)
 
-        obs, next_obs = jax.tree.map(widened, (batch.obs, batch.next_obs))
-        return batch._replace(obs=obs, next_obs=next_obs)
+        obs, next_obs = jax.tree.map(widened, (rows.obs, rows.next_obs))
+        return rows._replace(obs=obs, next_obs=next_obs)
 
 
 class Replay(NamedTuple):

@@ -1,0 +1,200 @@
+"""What the readers share: arrays of HDF5 files, checks with key and row, and a progress bar.
+
+Arrays are read in blocks into their final dtype, so a file of float64 never lies in memory whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxrl.data.fitting import first_outside
+from jaxrl.data.rows import BLOCK_BYTES, first_nonfinite, first_row
+from jaxrl.data.units import agent_bounds, clip, to_agent
+from jaxrl.errors import UsageError
+from jaxrl.types import Box, Discrete
+
+if TYPE_CHECKING:
+    import h5py
+
+LARGE_BYTES = 64 << 20  # of a file whose reading shows a progress bar
+Place = Callable[[int], str]  # a row of an array, in the words of its file
+Advance = Callable[[int], None]
+
+
+@contextlib.contextmanager
+def progress(path: Path, rows: int, nbytes: int, quiet: bool) -> Iterator[Advance]:
+    """Yield a function that counts rows read; a bar shows them for large files on a terminal."""
+    if quiet or nbytes < LARGE_BYTES or not (sys.stderr and sys.stderr.isatty()):
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from jaxrl._output import Lasting, one_line
+
+    stream: Any = Lasting(sys.stderr)
+    with Progress(console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task(one_line(f"reading {path.name}"), total=rows)
+        yield lambda count: bar.advance(task, count)
+
+
+@contextlib.contextmanager
+def open_h5(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file; errors of the library while it is open are a UsageError of one line."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except UsageError:
+        raise
+    except (OSError, RuntimeError, KeyError) as error:
+        words = " ".join(str(error).split())
+        raise UsageError(f"{path} cannot be read as HDF5: {words}") from None
+
+
+def h5_child(group: h5py.Group, key: str) -> Any:
+    """Return the group or dataset ``key`` of a group. Only what is in the file itself is followed.
+
+    Raises:
+        UsageError: if it is missing, or a link to elsewhere.
+    """
+    import h5py
+
+    where = f"{group.file.filename}:{group.name.rstrip('/')}"
+    if not isinstance(group, h5py.Group):
+        raise UsageError(f"{where} is an array; it must be a group that holds {key!r}")
+    link = group.get(key, getlink=True)
+    if link is None:
+        found = ", ".join(map(repr, list(group)[:8])) or "nothing"
+        raise UsageError(f"{where} has no {key!r}; it holds {found}")
+    if not isinstance(link, h5py.HardLink):
+        raise UsageError(f"{where}/{key} is a link; only arrays in the file itself are read")
+    return group[key]
+
+
+def h5_array(group: h5py.Group, key: str) -> h5py.Dataset:
+    """Return the numeric dataset ``key`` of a group, of one axis or more, not yet read.
+
+    Raises:
+        UsageError: if it is missing, or no such array of the file itself.
+    """
+    import h5py
+
+    found = h5_child(group, key)
+    where = f"{group.file.filename}:{group.name.rstrip('/')}/{key}"
+    if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "fiub" or not found.shape:
+        kind = getattr(found, "dtype", "a group")
+        raise UsageError(f"{where} is {kind}; it must be an array of numbers with a row each")
+    if found.is_virtual or found.external:
+        raise UsageError(f"{where} lies in another file; only arrays in the file itself are read")
+    return found
+
+
+def stored_dtype(dtype: np.dtype) -> np.dtype:
+    """Return the dtype in which a dataset keeps an array: of at most 32 bits, floats in float32."""
+    if dtype.kind == "f":
+        return np.dtype(np.float32)
+    return np.dtype(np.int32) if dtype.itemsize > 4 or dtype == np.uint32 else dtype
+
+
+def allocate(shape: tuple[int, ...], dtype: Any, key: str) -> np.ndarray:
+    """Return an empty array; a UsageError with its size if the memory lacks it."""
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError):
+        size = float(np.prod([float(n) for n in shape])) * np.dtype(dtype).itemsize / 2**30
+        raise UsageError(
+            f"{key} needs {size:.1f} GiB of memory, and there is less; give a smaller file"
+        ) from None
+
+
+def read_rows(
+    source: Any, place: Place, dtype: Any = None, advance: Advance = lambda count: None
+) -> np.ndarray:
+    """Return ``source[D, ...]`` as ``stored_dtype``, or ``dtype``; all of it finite.
+
+    Raises:
+        UsageError: with the row of a value that is not finite, or that the dtype does not hold.
+    """
+    kept = stored_dtype(source.dtype) if dtype is None else np.dtype(dtype)
+    result = allocate(tuple(source.shape), kept, place(0).rpartition(" row ")[0])
+    for block in _chunked(source):
+        values = source[block]
+        with np.errstate(over="ignore", invalid="ignore"):
+            result[block] = values
+        if kept.kind in "iu" and kept != values.dtype:
+            different = (values != result[block]).reshape(len(values), -1).any(axis=1)
+            if different.any():
+                row = block.start + int(np.argmax(different))
+                raise UsageError(f"{place(row)} does not fit {kept}; give floats, or fewer bits")
+        row = first_nonfinite(result[block])
+        if row is not None:
+            raise UsageError(f"{place(block.start + row)} is not finite; every value must be")
+        advance(block.stop - block.start)
+    return result
+
+
+def _chunked(source: Any) -> Iterator[slice]:
+    """Yield slices of rows of about 8 MiB, on the borders of the file's chunks if it has any."""
+    rows = source.shape[0]
+    one = max(int(np.prod(source.shape[1:], dtype=np.float64)) * source.dtype.itemsize, 1)
+    chunk = (getattr(source, "chunks", None) or (1,))[0]
+    step = max(BLOCK_BYTES // (one * chunk), 1) * chunk
+    for first in range(0, rows, step):
+        yield slice(first, min(first + step, rows))
+
+
+def read_flags(source: Any, place: Place) -> np.ndarray:
+    """Return ``source[D]`` as bools.
+
+    Raises:
+        UsageError: with the row of a value that is neither 0 nor 1.
+    """
+    values = source[...]
+    row = first_row(values, lambda block: (block != 0) & (block != 1))
+    if row is not None:
+        raise UsageError(f"{place(row)} is {values[row]}; a flag must be 0 or 1")
+    return values.astype(bool)
+
+
+def convert_actions(action: np.ndarray, space: Box | Discrete | None, place: Place) -> np.ndarray:
+    """Return actions ``[D, *A]`` of a file in the agent's units, in bounds.
+
+    Args:
+        space: the file's action space; None for [-1, 1], or for indices if they are integers.
+
+    Raises:
+        UsageError: if shape or dtype are not the space's, or with the row of an action that is out
+            of bounds by more than 1e-4 of the agent's units.
+    """
+    discrete = action.dtype.kind in "iu"
+    shape = action.shape[1:]
+    if space is None:
+        space = Discrete(2**31 - 1) if discrete else Box(-1.0, 1.0, shape)
+    if isinstance(space, Discrete) != discrete or tuple(space.shape) != shape:
+        wanted = f"indices 0 .. {space.n - 1}" if isinstance(space, Discrete) else "floats"
+        raise UsageError(
+            f"{place(0)} is {action.dtype} of shape {shape}, and the action space has {wanted} "
+            f"of shape {tuple(space.shape)}; give the action_space of the data"
+        )
+    scaled = action if discrete else to_agent(action, space)
+    row = first_outside(scaled, space)
+    if row is not None:
+        raise UsageError(f"{place(row)} is {action[row].tolist()}; {_bounds_of(space)}")
+    return to_agent(action, space) if discrete else clip(scaled, space)
+
+
+def _bounds_of(space: Box | Discrete) -> str:
+    if isinstance(space, Discrete):
+        return f"it must be in 0 .. {space.n - 1}"
+    if np.array_equal(agent_bounds(space), (space.low, space.high)):
+        return "it must be in [-1, 1]; if it has other bounds, give action_space=Box(low, high, ..)"
+    low, high = space.low.tolist(), space.high.tolist()
+    return f"it must be in the action space, from {low} to {high}"

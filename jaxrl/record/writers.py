@@ -1,0 +1,249 @@
+"""Writers of datasets: Minari's folders and D4RL's HDF5 files, actions in the environment's units.
+
+Both keep, beside the data, the command and versions that made them, the reference scores, and a
+checksum. A file is written whole or not at all, and none is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrl.data.dataset import Dataset, checksum
+from jaxrl.data.formats.d4rl import ATTRIBUTE
+from jaxrl.data.formats.minari import MAIN, METADATA
+from jaxrl.data.formats.spaces import dump_spec
+from jaxrl.data.rows import blocks, on_host
+from jaxrl.data.scores import Reference
+from jaxrl.data.units import to_agent, to_environment
+from jaxrl.errors import UsageError
+from jaxrl.record.provenance import provenance
+from jaxrl.require import shown
+from jaxrl.types import Discrete, Spec
+
+MINARI_VERSION = "0.5.0"  # of the format that we write
+_ID = re.compile(r"[-\w]+(/[-\w]+)*-v\d+", re.ASCII)
+_PACKING = {"compression": "gzip", "shuffle": True}
+
+
+def write_minari(
+    dataset: Dataset,
+    path: str | os.PathLike[str],
+    spec: Spec,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    reference: Reference | None = None,
+) -> Path:
+    """Write a Minari dataset of whole episodes, and return its folder ``PATH/data``.
+
+    ``jaxrl.data.formats.load(path)`` returns what was written, and so does the package ``minari``,
+    which opens ``PATH`` by its last names below ``MINARI_DATASETS_PATH``. Actions are converted to
+    the environment's units in float32, so those of bounds that are no powers of two come back
+    rounded. Extras are not written.
+
+    Args:
+        dataset: the dataset.
+        path: a folder that does not exist yet, or is empty.
+        spec: the environment's spec, with the spaces of the data.
+        metadata: further entries of ``metadata.json``, as JSON: ``env``, ``seed``, ``author``, ...
+            ``dataset_id`` is by default made of the folder's name.
+        reference: returns of a random policy and of an expert: ``ref_min_score``,
+            ``ref_max_score`` and ``ref_source``.
+
+    Raises:
+        UsageError: if the folder holds something, the dataset does not fit ``spec``, an episode is
+            not continuous, or the metadata are no JSON.
+    """
+    data, folder = _checked(dataset, spec), Path(path)
+    breaks = _first_break(data)
+    if breaks is not None:
+        raise UsageError(
+            f"the dataset's next_obs at row {breaks} is not obs at row {breaks + 1} of the same "
+            "episode; Minari keeps one observation for both"
+        )
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} exists; give a folder that does not")
+    described = _described(data, spec, metadata, reference)
+    name = described.setdefault("dataset_id", _id_of(folder))
+    if not isinstance(name, str) or not _ID.fullmatch(name):
+        raise UsageError(f"dataset_id is {shown(name)}; it must be like pendulum/medium-v0")
+    described = {
+        **described,
+        **dump_spec(spec),
+        "total_episodes": data.num_episodes,
+        "total_steps": data.size,
+        "data_format": "hdf5",
+        "jpeg_encoding": False,
+        "minari_version": MINARI_VERSION,
+    }
+
+    def write(temporary: Path) -> None:
+        inner = temporary / "data"
+        inner.mkdir(parents=True)
+        _write_episodes(inner / MAIN, data, spec)
+        size = round((inner / MAIN).stat().st_size / 1e6, 1)
+        text = json.dumps({**described, "dataset_size": size}, indent=1)
+        (inner / METADATA).write_text(text, encoding="utf-8")
+
+    _whole(folder, write)
+    return folder / "data"
+
+
+def write_d4rl(
+    dataset: Dataset,
+    path: str | os.PathLike[str],
+    spec: Spec,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    reference: Reference | None = None,
+) -> Path:
+    """Write D4RL's layout of a dataset: one HDF5 file of flat arrays, and return its path.
+
+    They are ``observations``, ``actions``, ``rewards``, ``terminals``, ``timeouts`` and
+    ``next_observations``, a row for each transition. Readers that follow D4RL, ours too, drop the
+    rows at time-outs and the last one; ``write_minari`` loses none. Arguments are those of
+    ``write_minari``; the metadata are JSON in the file's attribute ``jaxrl``.
+
+    Raises:
+        UsageError: as ``write_minari``; and for dictionaries of observations, which have no place
+            in this layout.
+    """
+    import h5py
+
+    data, target = _checked(dataset, spec), Path(path)
+    if isinstance(data.obs, dict):
+        raise UsageError("D4RL's layout has one array of observations; use write_minari")
+    if target.exists():
+        raise UsageError(f"{target} exists; give a path that does not")
+    described = json.dumps(_described(data, spec, metadata, reference))
+    arrays = {
+        "observations": data.obs,
+        "actions": to_environment(np.asarray(data.action), spec.action),
+        "rewards": data.reward,
+        "terminals": data.terminated,
+        "timeouts": data.truncated,
+        "next_observations": data.next_obs,
+    }
+
+    def write(temporary: Path) -> None:
+        with h5py.File(temporary, "w") as file:
+            for name, array in arrays.items():
+                file.create_dataset(name, data=array, **_PACKING)
+            file.attrs[ATTRIBUTE] = described
+
+    _whole(target, write)
+    return target
+
+
+def _checked(dataset: Dataset, spec: Spec) -> Dataset:
+    dataset.check()
+    dataset.check_spec(spec)
+    return on_host(dataset)
+
+
+def _first_break(data: Dataset) -> int | None:
+    """Return the first row whose next observation is not the next row's of its episode."""
+    inside = ~(data.terminated | data.truncated)
+    for obs, next_obs in zip(
+        jax.tree.leaves(data.obs), jax.tree.leaves(data.next_obs), strict=True
+    ):
+        for block in blocks(obs[:-1]):
+            after = obs[block.start + 1 : block.stop + 1]
+            differs = (next_obs[block] != after).reshape(len(after), -1).any(axis=1)
+            if np.any(differs & inside[block]):
+                return block.start + int(np.argmax(differs & inside[block]))
+    return None
+
+
+def _described(
+    data: Dataset,
+    spec: Spec,
+    metadata: Mapping[str, Any] | None,
+    reference: Reference | None,
+) -> dict[str, Any]:
+    """Return the metadata that both layouts have."""
+    own: dict[str, Any] = {"max_steps": spec.max_steps, **provenance()}
+    action = to_agent(to_environment(np.asarray(data.action), spec.action), spec.action)
+    own["checksum"] = checksum(data._replace(action=action, extras={}))  # type: ignore[arg-type]
+    if reference is not None:
+        own |= {"ref_min_score": reference.random, "ref_max_score": reference.expert}
+        own["ref_source"] = reference.source
+    taken = {"total_episodes", "total_steps", "data_format", "jpeg_encoding", "minari_version"}
+    given = dict(metadata or {})
+    for name in given:
+        if name in taken | own.keys() - {"command"} or name.endswith("_space"):
+            raise UsageError(f"metadata has {name!r}, which the writer sets; leave it out")
+    try:
+        text = json.dumps(given)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"metadata are no JSON: {error}") from None
+    return {**own, **json.loads(text)}
+
+
+def _id_of(folder: Path) -> str:
+    name = re.sub(r"[^\w-]+", "-", folder.name, flags=re.ASCII).strip("-") or "dataset"
+    return name if re.search(r"-v\d+$", name) else f"{name}-v0"
+
+
+def _write_episodes(path: Path, data: Dataset, spec: Spec) -> None:
+    import h5py
+
+    action = to_environment(np.asarray(data.action), spec.action)
+    if isinstance(spec.action, Discrete):
+        action = action.astype(np.int64)
+    firsts, lengths = data.first_rows(), data.lengths()
+    with h5py.File(path, "w", track_order=True) as file:
+        for number, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
+            group, rows = file.create_group(f"episode_{number}"), slice(first, first + length)
+            group.attrs["id"] = number
+            group.attrs["total_steps"] = int(length)
+            flat: dict[str, Any] = {
+                "actions": action[rows],
+                "rewards": data.reward[rows],
+                "terminations": data.terminated[rows],
+                "truncations": data.truncated[rows],
+            }
+            for name, array in flat.items():
+                _write_array(group, name, array)
+            _write_observations(group, data, rows)
+
+
+def _write_observations(group: Any, data: Dataset, rows: slice) -> None:
+    """Write the ``T+1`` observations of an episode, by entry if they are dictionaries."""
+
+    def all_rows(obs: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
+        return np.concatenate([obs[rows], next_obs[rows.stop - 1 : rows.stop]])
+
+    if not isinstance(data.obs, dict):
+        _write_array(group, "observations", all_rows(data.obs, data.next_obs))
+        return
+    inner = group.create_group("observations")
+    for name, obs in data.obs.items():
+        _write_array(inner, name, all_rows(obs, data.next_obs[name]))
+
+
+def _write_array(group: Any, name: str, array: np.ndarray) -> None:
+    maxshape = (None, *array.shape[1:])  # the package may append
+    group.create_dataset(name, data=array, maxshape=maxshape, **_PACKING)
+
+
+def _whole(target: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` make a file or folder under another name, and then give it its own."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    inner = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        write(inner / "new")
+        if target.is_dir():
+            target.rmdir()
+        os.replace(inner / "new", target)
+    finally:
+        shutil.rmtree(inner, ignore_errors=True)
