@@ -1,4 +1,4 @@
-"""Offline training: statistics and rewards as agents see them, runs without an environment, scores."""
+"""Offline training: statistics, rewards, extras, runs without an environment, scores, switches."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_transition_has_the_same_target_in_the_dataset_and_online(n_step):
             lambda row, inner=inner: inner.critic_loss(
                 state.critic.params, state, jax.tree.map(lambda x: x[None], row), KEY
             )[0]
-        )(batch)
+        )(batch).tolist()
         for i, row in enumerate(np.asarray(batch.obs)):
             at = rows[tuple(row)]
             steps = learnt[at : min(at + n_step, data.end[at])]

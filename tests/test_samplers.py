@@ -141,7 +141,7 @@ def test_windows_end_with_the_episode_and_begin_at_every_row():
     np.testing.assert_array_equal(rows, expected)
     valid = batch.extras["valid"]
     np.testing.assert_array_equal(valid, rows == rows[..., :1] + np.arange(5))
-    assert valid[..., 0].all() and 0.2 < valid[..., 4].mean() < 0.8
+    assert valid[..., 0].all() and 0.02 < valid[..., 4].mean() < 0.5
     np.testing.assert_array_equal(batch.action, np.asarray(data.action)[rows])
 
 

@@ -73,6 +73,21 @@ def discount_factor(agent: Any) -> Any:
     return getattr(innermost(agent), "gamma", 1.0)
 
 
+def validation_loss(agent: Any, state: PyTree, batch: Any, key: Key) -> Array:
+    """Return the agent's loss on a batch that it does not learn from.
+
+    Raises:
+        UsageError: for an agent that has none.
+    """
+    method = getattr(agent, "validation_loss", None)
+    if method is None:
+        raise UsageError(
+            f"{type(innermost(agent)).__name__} has no validation loss; give it the whole dataset"
+        )
+    loss: Array = method(state, batch, key)
+    return loss
+
+
 def batch_extras(agent: Any) -> tuple[str, ...]:
     """Return the names of what the agent reads from ``Batch.extras``; none by default."""
     names: tuple[str, ...] = getattr(innermost(agent), "batch_extras", ())

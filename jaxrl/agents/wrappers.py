@@ -87,6 +87,12 @@ class NormalizeObs:
             statistics, protocol.observe_dataset(self.agent, state.agent, data)
         )
 
+    def validation_loss(self, state: NormalizeObsState, batch: Batch, key: Key) -> Array:
+        """Return the inner agent's loss on normalised observations."""
+        obs, next_obs = (self.seen(state, x) for x in (batch.obs, batch.next_obs))
+        batch = batch._replace(obs=obs, next_obs=next_obs)
+        return protocol.validation_loss(self.agent, state.agent, batch, key)
+
     def seen(self, state: NormalizeObsState, obs: PyTree) -> PyTree:
         """Return ``obs[..., *O]`` as the inner agent sees it."""
         return running_statistics.normalise(state.statistics, obs, self.obs_clip)
@@ -134,6 +140,10 @@ class ScaleReward:
         """Return the inner agent's state after a look at the dataset with transformed rewards."""
         data = data._replace(reward=self.learnt_reward(data.reward))
         return protocol.observe_dataset(self.agent, state, data)
+
+    def validation_loss(self, state: PyTree, batch: Batch, key: Key) -> Array:
+        """Return the inner agent's loss; rewards of batches are transformed already."""
+        return protocol.validation_loss(self.agent, state, batch, key)
 
     def seen(self, data: Any) -> Any:
         """Return data as the inner agent sees it: transitions with transformed rewards."""

@@ -5,10 +5,12 @@ A script parses its options (``parse``), sets up JAX (``prepare``), composes a t
 """
 
 from jaxrl._startup import prepare
+from jaxrl.cli.datasets import load_dataset
 from jaxrl.cli.launching import launch, report
 from jaxrl.cli.options import (
     AnnealOptions,
     EpsilonOptions,
+    OfflineOptions,
     OffPolicyOptions,
     OnPolicyOptions,
     Options,
@@ -20,10 +22,12 @@ __all__ = [
     "AnnealOptions",
     "EpsilonOptions",
     "OffPolicyOptions",
+    "OfflineOptions",
     "OnPolicyOptions",
     "Options",
     "TrainingOptions",
     "launch",
+    "load_dataset",
     "parse",
     "prepare",
     "report",

@@ -186,7 +186,7 @@ class Dataset(NamedTuple):
         keep[np.argsort(-returns, kind="stable")[:count]] = True
         return self.filter(keep)
 
-    def split(self, share: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
+    def split(self, share: float = 0.1, seed: int = 0) -> Split:
         """Return ``train, validation``: a random ``share`` of the episodes is for validation.
 
         Raises:
@@ -202,7 +202,7 @@ class Dataset(NamedTuple):
         count = min(max(round(share * episodes), 1), episodes - 1)
         held = np.zeros(episodes, bool)
         held[np.random.default_rng(seed).permutation(episodes)[:count]] = True
-        return self.filter(~held), self.filter(held)
+        return Split(self.filter(~held), self.filter(held))
 
     # Further arrays
 
@@ -242,6 +242,23 @@ class Dataset(NamedTuple):
             total[:-step] += factor * beyond
             step, factor = 2 * step, factor * factor
         return self._replace(extras={**self.extras, "return_to_go": total.astype(np.float32)})
+
+
+class Split(NamedTuple):
+    """A dataset to learn from, and one of other episodes for a validation loss."""
+
+    train: Dataset
+    validation: Dataset
+
+    def check(self) -> None:
+        """Raise UsageError as the two datasets do."""
+        for data in self:
+            data.check()
+
+    def check_spec(self, spec: Spec) -> None:
+        """Raise UsageError as the two datasets do."""
+        for data in self:
+            data.check_spec(spec)
 
 
 def bounds(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

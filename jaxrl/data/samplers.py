@@ -171,7 +171,7 @@ class Windows:
         """Return a batch of windows ``[*shape, H, ...]``."""
         first = uniform_rows(data, key, shape)[..., None]
         row = first + jnp.arange(self.horizon)
-        last = data.end[first] - 1
+        last = jnp.asarray(data.end)[first] - 1
         batch = _transitions(data, jnp.minimum(row, last), 1, gamma)
         return batch._replace(extras=batch.extras | {"valid": row <= last})
 
@@ -269,7 +269,7 @@ def _transitions(data: Dataset, first: Array, n_step: int, gamma: Array | float)
     def rows(k: Array | int) -> Callable[[Array], Array]:
         # Behind the last row nothing is summed: there an episode has ended.
         row = first if isinstance(k, int) else jnp.minimum(first + k, data.size - 1)
-        return lambda x: x.at[row].get(mode="promise_in_bounds")
+        return lambda x: jnp.asarray(x).at[row].get(mode="promise_in_bounds")
 
     batch, last = _summed(data, rows, n_step, gamma)
     return batch._replace(extras=jax.tree.map(rows(0 if n_step == 1 else last), data.extras))

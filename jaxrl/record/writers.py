@@ -105,13 +105,15 @@ def write_d4rl(
     metadata: Mapping[str, Any] | None = None,
     *,
     reference: Reference | None = None,
+    next_observations: bool = True,
 ) -> Path:
     """Write D4RL's layout of a dataset: one HDF5 file of flat arrays, and return its path.
 
     They are ``observations``, ``actions``, ``rewards``, ``terminals``, ``timeouts`` and
     ``next_observations``, a row for each transition. Readers that follow D4RL, ours too, drop the
-    rows at time-outs and the last one; ``write_minari`` loses none. Arguments are those of
-    ``write_minari``; the metadata are JSON in the file's attribute ``jaxrl``.
+    rows at time-outs and the last one; ``write_minari`` loses none. They do without
+    ``next_observations``, which may be left out. Other arguments are those of ``write_minari``; the
+    metadata are JSON in the file's attribute ``jaxrl``.
 
     Raises:
         UsageError: as ``write_minari``; and for dictionaries of observations, which have no place
@@ -131,8 +133,9 @@ def write_d4rl(
         "rewards": data.reward,
         "terminals": data.terminated,
         "timeouts": data.truncated,
-        "next_observations": data.next_obs,
     }
+    if next_observations:
+        arrays["next_observations"] = data.next_obs
 
     def write(temporary: Path) -> None:
         with h5py.File(temporary, "w") as file:

@@ -10,12 +10,13 @@ from flax import struct
 from jaxrl import metrics as m
 from jaxrl.agents import protocol
 from jaxrl.counters import counter_add
+from jaxrl.data.dataset import Dataset, Split
 from jaxrl.data.samplers import UniformDataset
 from jaxrl.errors import UsageError
 from jaxrl.hyper import size
 from jaxrl.sharding import shard_count
 from jaxrl.training.gradient_steps import gradient_steps
-from jaxrl.training.sampling import sample
+from jaxrl.training.sampling import sample, train_part
 from jaxrl.training.sizes import check_batches, require_divides
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Key, PyTree, TrainState
@@ -77,15 +78,17 @@ class Offline(Trainer):
 
     def start(self, key: Key, agent: PyTree, data: PyTree) -> TrainState:
         """No environments run. Agents with statistics look at the dataset once."""
-        agent = protocol.observe_dataset(self.agent, agent, data)
+        agent = protocol.observe_dataset(self.agent, agent, train_part(data))
         return self.first_state(key, agent, (), (), ())
 
     def advance(self, ts: TrainState, data: PyTree, index: Array) -> tuple[TrainState, m.Metrics]:
-        """``num_updates`` gradient steps."""
+        """``num_updates`` gradient steps; of a ``Split``, a validation loss after them."""
         sample_key, update_key, key = jax.random.split(ts.key, 3)
         shape = (self.num_updates, self.batch_size // shard_count())
         batches = sample(self.agent, self.sampler, (), data, sample_key, shape)
         agent, metrics = gradient_steps(self.agent, ts.agent, batches, update_key)
+        if isinstance(data, Split):
+            metrics |= self._validate(agent, data.validation, update_key)
         ts = ts._replace(
             agent=agent,
             key=key,
@@ -93,3 +96,11 @@ class Offline(Trainer):
             iterations=ts.iterations + 1,
         )
         return ts, metrics
+
+    def _validate(self, agent: PyTree, data: Dataset, key: Key) -> m.Metrics:
+        """The loss on a batch of rows that are not learnt from."""
+        sample_key, loss_key = jax.random.split(jax.random.fold_in(key, 1))
+        shape = (self.batch_size // shard_count(),)
+        batch = sample(self.agent, UniformDataset(), (), data, sample_key, shape)
+        loss = protocol.validation_loss(self.agent, agent, batch, loss_key)
+        return {"validation_loss": m.mean_of(loss)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxrl.agents import protocol
-from jaxrl.data.dataset import Dataset
+from jaxrl.data.dataset import Dataset, Split
 from jaxrl.data.replay import Replay
 from jaxrl.errors import UsageError
 from jaxrl.types import Batch, Key
@@ -15,6 +15,11 @@ SOURCE = {
     "has_next_action": "give dataset.with_next_action()",
     "return_to_go": "give dataset.with_return_to_go(gamma)",
 }
+
+
+def train_part(data: Any) -> Any:
+    """Return what is learnt from: all the data, or the first part of a ``Split``."""
+    return data.train if isinstance(data, Split) else data
 
 
 def sample(
@@ -30,6 +35,7 @@ def sample(
     if isinstance(store, Replay):
         reward = protocol.learnt_reward(agent, store.rows.reward)
         store = store._replace(rows=store.rows._replace(reward=reward))
+    data = train_part(data)
     if isinstance(data, Dataset):
         data = data._replace(reward=protocol.learnt_reward(agent, data.reward))
     gamma = protocol.discount_factor(agent)

@@ -1,0 +1,46 @@
+"""CQL on a dataset.
+
+python experiments/cql.py
+python experiments/cql.py --env mjx/Hopper-v4 --env-options margin=legacy --dataset PATH
+python experiments/cql.py --sweep cql_weight=1,5,10
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxrl import CQL, Offline, VectorEnv, cli, make, run
+from jaxrl.cli.presets import cql
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(cli.OfflineOptions):
+    """Conservative Q-learning. Defaults are those of the dataset's family."""
+
+    env: str = "gymnax/Pendulum-v1"
+    agent: CQL = CQL()
+
+
+def main() -> None:
+    """Train, and keep a record in the run's folder."""
+    config = cli.parse(Config, cql.PRESETS)
+    cli.prepare(config.devices)
+
+    env = VectorEnv(make(config.env, **config.env_settings), 1)
+    agent = config.wrapped(config.agent)
+    dataset, reference = cli.load_dataset(config, agent, env.spec)
+    trainer = Offline(
+        agent,
+        env,
+        batch_size=config.batch_size,
+        num_updates=config.num_updates,
+        sampler=config.sampler,
+    )
+
+    options = config.run_options(trainer)
+    result = run(trainer, config.total_steps, data=dataset, reference=reference, **options)
+    cli.report(result, config)
+
+
+if __name__ == "__main__":
+    cli.launch(main)

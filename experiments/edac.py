@@ -1,0 +1,46 @@
+"""EDAC on a dataset.
+
+python experiments/edac.py
+python experiments/edac.py --env mjx/Hopper-v4 --env-options margin=legacy --dataset PATH
+python experiments/edac.py --sweep eta=0,1,5
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxrl import EDAC, Offline, VectorEnv, cli, make, run
+from jaxrl.cli.presets import edac
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(cli.OfflineOptions):
+    """SAC with a diversified ensemble of critics. Defaults are those of the dataset's family."""
+
+    env: str = "gymnax/Pendulum-v1"
+    agent: EDAC = EDAC()
+
+
+def main() -> None:
+    """Train, and keep a record in the run's folder."""
+    config = cli.parse(Config, edac.PRESETS)
+    cli.prepare(config.devices)
+
+    env = VectorEnv(make(config.env, **config.env_settings), 1)
+    agent = config.wrapped(config.agent)
+    dataset, reference = cli.load_dataset(config, agent, env.spec)
+    trainer = Offline(
+        agent,
+        env,
+        batch_size=config.batch_size,
+        num_updates=config.num_updates,
+        sampler=config.sampler,
+    )
+
+    options = config.run_options(trainer)
+    result = run(trainer, config.total_steps, data=dataset, reference=reference, **options)
+    cli.report(result, config)
+
+
+if __name__ == "__main__":
+    cli.launch(main)

@@ -1,0 +1,46 @@
+"""IQL on a dataset.
+
+python experiments/iql.py
+python experiments/iql.py --env mjx/Hopper-v4 --env-options margin=legacy --dataset PATH
+python experiments/iql.py --sweep expectile=0.5,0.7,0.9
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxrl import IQL, Offline, VectorEnv, cli, make, run
+from jaxrl.cli.presets import iql
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(cli.OfflineOptions):
+    """Implicit Q-learning. Defaults are those of the dataset's family."""
+
+    env: str = "gymnax/Pendulum-v1"
+    agent: IQL = IQL()
+
+
+def main() -> None:
+    """Train, and keep a record in the run's folder."""
+    config = cli.parse(Config, iql.PRESETS)
+    cli.prepare(config.devices)
+
+    env = VectorEnv(make(config.env, **config.env_settings), 1)
+    agent = config.wrapped(config.agent)
+    dataset, reference = cli.load_dataset(config, agent, env.spec)
+    trainer = Offline(
+        agent,
+        env,
+        batch_size=config.batch_size,
+        num_updates=config.num_updates,
+        sampler=config.sampler,
+    )
+
+    options = config.run_options(trainer)
+    result = run(trainer, config.total_steps, data=dataset, reference=reference, **options)
+    cli.report(result, config)
+
+
+if __name__ == "__main__":
+    cli.launch(main)

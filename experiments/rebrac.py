@@ -1,0 +1,46 @@
+"""ReBRAC on a dataset.
+
+python experiments/rebrac.py
+python experiments/rebrac.py --env mjx/Hopper-v4 --env-options margin=legacy --dataset PATH
+python experiments/rebrac.py --sweep actor_bc=0.01,0.1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxrl import Offline, ReBRAC, VectorEnv, cli, make, run
+from jaxrl.cli.presets import rebrac
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(cli.OfflineOptions):
+    """TD3 with behaviour cloning, in both losses. Defaults are those of the dataset's family."""
+
+    env: str = "gymnax/Pendulum-v1"
+    agent: ReBRAC = ReBRAC()
+
+
+def main() -> None:
+    """Train, and keep a record in the run's folder."""
+    config = cli.parse(Config, rebrac.PRESETS)
+    cli.prepare(config.devices)
+
+    env = VectorEnv(make(config.env, **config.env_settings), 1)
+    agent = config.wrapped(config.agent)
+    dataset, reference = cli.load_dataset(config, agent, env.spec)
+    trainer = Offline(
+        agent,
+        env,
+        batch_size=config.batch_size,
+        num_updates=config.num_updates,
+        sampler=config.sampler,
+    )
+
+    options = config.run_options(trainer)
+    result = run(trainer, config.total_steps, data=dataset, reference=reference, **options)
+    cli.report(result, config)
+
+
+if __name__ == "__main__":
+    cli.launch(main)

@@ -1,0 +1,87 @@
+"""The dataset of a script: loaded, checked, and with what its agent reads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxrl._output import Lasting
+from jaxrl.agents import protocol
+from jaxrl.cli.options import OfflineOptions
+from jaxrl.data.dataset import Dataset, Split
+from jaxrl.data.describe import describe, lines
+from jaxrl.data.formats import detect, load, reference
+from jaxrl.data.scores import Reference, d4rl_reference
+from jaxrl.data.shipped import shipped, shipped_path
+from jaxrl.data.weights import weighted
+from jaxrl.errors import UsageError
+from jaxrl.types import Spec
+
+
+def load_dataset(
+    config: OfflineOptions, agent: Any, spec: Spec
+) -> tuple[Dataset | Split, Reference | None]:
+    """Return the dataset of ``--dataset`` for an agent, and the references of its scores.
+
+    Its episodes, returns and quality are printed, unless ``quiet``. It is cut to the best episodes
+    (``top``), split (``validation``) and weighted (``sampling``) as asked, and has the extras that
+    the agent reads.
+
+    Raises:
+        UsageError: for a dataset that cannot be read or does not fit the environment.
+    """
+    path = dataset_path(config)
+    # Minari's files say themselves what bounds their actions have.
+    space = None if detect(path) == "minari" else spec.action
+    data = load(path, action_space=space, quiet=config.quiet)
+    data.check_spec(spec)
+    known = d4rl_reference(config.env) or reference(path)
+    if not config.quiet:
+        print(path)
+        for line in lines(describe(data, references=known)):
+            print(f"  {line}", file=Lasting(sys.stdout))
+    if config.top < 1:
+        data = data.top(config.top)
+    held = None
+    if config.validation > 0:
+        data, held = data.split(config.validation)
+    if config.sampling != "uniform":
+        data = weighted(data, config.sampling, config.sampling_temperature)
+    data = with_extras(data, agent)
+    return (data if held is None else Split(data, with_extras(held, agent))), known
+
+
+def dataset_path(config: OfflineOptions) -> Path:
+    """Return the file or folder of ``--dataset``; the default is one of the environment's.
+
+    Raises:
+        UsageError: if there is none of that name, or no default.
+    """
+    name = config.dataset
+    if name is None:
+        own = [each for each in shipped() if each.startswith(f"{config.env}/")]
+        if not own:
+            raise UsageError(
+                f"no dataset of {config.env} comes with the library; give --dataset PATH, or one "
+                f"of {', '.join(shipped())}"
+            )
+        name = next((each for each in own if each.endswith("/medium-replay")), own[0])
+    path = Path(name)
+    return path if path.exists() or name not in shipped() else shipped_path(name)
+
+
+def with_extras(data: Dataset, agent: Any) -> Dataset:
+    """Return the dataset with what the agent reads beside transitions.
+
+    Returns to go are discounted by its ``gamma``, and of the rewards that it learns from.
+    """
+    needed = protocol.batch_extras(agent)
+    data = data._replace(extras={k: v for k, v in data.extras.items() if k in needed})
+    if "next_action" in needed:
+        data = data.with_next_action()
+    if "return_to_go" in needed:
+        learnt = data._replace(reward=protocol.learnt_reward(agent, data.reward))
+        gamma = float(protocol.discount_factor(agent))
+        data = learnt.with_return_to_go(gamma)._replace(reward=data.reward)
+    return data

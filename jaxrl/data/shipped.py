@@ -1,0 +1,31 @@
+"""The small datasets that come with the library, made by ``experiments/make_dataset.py``.
+
+They are D4RL's layout of files, in float32. Their metadata hold the command that made them, and the
+returns of the random policy and of the expert that were measured then.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxrl.errors import UsageError, nearest
+
+FOLDER = Path(__file__).parent / "files"
+
+
+def shipped() -> list[str]:
+    """Return the names of the datasets, such as ``gymnax/Pendulum-v1/medium-replay``."""
+    found = sorted(FOLDER.rglob("*.hdf5"))
+    return [path.relative_to(FOLDER).with_suffix("").as_posix() for path in found]
+
+
+def shipped_path(name: str) -> Path:
+    """Return the file of a dataset.
+
+    Raises:
+        UsageError: for a name that is none of ``shipped()``.
+    """
+    names = shipped()
+    if name not in names:
+        raise UsageError(f"there is no dataset {name!r}; {nearest(name, names)}")
+    return FOLDER / f"{name}.hdf5"
