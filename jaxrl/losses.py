@@ -124,3 +124,10 @@ def huber(x: Array, width: float = 50.0) -> Array:
     """``x^2 / 2`` within ``width`` of 0, and straight on from there: any shape."""
     far = jnp.abs(x)
     return jnp.where(far <= width, 0.5 * x**2, width * (far - 0.5 * width))
+
+
+def safe_norm(x: Array) -> Array:
+    """Return the Euclidean norm of ``x[..., A]`` as ``[..., 1]``; its gradient at 0 is 0."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)

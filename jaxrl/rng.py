@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from jaxrl.sharding import shard_index
-from jaxrl.types import Key, PyTree
+from jaxrl.types import Array, Key, PyTree
 
 ENABLED = True  # False: draw inside the loops; the values are the same
 
@@ -47,6 +47,13 @@ def split_if(needed: bool, key: Key) -> tuple[Key, Key]:
         return key, key
     first, second = jax.random.split(key)
     return first, second
+
+
+def clipped_normal(
+    key: Key, shape: tuple[int, ...], std: Array | float, clip: Array | float
+) -> Array:
+    """Return normal values of deviation ``std``, drawn per row and clipped to ``[-clip, clip]``."""
+    return jnp.clip(std * jax.random.normal(row_key(key), shape), -clip, clip)
 
 
 def scan(

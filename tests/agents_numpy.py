@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import DSAC, TD3
+from jaxrl import DSAC, TD3, TD3BC, ReBRAC
 from jaxrl import metrics as m
 from jaxrl.optim import Trained
 from jaxrl.training.gradient_steps import gradient_steps
@@ -70,6 +70,19 @@ def batches(steps, size=BATCH, seed=0, gamma=0.9):
     return jax.tree.map(jnp.asarray, Batch(obs, action, reward, discount, next_obs, {}))
 
 
+def with_extras(agent, batch):
+    """``batch`` with what ReBRAC reads: the data's next actions, a third of which are missing."""
+    if not getattr(agent, "batch_extras", ()):
+        return batch
+    rng = np.random.default_rng(1)
+    following = rng.uniform(-1.0, 1.0, batch.action.shape)
+    known = rng.permuted(
+        np.tile(np.arange(batch.reward.shape[-1]) % 3 > 0, batch.reward.shape[:-1] + (1,)), axis=-1
+    )
+    extras = {"next_action": jnp.asarray(following), "has_next_action": jnp.asarray(known)}
+    return batch._replace(extras=extras)
+
+
 def row(batch, g):
     """Batch ``g`` of ``batches``."""
     return jax.tree.map(lambda x: x[g], batch)
@@ -80,8 +93,9 @@ def noise(agent, key, size=BATCH):
 
     This is the only place where the tests know how agents split their keys:
 
-    - SAC and DSAC split the key of an update in two, for the critics and the actor; the actor's
-      action is drawn with the latter. TD3's actor draws nothing, so its critics get the whole key.
+    - SAC, EDAC and DSAC split the key of an update in two, for the critics and the actor; the
+      actor's action is drawn with the latter. The actors of TD3, TD3+BC and ReBRAC draw nothing, so
+      their critics get the whole key.
     - The critics' key is split in two where both are used: for the next action, and for either the
       critics whose minimum is the target (``num_min_critics``) or the next state's return (DSAC).
 
@@ -89,8 +103,10 @@ def noise(agent, key, size=BATCH):
     actor's actions, ``return[E, B]`` of sampled returns, and the indices ``critics``.
     """
     count = agent.critic.num_critics
-    critic_key, actor_key = (key, None) if isinstance(agent, TD3) else jax.random.split(key)
-    both = isinstance(agent, DSAC) or agent.num_min_critics is not None
+    deterministic = isinstance(agent, TD3 | TD3BC | ReBRAC)
+    critic_key, actor_key = (key, None) if deterministic else jax.random.split(key)
+    subset = getattr(agent, "num_min_critics", None)
+    both = isinstance(agent, DSAC) or subset is not None
     next_key, last_key = jax.random.split(critic_key) if both else (critic_key, critic_key)
     drawn = {"next": jax.random.normal(next_key, (size, ACTION))}
     if actor_key is not None:
@@ -98,7 +114,7 @@ def noise(agent, key, size=BATCH):
     if isinstance(agent, DSAC):
         drawn["return"] = jax.random.normal(last_key, (count, size))
     else:
-        drawn["critics"] = jax.random.permutation(last_key, count)[: agent.num_min_critics]
+        drawn["critics"] = jax.random.permutation(last_key, count)[:subset]
     return jax.tree.map(np.asarray, drawn)
 
 
@@ -169,16 +185,22 @@ def softplus(x):
 ACTIVATIONS = {"relu": lambda x: np.where(x.real > 0, x, 0), "tanh": np.tanh}
 
 
+def normalised(x, norm):
+    """Layer norm, or ``x`` without parameters."""
+    if norm is None:
+        return x
+    x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+    return x * norm["scale"] + norm["bias"]
+
+
 def mlp(layers, x, activation):
-    """Dense layers, normalised before the activation if there are norms, and a linear head."""
+    """Dense layers, normalised before or behind the activation if they have norms, and a head."""
     for name in sorted(name for name in layers if name.startswith("layer_")):
         x = x @ layers[name]["kernel"] + layers[name]["bias"]
-        norm = layers.get(name.replace("layer", "norm"))
-        if norm is not None:
-            x = x - x.mean(-1, keepdims=True)
-            x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
-            x = x * norm["scale"] + norm["bias"]
+        x = normalised(x, layers.get(name.replace("layer", "norm")))
         x = ACTIVATIONS[activation](x)
+        x = normalised(x, layers.get(name.replace("layer", "post_norm")))
     return x @ layers["head"]["kernel"] + layers["head"]["bias"]
 
 
@@ -265,7 +287,7 @@ class Learner:
         delay = self.agent.policy_delay
         assert delay in (1, 2)
         for seed in seeds:
-            batch, key = batches(2, seed=seed), jax.random.key(seed)
+            batch, key = with_extras(self.agent, batches(2, seed=seed)), jax.random.key(seed)
             state, metrics = learn(self.agent, state, batch, key)
             self.norms = {name: [] for name in self.params}
             for g, step_key in enumerate(jax.random.split(key, 2)):

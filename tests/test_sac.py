@@ -42,7 +42,8 @@ def numpy_step(learner, batch, noise, update_actor):
     next_action, next_log_prob = ref.policy(params["actor"], batch.next_obs, noise["next"], agent)
     next_q = q(learner.targets["critic"], batch.next_obs, next_action)
     next_q = next_q[noise["critics"]].min(0)
-    y = batch.reward + batch.discount * (next_q - alpha * next_log_prob)
+    bonus = alpha * next_log_prob if agent.backup_entropy else 0.0
+    y = batch.reward + batch.discount * (next_q - bonus)
 
     def critic_loss(critic):
         return sum(((one - y) ** 2).mean() for one in q(critic, batch.obs, batch.action))
@@ -76,7 +77,8 @@ def numpy_step(learner, batch, noise, update_actor):
         {"policy_delay": 2},
         {"critic.num_critics": 1, "target_entropy": -0.5, "policy_delay": 2}
         | {"policy.log_std_range": (-1.0, 0.2), "policy.layer_norm": True},
-        {"critic.num_critics": 3, "num_min_critics": 2, "actor_q": "mean", "policy_delay": 2},
+        {"critic.num_critics": 3, "num_min_critics": 2, "actor_q": "mean", "policy_delay": 2}
+        | {"backup_entropy": False},
         {"critic.num_critics": 3, "actor_q": "mean", "policy_delay": 2}
         | {"critic.layer_norm": True, "optimizer.max_grad_norm": 0.5}
         | {f"{part}.activation": "tanh" for part in ("policy", "critic")}

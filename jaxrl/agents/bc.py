@@ -49,6 +49,10 @@ class BC:
         """The mean of the family's ``fit_loss`` over ``[B]``."""
         return jnp.mean(self.policy.fit_loss(params, batch.obs, batch.action, key)), None
 
+    def validation_loss(self, state: BCState, batch: Batch, key: Key) -> Array:
+        """Return the loss on ``[B]`` that are not learnt from."""
+        return self.policy_loss(state.policy.params, batch, key)[0]
+
     def update(self, state: BCState, batch: Batch, key: Key) -> tuple[BCState, Metrics]:
         """One gradient step on ``[B]``."""
         policy, _, metrics = self.optimizer.minimize(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxrl import hyper, optim
 from jaxrl.agents import protocol
-from jaxrl.hyper import choice, number, part, size
+from jaxrl.hyper import choice, flag, number, part, size
 from jaxrl.losses import min_over_critics
 from jaxrl.metrics import Metrics, mean_of, merged
 from jaxrl.nn.critics import Critic
@@ -39,8 +39,8 @@ class SAC:
     (``target_entropy=-0.5``), an actor that is updated on every second step (``policy_delay=2``),
     and REDQ (Chen et al. 2021, "Randomized Ensembled Double Q-Learning": ten critics,
     ``num_min_critics=2``, ``actor_q="mean"``, ``policy_delay=20`` and 20 gradient steps per
-    environment step; RLPD adds ``critic.layer_norm``). With n-step returns, the entropy of the
-    actions between first and last is left out.
+    environment step; RLPD adds ``critic.layer_norm`` and data). With n-step returns, the entropy
+    of the actions between first and last is left out.
 
     Actions are in [-1, 1], and so is their entropy: it differs by ``sum log((high - low) / 2)``
     from the entropy in the environment's units.
@@ -63,6 +63,7 @@ class SAC:
         None, help="targets use the minimum over this many critics, drawn for each step; None: all"
     )
     actor_q: ActorQ = choice("min", ActorQ, help="what the actor maximises, over all critics")
+    backup_entropy: bool = flag(True, help="count the next action's entropy in targets")
 
     def bind(self, spec: Spec) -> SAC:
         """Return the agent for ``spec``. Raises UsageError for discrete actions."""
@@ -96,12 +97,12 @@ class SAC:
         ``y = r + discount (min_j Q'_j(s', a') - alpha log pi(a' | s'))``.
         """
         next_key, subset_key = split_if(self.num_min_critics is not None, key)
-        next_dist = self.policy.dist(state.actor.params, batch.next_obs)
-        next_action, trace = next_dist.sample(next_key)
+        next_action, trace = self.policy.dist(state.actor.params, batch.next_obs).sample(next_key)
         next_q = self.critic(state.target_critic, batch.next_obs, next_action)
         next_q = min_over_critics(next_q, self.num_min_critics, subset_key)
-        alpha = jnp.exp(state.log_alpha.params)
-        target = batch.reward + batch.discount * (next_q - alpha * trace.log_prob)
+        if self.backup_entropy:
+            next_q -= jnp.exp(state.log_alpha.params) * trace.log_prob
+        target = batch.reward + batch.discount * next_q
         q = self.critic(params, batch.obs, batch.action)
         return jnp.sum(jnp.mean(jnp.square(q - target), axis=-1)), {"q": mean_of(q)}
 

@@ -17,7 +17,7 @@ from jaxrl.nn.critics import Critic
 from jaxrl.nn.policies import Deterministic
 from jaxrl.optim import Adam, Trained
 from jaxrl.require import require
-from jaxrl.rng import row_key, split_if
+from jaxrl.rng import clipped_normal, row_key, split_if
 from jaxrl.types import Array, Batch, Extras, Key, Mode, PyTree, Spec
 
 ActorQ = Literal["first", "min", "mean"]
@@ -106,8 +106,7 @@ class TD3:
         noise_key, subset_key = split_if(self.num_min_critics is not None, key)
         actor = state.target_actor if self.target_actor else state.actor.params
         next_action = self.policy.mode(actor, batch.next_obs)
-        noise = self.policy_noise * jax.random.normal(row_key(noise_key), next_action.shape)
-        noise = jnp.clip(noise, -self.noise_clip, self.noise_clip)
+        noise = clipped_normal(noise_key, next_action.shape, self.policy_noise, self.noise_clip)
         next_action = jnp.clip(next_action + noise, -1.0, 1.0)
         next_q = self.critic(state.target_critic, batch.next_obs, next_action)
         next_q = min_over_critics(next_q, self.num_min_critics, subset_key)

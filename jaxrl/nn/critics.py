@@ -16,7 +16,7 @@ from jaxrl import hyper
 from jaxrl.errors import UsageError
 from jaxrl.hyper import bound, flag, size
 from jaxrl.nn.encoders import CRITIC_KEYS, POLICY_KEYS
-from jaxrl.nn.networks import MLP, Dueling, apply_ensemble, init_ensemble
+from jaxrl.nn.networks import MLP, Dueling, apply_ensemble, apply_members, init_ensemble
 from jaxrl.nn.part import NetworkPart, split_key
 from jaxrl.nn.policies import vector_size
 from jaxrl.types import Array, Discrete, Key, PyTree, Spec
@@ -58,6 +58,17 @@ class Critic(NetworkPart):
         x = jnp.concatenate([features, action], axis=-1)
         out = apply_ensemble(self.network, params["network"], x, self.num_critics)
         return out[..., 0] if self.num_outputs == 1 else out
+
+    def action_gradients(self, params: PyTree, obs: PyTree, action: Array) -> Array:
+        """Return the gradients of each value by the action: ``[E, ..., A]``."""
+        features = self.encoder(params["encoder"], obs)
+
+        def total(own: Array) -> Array:
+            shared = jnp.broadcast_to(features, (self.num_critics, *features.shape))
+            x = jnp.concatenate([shared, own], axis=-1)
+            return jnp.sum(apply_members(self.network, params["network"], x))
+
+        return jax.grad(total)(jnp.broadcast_to(action, (self.num_critics, *action.shape)))
 
     def first(self, params: PyTree, obs: PyTree, action: Array) -> Array:
         """Return the values of the first network alone: ``[...]``."""

@@ -12,7 +12,9 @@ from flax import linen as nn
 
 from jaxrl.types import Array, Key
 
-Initializer = Literal["orthogonal", "lecun", "torch"]
+Initializer = Literal["orthogonal", "lecun", "torch", "xavier", "small_head"]
+SMALL_HEAD = 3e-3  # the bound of a head's weights and biases
+SMALL_BIAS = 0.1  # the biases of hidden layers in front of a small head
 
 
 def orthogonal(scale: float = 1.0, iterations: int = 48) -> Callable[..., Array]:
@@ -38,24 +40,42 @@ def orthogonal(scale: float = 1.0, iterations: int = 48) -> Callable[..., Array]
     return init
 
 
-def kernel_init(kind: Initializer, scale: float) -> Callable[..., Array]:
-    """Return the initialiser of a layer's weights; only ``orthogonal`` uses ``scale``.
+def kernel_init(kind: Initializer, scale: Any, head: bool = False) -> Callable[..., Array]:
+    """Return the initialiser of a layer's weights.
 
+    ``scale`` is the gain of orthogonal matrices, and a factor of the bound of a small head.
     PyTorch's default is uniform within ``1 / sqrt(inputs)``, for weights and for biases: a third of
-    LeCun's variance.
+    LeCun's variance. ``small_head`` is that for hidden layers, and uniform within 0.003 for the
+    head, as in the code of An et al. 2021 ("Uncertainty-Based Offline Reinforcement Learning with
+    Diversified Q-Ensemble").
     """
-    if kind == "torch":
+    if kind == "small_head" and head:
+        return _uniform(SMALL_HEAD * scale)
+    if kind in ("torch", "small_head"):
         return nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+    if kind == "xavier":
+        return nn.initializers.xavier_uniform()
     return orthogonal(scale) if kind == "orthogonal" else nn.initializers.lecun_uniform()
 
 
-def bias_init(kind: Initializer, inputs: int) -> Callable[..., Array]:
-    """Return the initialiser of a layer's biases: zeros, except with PyTorch's initialisation."""
-    if kind != "torch":
-        return nn.initializers.zeros
+def bias_init(
+    kind: Initializer, inputs: int, scale: Any = 1.0, head: bool = False
+) -> Callable[..., Array]:
+    """Return the initialiser of a layer's biases: zeros, except with ``torch`` and ``small_head``.
+
+    The latter has biases of 0.1 in hidden layers.
+    """
+    if kind == "torch":
+        return _uniform(inputs**-0.5)
+    if kind == "small_head":
+        return _uniform(SMALL_HEAD * scale) if head else nn.initializers.constant(SMALL_BIAS)
+    return nn.initializers.zeros
+
+
+def _uniform(bound: Any) -> Callable[..., Array]:
+    """Return an initialiser that is uniform within ``bound`` of 0."""
 
     def init(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        bound = inputs**-0.5
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init

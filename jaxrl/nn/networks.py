@@ -19,7 +19,8 @@ class MLP(nn.Module):
     """Hidden layers and a linear head: ``[..., I] -> [..., outputs]``.
 
     With orthogonal initialisation the hidden layers have gain sqrt(2) and the head ``head_scale``.
-    ``layer_norm`` normalises the hidden layers before their activation. ``outputs=None``: no head.
+    ``layer_norm`` normalises the hidden layers before their activation, ``post_norm`` behind it.
+    ``outputs=None``: no head.
     """
 
     hidden_dims: tuple[int, ...]
@@ -28,6 +29,7 @@ class MLP(nn.Module):
     initializer: Initializer = "orthogonal"
     head_scale: float = 1.0
     layer_norm: bool = False
+    post_norm: bool = False
     compute_dtype: ComputeDtype = "float32"
 
     @nn.compact
@@ -37,11 +39,14 @@ class MLP(nn.Module):
             if self.layer_norm:
                 x = nn.LayerNorm(name=f"norm_{i}")(x)
             x = ACTIVATIONS[self.activation](x)
+            if self.post_norm:
+                x = nn.LayerNorm(name=f"post_norm_{i}")(x)
         return x if self.outputs is None else self._dense("head", self.outputs, self.head_scale, x)
 
     def _dense(self, name: str, width: int, scale: float, x: Array) -> Array:
-        kernel = kernel_init(self.initializer, scale)
-        bias = bias_init(self.initializer, x.shape[-1])
+        head = name == "head"
+        kernel = kernel_init(self.initializer, scale, head)
+        bias = bias_init(self.initializer, x.shape[-1], scale, head)
         multiply = dot_general(self.compute_dtype)
         layer = nn.Dense(width, kernel_init=kernel, bias_init=bias, dot_general=multiply, name=name)
         out: Array = layer(x)
@@ -64,6 +69,7 @@ class Dueling(MLP):
             initializer=self.initializer,
             head_scale=self.head_scale,
             layer_norm=self.layer_norm,
+            post_norm=self.post_norm,
             compute_dtype=self.compute_dtype,
         )
         if shared:
@@ -96,5 +102,9 @@ def apply_ensemble(network: nn.Module, params: PyTree, x: Array, members: int) -
     Each layer is one batched product. The input is repeated for every network: with an axis of its
     own for each, XLA needs no transposes between the layers.
     """
-    repeated = jnp.broadcast_to(x, (members, *x.shape))
-    return jax.vmap(lambda params, x: apply_network(network, params, x))(params, repeated)
+    return apply_members(network, params, jnp.broadcast_to(x, (members, *x.shape)))
+
+
+def apply_members(network: nn.Module, params: PyTree, x: Array) -> Array:
+    """Return each network's outputs ``[E, ..., outputs]`` for inputs of its own ``x[E, ...]``."""
+    return jax.vmap(lambda params, x: apply_network(network, params, x))(params, x)

@@ -24,6 +24,7 @@ class NetworkPart:
     hidden_dims: tuple[int, ...] = size((256, 256), help="widths of the hidden layers")
     activation: Activation = choice("relu", Activation, help="activation of the hidden layers")
     layer_norm: bool = flag(False, help="normalise hidden layers before their activation")
+    post_norm: bool = flag(False, help="normalise hidden layers behind their activation")
     initializer: Initializer = choice("torch", Initializer, help="distribution of initial weights")
     compute_dtype: ComputeDtype = choice(
         "float32", ComputeDtype, help="precision of the products of the layers behind the encoder"
@@ -53,6 +54,7 @@ class NetworkPart:
             initializer=self.initializer,
             head_scale=self.head_scale,
             layer_norm=self.layer_norm,
+            post_norm=self.post_norm,
             compute_dtype=self.compute_dtype,
         )
 
