@@ -27,6 +27,11 @@ Place = Callable[[int], str]  # a row of an array, in the words of its file
 Advance = Callable[[int], None]
 
 
+def key_of(place: Place) -> str:
+    """Return file and key of an array without a row."""
+    return place(0).rpartition(" row ")[0]
+
+
 @contextlib.contextmanager
 def progress(path: Path, rows: int, nbytes: int, quiet: bool) -> Iterator[Advance]:
     """Yield a function that counts rows read; a bar shows them for large files on a terminal."""
@@ -124,7 +129,7 @@ def read_rows(
         UsageError: with the row of a value that is not finite, or that the dtype does not hold.
     """
     kept = stored_dtype(source.dtype) if dtype is None else np.dtype(dtype)
-    result = allocate(tuple(source.shape), kept, place(0).rpartition(" row ")[0])
+    result = allocate(tuple(source.shape), kept, key_of(place))
     for block in _chunked(source):
         values = source[block]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -181,8 +186,8 @@ def convert_actions(action: np.ndarray, space: Box | Discrete | None, place: Pla
     if isinstance(space, Discrete) != discrete or tuple(space.shape) != shape:
         wanted = f"indices 0 .. {space.n - 1}" if isinstance(space, Discrete) else "floats"
         raise UsageError(
-            f"{place(0)} is {action.dtype} of shape {shape}, and the action space has {wanted} "
-            f"of shape {tuple(space.shape)}; give the action_space of the data"
+            f"{key_of(place)} is {action.dtype} of shape {shape} in each row, and the action space "
+            f"has {wanted} of shape {tuple(space.shape)}; give the action_space of the data"
         )
     scaled = action if discrete else to_agent(action, space)
     row = first_outside(scaled, space)
