@@ -25,6 +25,7 @@ from jaxrl.data.formats.reading import (
     convert_actions,
     h5_array,
     h5_child,
+    h5_group,
     open_h5,
     progress,
     stored_dtype,
@@ -126,7 +127,7 @@ def _read_h5(
         found, size = [], path.stat().st_size
         with progress(path, len(names), size, quiet) as advance:
             for name in names:
-                group = h5_child(file, name)
+                group = h5_group(file, name)
                 if entries is None:
                     entries = _entries_of(group, "observations", ())
                 found.append(_episode(group, name, entries))
@@ -169,7 +170,7 @@ def _episode(group: Any, name: str, entries: list[spaces.Entry]) -> Episode:
     for entry in entries:
         inner, key = group, "observations"
         for step in entry.keys:
-            inner = h5_child(inner, key)
+            inner = h5_group(inner, key)
             key = f"_index_{step}" if f"_index_{step}" in inner else step
         observations.append(_values(inner, key))
     flat = [_values(group, key) for key in ("actions", "rewards", *_FLAGS)]

@@ -73,8 +73,6 @@ def h5_child(group: h5py.Group, key: str) -> Any:
     import h5py
 
     where = f"{group.file.filename}:{group.name.rstrip('/')}"
-    if not isinstance(group, h5py.Group):
-        raise UsageError(f"{where} is an array; it must be a group that holds {key!r}")
     link = group.get(key, getlink=True)
     if link is None:
         found = ", ".join(map(repr, list(group)[:8])) or "nothing"
@@ -82,6 +80,19 @@ def h5_child(group: h5py.Group, key: str) -> Any:
     if not isinstance(link, h5py.HardLink):
         raise UsageError(f"{where}/{key} is a link; only arrays in the file itself are read")
     return group[key]
+
+
+def h5_group(group: h5py.Group, key: str) -> h5py.Group:
+    """Return the group ``key`` of a group.
+
+    Raises:
+        UsageError: if it is missing, a link to elsewhere, or an array.
+    """
+    found = h5_child(group, key)
+    if not hasattr(found, "keys"):
+        where = f"{group.file.filename}:{group.name.rstrip('/')}/{key}"
+        raise UsageError(f"{where} is an array; it must be a group of arrays")
+    return found
 
 
 def h5_array(group: h5py.Group, key: str) -> h5py.Dataset:
