@@ -307,6 +307,26 @@ MINARI_REFUSED = {
     "no JSON": ({"action_space": "__import__('os')"}, {}, "action_space is no space; it must .*"),
     "format": ({"data_format": "lance"}, {}, "data_format is 'lance'; hdf5 and arrow are read"),
     "missing": ({}, {"actions": None}, "episode_8 has no 'actions'; .*"),
+    "group": ({}, {"actions": None, "actions/x": np.ones(4)}, "episode_8/actions is a group; .*"),
+    "array": (
+        {},
+        {
+            "observations/parts/_index_0": None,
+            "observations/parts/_index_1": None,
+            "observations/parts": np.zeros((5, 2)),
+        },
+        "episode_8/observations/parts is an array; it must be a group of arrays",
+    ),
+    "elsewhere": (
+        {},
+        {"rewards": h5py.SoftLink("/episode_0/rewards")},
+        "episode_8/rewards is a link; only arrays in the file itself are read",
+    ),
+    "objects": (
+        {},
+        {"rewards": np.array([b"1"] * 4, object)},
+        "episode_8/rewards is object; it must be an array of numbers with a row each",
+    ),
     "short": (
         {},
         {"observations/place": np.zeros((4, 2))},
