@@ -96,7 +96,7 @@ class UniformDataset:
         """Return a batch ``[*shape]``."""
         bits = jax.random.bits(row_key(key), shape)
         index = (bits % jnp.uint32(data.size)).astype(jnp.int32)
-        rows = jax.tree.map(lambda x: jnp.asarray(x).at[index].get(mode="promise_in_bounds"), data)
+        rows = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data)
         return to_batch(rows, gamma)
 
 
