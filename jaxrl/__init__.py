@@ -20,6 +20,7 @@ from jaxrl.agents import (  # noqa: E402
     ScaleReward,
 )
 from jaxrl.data import Dataset  # noqa: E402
+from jaxrl.data.formats import load as load_dataset  # noqa: E402
 from jaxrl.envs import VectorEnv, make  # noqa: E402
 from jaxrl.envs.randomize import Randomize  # noqa: E402
 from jaxrl.errors import RunError, UsageError  # noqa: E402
@@ -53,6 +54,7 @@ __all__ = [
     "ScaleReward",
     "UsageError",
     "VectorEnv",
+    "load_dataset",
     "load_policy",
     "make",
     "run",

@@ -83,6 +83,13 @@ def test_the_core_imports_nothing_of_the_shell():
     assert all("jaxrl" not in IMPORTS[name] for name in MODULES)  # it exports what it imports
 
 
+def test_only_the_shell_reads_files_of_data():
+    inside = ("jaxrl.data.formats", "jaxrl.data.__main__")
+    outside = {name for name in MODULES if not name.startswith(inside) and name != "jaxrl"}
+    core = {name for name in outside if package(name) not in SHELL}
+    assert not any(found.startswith(inside) for name in core for found in IMPORTS[name])
+
+
 def test_agents_and_environments_do_not_import_each_other():
     graph = packages()
     assert "envs" not in graph["agents"] and "agents" not in graph["envs"]

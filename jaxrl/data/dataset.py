@@ -295,8 +295,10 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
         for name in sorted(first.keys() | other.keys()):
             a, b = first.get(name, "absent"), other.get(name, "absent")
             if a != b:
+                hint = "; with_next_action() gives it to both" * ("next_action" in name)
                 raise UsageError(
                     f"{name} of dataset 0 is {a}, and of dataset {number} {b}; they must be alike"
+                    + hint
                 )
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *hosted)
     start, end = bounds(joined.terminated | joined.truncated)

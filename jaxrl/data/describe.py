@@ -51,8 +51,10 @@ def describe(
     Raises:
         UsageError: for a malformed dataset, unknown dimensions, or a reference without them.
     """
-    dataset.check()
     require_integer("bins", bins, 2, 10_000)
+    dataset.check()
+    if reference is not None:
+        reference.check()
     data, returns = on_host(dataset), dataset.returns()
     ends = np.append(dataset.first_rows()[1:], data.size) - 1
     found: dict[str, Any] = {
@@ -76,7 +78,6 @@ def describe(
     cells = unique_cells(columns, *ranges, bins)
     found["coverage"] = {"dims": names, "bins": bins, "cells": cells}
     if reference is not None:
-        reference.check()
         against = unique_cells(base, *ranges, bins)
         found["coverage"] |= {"reference_cells": against, "saco": cells / against}
     return found

@@ -87,7 +87,7 @@ def record(
     run = partial(_steps, env=venv, mode=chosen, steps=length)
 
     start_key, carry_key, key = jax.random.split(key, 3)
-    env_state = jax.jit(venv.reset)(start_key)
+    env_state = _start(start_key, env=venv)
     carry = protocol.init_carry(agent, carry_key, venv.num_envs)
     parts: list[Transition] = []
     while True:
@@ -143,6 +143,11 @@ def _player(policy: Any, spec: Spec, mode: Mode | None) -> tuple[Any, PyTree, Mo
         f"policy is a {type(policy).__name__}; give a Policy of load_policy, a pair "
         "(agent, state), or 'uniform'"
     )
+
+
+@partial(jax.jit, static_argnames="env")
+def _start(key: Key, *, env: VectorEnv) -> VectorState:
+    return env.reset(key)
 
 
 @partial(jax.jit, static_argnames=("env", "mode", "steps"))

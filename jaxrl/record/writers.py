@@ -32,7 +32,8 @@ from jaxrl.types import Discrete, Spec
 
 MINARI_VERSION = "0.5.0"  # of the format that we write
 _ID = re.compile(r"[-\w]+(/[-\w]+)*-v\d+", re.ASCII)
-_PACKING = {"compression": "gzip", "shuffle": True}
+_PACKING: dict[str, Any] = {"compression": "gzip", "shuffle": True}
+_LARGE_BYTES = 1 << 16
 
 
 def write_minari(
@@ -140,7 +141,7 @@ def write_d4rl(
     def write(temporary: Path) -> None:
         with h5py.File(temporary, "w") as file:
             for name, array in arrays.items():
-                file.create_dataset(name, data=array, **_PACKING)
+                _write_array(file, name, np.asarray(array))
             file.attrs[ATTRIBUTE] = described
 
     _whole(target, write)
@@ -235,8 +236,9 @@ def _write_observations(group: Any, data: Dataset, rows: slice) -> None:
 
 
 def _write_array(group: Any, name: str, array: np.ndarray) -> None:
-    maxshape = (None, *array.shape[1:])  # the package may append
-    group.create_dataset(name, data=array, maxshape=maxshape, **_PACKING)
+    """Write an array; the table that a packed one needs is larger than what a small one saves."""
+    packing = _PACKING if array.nbytes >= _LARGE_BYTES else {}
+    group.create_dataset(name, data=array, **packing)
 
 
 def _whole(target: Path, write: Callable[[Path], None]) -> None:

@@ -25,6 +25,8 @@ from jaxrl.data.formats.reading import (
     convert_actions,
     h5_array,
     h5_child,
+    h5_group,
+    h5_values,
     open_h5,
     progress,
     stored_dtype,
@@ -126,7 +128,7 @@ def _read_h5(
         found, size = [], path.stat().st_size
         with progress(path, len(names), size, quiet) as advance:
             for name in names:
-                group = h5_child(file, name)
+                group = h5_group(file, name)
                 if entries is None:
                     entries = _entries_of(group, "observations", ())
                 found.append(_episode(group, name, entries))
@@ -169,21 +171,11 @@ def _episode(group: Any, name: str, entries: list[spaces.Entry]) -> Episode:
     for entry in entries:
         inner, key = group, "observations"
         for step in entry.keys:
-            inner = h5_child(inner, key)
+            inner = h5_group(inner, key)
             key = f"_index_{step}" if f"_index_{step}" in inner else step
-        observations.append(_values(inner, key))
-    flat = [_values(group, key) for key in ("actions", "rewards", *_FLAGS)]
+        observations.append(h5_values(inner, key))
+    flat = [h5_values(group, key) for key in ("actions", "rewards", *_FLAGS)]
     return Episode(name, observations, *flat)
-
-
-def _values(group: Any, key: str) -> np.ndarray:
-    """Return an array in the dtype that a dataset keeps."""
-    source = h5_array(group, key)
-    dtype = stored_dtype(source.dtype) if source.dtype.kind == "f" else source.dtype
-    result = allocate(source.shape, dtype, f"{group.file.filename}:{group.name}/{key}")
-    if source.size:
-        source.read_direct(result)
-    return result
 
 
 def joined(
@@ -249,7 +241,7 @@ def _shifted(
     """Return ``obs`` and ``next_obs`` of one entry ``[D, ...]``, releasing the episodes' arrays."""
     shape = (int(lengths.sum()), *episodes[0].observations[entry].shape[1:])
     kept = stored_dtype(np.dtype(dtype))
-    obs, next_obs = (allocate(shape, kept, "observations") for _ in range(2))
+    obs, next_obs = (allocate(shape, kept, lambda: "observations") for _ in range(2))
     for episode, end, length in zip(episodes, np.cumsum(lengths), lengths, strict=True):
         array = episode.observations[entry]
         kept_array = array.astype(kept)

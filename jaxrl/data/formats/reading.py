@@ -27,6 +27,11 @@ Place = Callable[[int], str]  # a row of an array, in the words of its file
 Advance = Callable[[int], None]
 
 
+def key_of(place: Place) -> str:
+    """Return file and key of an array without a row."""
+    return place(0).rpartition(" row ")[0]
+
+
 @contextlib.contextmanager
 def progress(path: Path, rows: int, nbytes: int, quiet: bool) -> Iterator[Advance]:
     """Yield a function that counts rows read; a bar shows them for large files on a terminal."""
@@ -67,16 +72,33 @@ def h5_child(group: h5py.Group, key: str) -> Any:
     """
     import h5py
 
-    where = f"{group.file.filename}:{group.name.rstrip('/')}"
-    if not isinstance(group, h5py.Group):
-        raise UsageError(f"{where} is an array; it must be a group that holds {key!r}")
     link = group.get(key, getlink=True)
     if link is None:
         found = ", ".join(map(repr, list(group)[:8])) or "nothing"
-        raise UsageError(f"{where} has no {key!r}; it holds {found}")
+        raise UsageError(f"{h5_name(group)} has no {key!r}; it holds {found}")
     if not isinstance(link, h5py.HardLink):
-        raise UsageError(f"{where}/{key} is a link; only arrays in the file itself are read")
+        raise UsageError(
+            f"{h5_name(group, key)} is a link; only arrays in the file itself are read"
+        )
     return group[key]
+
+
+def h5_name(group: h5py.Group, key: str = "") -> str:
+    """Return file and path of a group, or of its ``key``."""
+    path = f"{group.name.rstrip('/')}/{key}".rstrip("/")
+    return f"{group.file.filename}:{path}" if path else group.file.filename
+
+
+def h5_group(group: h5py.Group, key: str) -> h5py.Group:
+    """Return the group ``key`` of a group.
+
+    Raises:
+        UsageError: if it is missing, a link to elsewhere, or an array.
+    """
+    found = h5_child(group, key)
+    if not hasattr(found, "keys"):
+        raise UsageError(f"{h5_name(group, key)} is an array; it must be a group of arrays")
+    return found
 
 
 def h5_array(group: h5py.Group, key: str) -> h5py.Dataset:
@@ -88,13 +110,44 @@ def h5_array(group: h5py.Group, key: str) -> h5py.Dataset:
     import h5py
 
     found = h5_child(group, key)
-    where = f"{group.file.filename}:{group.name.rstrip('/')}/{key}"
+    where = h5_name(group, key)
     if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "fiub" or not found.shape:
         kind = getattr(found, "dtype", "a group")
         raise UsageError(f"{where} is {kind}; it must be an array of numbers with a row each")
     if found.is_virtual or found.external:
         raise UsageError(f"{where} lies in another file; only arrays in the file itself are read")
     return found
+
+
+def h5_values(group: h5py.Group, key: str) -> np.ndarray:
+    """Return the whole of a small array, as ``h5_array`` would; floats in float32.
+
+    Opening arrays by the library's plain interface takes longer than reading those of an episode.
+    """
+    from h5py import h5d, h5l
+
+    name = key.encode()
+    try:
+        hard = group.id.links.get_info(name).type == h5l.TYPE_HARD
+        found = h5d.open(group.id, name) if hard else None
+    except (KeyError, TypeError, RuntimeError):
+        found = None
+    if found is not None and found.shape and found.dtype.kind in "fiub":
+        plan = found.get_create_plist()
+        if plan.get_layout() != h5d.VIRTUAL and plan.get_external_count() == 0:
+            return _read_whole(found, lambda: h5_name(group, key))
+    source = h5_array(group, key)  # says what is wrong with it
+    return _read_whole(source.id, lambda: h5_name(group, key))
+
+
+def _read_whole(found: Any, name: Callable[[], str]) -> np.ndarray:
+    from h5py import h5s
+
+    dtype = stored_dtype(found.dtype) if found.dtype.kind == "f" else found.dtype
+    result = allocate(found.shape, dtype, name)
+    if result.size:
+        found.read(h5s.ALL, h5s.ALL, result)
+    return result
 
 
 def stored_dtype(dtype: np.dtype) -> np.dtype:
@@ -104,14 +157,14 @@ def stored_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.int32) if dtype.itemsize > 4 or dtype == np.uint32 else dtype
 
 
-def allocate(shape: tuple[int, ...], dtype: Any, key: str) -> np.ndarray:
+def allocate(shape: tuple[int, ...], dtype: Any, name: Callable[[], str]) -> np.ndarray:
     """Return an empty array; a UsageError with its size if the memory lacks it."""
     try:
         return np.empty(shape, dtype)
     except (MemoryError, ValueError):
         size = float(np.prod([float(n) for n in shape])) * np.dtype(dtype).itemsize / 2**30
         raise UsageError(
-            f"{key} needs {size:.1f} GiB of memory, and there is less; give a smaller file"
+            f"{name()} needs {size:.1f} GiB of memory, and there is less; give a smaller file"
         ) from None
 
 
@@ -124,7 +177,7 @@ def read_rows(
         UsageError: with the row of a value that is not finite, or that the dtype does not hold.
     """
     kept = stored_dtype(source.dtype) if dtype is None else np.dtype(dtype)
-    result = allocate(tuple(source.shape), kept, place(0).rpartition(" row ")[0])
+    result = allocate(tuple(source.shape), kept, lambda: key_of(place))
     for block in _chunked(source):
         values = source[block]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -181,8 +234,8 @@ def convert_actions(action: np.ndarray, space: Box | Discrete | None, place: Pla
     if isinstance(space, Discrete) != discrete or tuple(space.shape) != shape:
         wanted = f"indices 0 .. {space.n - 1}" if isinstance(space, Discrete) else "floats"
         raise UsageError(
-            f"{place(0)} is {action.dtype} of shape {shape}, and the action space has {wanted} "
-            f"of shape {tuple(space.shape)}; give the action_space of the data"
+            f"{key_of(place)} is {action.dtype} of shape {shape} in each row, and the action space "
+            f"has {wanted} of shape {tuple(space.shape)}; give the action_space of the data"
         )
     scaled = action if discrete else to_agent(action, space)
     row = first_outside(scaled, space)
