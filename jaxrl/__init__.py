@@ -6,13 +6,18 @@ configure()
 
 from jaxrl.agents import (  # noqa: E402
     BC,
+    CQL,
     DQN,
     DSAC,
     DSACT,
+    FQE,
+    IQL,
     PPO,
     PQN,
     SAC,
     TD3,
+    CalQL,
+    DiscreteCQL,
     NormalizeObs,
     ScaleReward,
 )
@@ -28,14 +33,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BC",
+    "CQL",
     "DQN",
     "DSAC",
     "DSACT",
+    "FQE",
+    "IQL",
     "PPO",
     "PQN",
     "SAC",
     "TD3",
+    "CalQL",
     "Dataset",
+    "DiscreteCQL",
     "NormalizeObs",
     "OffPolicy",
     "Offline",

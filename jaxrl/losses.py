@@ -124,3 +124,11 @@ def huber(x: Array, width: float = 50.0) -> Array:
     """``x^2 / 2`` within ``width`` of 0, and straight on from there: any shape."""
     far = jnp.abs(x)
     return jnp.where(far <= width, 0.5 * x**2, width * (far - 0.5 * width))
+
+
+def expectile_loss(x: Array, expectile: Array | float) -> Array:
+    """``expectile x^2`` where ``x`` is positive, ``(1 - expectile) x^2`` where not: any shape.
+
+    (Kostrikov et al. 2022, "Offline Reinforcement Learning with Implicit Q-Learning", eq. 5.)
+    """
+    return jnp.where(x > 0, expectile, 1.0 - expectile) * jnp.square(x)
