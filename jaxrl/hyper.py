@@ -152,6 +152,11 @@ def bound(default: Any = None) -> Any:
     return struct.field(pytree_node=False, default=default, metadata={_KEY: None}, repr=False)
 
 
+def held() -> Any:
+    """Declare arrays, None by default: pytree leaves that are neither options nor recorded."""
+    return struct.field(pytree_node=True, default=None, metadata={_KEY: None}, repr=False)
+
+
 def same_as(cls: type, name: str) -> Any:
     """Declare a field of a dataclass of options as ``cls`` declares the one of that name."""
     field = next(field for field in dataclasses.fields(cls) if field.name == name)

@@ -131,3 +131,11 @@ def safe_norm(x: Array) -> Array:
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def expectile_loss(x: Array, expectile: Array | float) -> Array:
+    """``expectile x^2`` where ``x`` is positive, ``(1 - expectile) x^2`` where not: any shape.
+
+    (Kostrikov et al. 2022, "Offline Reinforcement Learning with Implicit Q-Learning", eq. 5.)
+    """
+    return jnp.where(x > 0, expectile, 1.0 - expectile) * jnp.square(x)

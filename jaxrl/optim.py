@@ -158,6 +158,11 @@ def linear_decay(updates: Array, over: Array | float) -> Array:
     return jnp.where(jnp.asarray(over) > 0, jnp.maximum(left, 0.0), 1.0)
 
 
+def cosine_decay(updates: Array, over: Array | float) -> Array:
+    """Return ``(1 + cos(pi updates / over)) / 2``, and 0 after; 1 if ``over`` is 0."""
+    return 0.5 - 0.5 * jnp.cos(jnp.pi * linear_decay(updates, over))
+
+
 def polyak(target: PyTree, online: PyTree, tau: Array | float) -> PyTree:
     """Return ``(1 - tau) target + tau online``, leaf-wise."""
     return jax.tree.map(lambda t, o: t + tau * (o - t), target, online)

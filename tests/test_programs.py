@@ -12,13 +12,18 @@ from jaxprs import equations, names, products
 
 from jaxrl import (
     BC,
+    CQL,
     DQN,
     DSAC,
     DSACT,
+    FQE,
+    IQL,
     PPO,
     PQN,
     SAC,
     TD3,
+    CalQL,
+    DiscreteCQL,
     NormalizeObs,
     Offline,
     OffPolicy,
@@ -29,12 +34,12 @@ from jaxrl import (
     make,
     rng,
 )
-from jaxrl.data import Dataset, Mixed
+from jaxrl.data import Dataset, Mixed, UniformDataset
 from jaxrl.nn.critics import Critic, QNetwork
 from jaxrl.nn.policies import AutoPolicy, Deterministic
 from jaxrl.types import Batch, Box, Discrete, Spec, Transition
 
-PARTS = ("policy", "critic", "q_network")
+PARTS = ("policy", "critic", "value", "q_network")
 DRAWS = {"random_bits", "random_fold_in", "random_split", "random_seed", "random_gamma"}
 MINIBATCHES = {"update_epochs": 2, "num_minibatches": 2}
 REDQ = {"critic": Critic(num_critics=3), "num_min_critics": 2, "policy_delay": 2}
@@ -54,14 +59,29 @@ def off_policy(agent, name="Pendulum", reset_mode="fresh", **options):
     return OffPolicy(agent, environments(name, reset_mode), **sizes | options)
 
 
-def offline(agent):
-    return Offline(agent, environments(), batch_size=8, num_updates=4)
+def offline(agent, **options):
+    return Offline(agent, environments(), batch_size=8, num_updates=4, **options)
 
 
 def dataset(rows=10):
     no = jnp.zeros(rows, bool)
     obs, reward = jnp.zeros((rows, 3)), jnp.zeros(rows)
     return Dataset.of(obs, jnp.zeros((rows, 1)), reward, obs, no, no)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithReturns(UniformDataset):
+    """Adds a return-to-go of zero to batches of the dataset."""
+
+    def sample(self, store, data, key, shape, gamma):
+        batch = UniformDataset().sample(store, data, key, shape, gamma)
+        return batch._replace(extras={"return_to_go": jnp.zeros(shape)})
+
+
+def evaluation():
+    """FQE of a policy that samples."""
+    sac = SAC().bind(make("gymnax/Pendulum-v1").spec)
+    return FQE(sac, sac.init(jax.random.key(0)), acts="sample", num_actions=3)
 
 
 TRAINERS = {
@@ -85,6 +105,13 @@ TRAINERS = {
     "BC": offline(BC()),
     "BC of actions": offline(BC(policy=Deterministic())),
     "SAC offline": offline(SAC(**REDQ)),
+    "IQL": offline(IQL()),
+    "IQL of indices, online": off_policy(IQL(policy_delay=2), "CartPole", num_updates=4),
+    "CQL": offline(CQL()),
+    "CQL online": off_policy(CQL(importance_sampling=False, max_target_backup=True)),
+    "CalQL": offline(CalQL(lagrange_gap=0.8), sampler=WithReturns()),
+    "DiscreteCQL": off_policy(DiscreteCQL(), "CartPole"),
+    "FQE": offline(evaluation()),
 }
 
 
@@ -133,7 +160,7 @@ def test_without_rng_scan_the_same_programs_draw_in_their_loops(monkeypatch):
         assert {"random_bits", "random_split"} <= names(program(TRAINERS[name]), looped=True)
 
 
-@pytest.mark.parametrize("name", ["PPO", "PQN", "DQN", "TD3", "SAC", "DSACT", "BC"])
+@pytest.mark.parametrize("name", ["PPO", "PQN", "DQN", "TD3", "SAC", "DSACT", "BC", "IQL", "CQL"])
 def test_every_agent_computes_in_bfloat16_and_keeps_float32(name):
     trainer = TRAINERS[name]
     networks = [part for part in PARTS if hasattr(trainer.agent, part)]
@@ -181,6 +208,8 @@ STEPS = {
     "TD3": (TD3(), (30, 26_156), (15, 16_802)),
     "DSAC": (DSAC(), (31, 20_535), (15, 10_138)),
     "DSACT": (DSACT(), (34, 37_201), (18, 22_452)),
+    "IQL": (IQL(), (0, 0), (0, 0)),
+    "CQL": (CQL(num_actions=3), (0, 0), (0, 0)),
 }
 
 

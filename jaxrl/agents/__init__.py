@@ -1,9 +1,13 @@
 """Agents: one algorithm per file, and the wrappers that compose with them."""
 
 from jaxrl.agents.bc import BC
+from jaxrl.agents.cql import CQL, CalQL
+from jaxrl.agents.discrete_cql import DiscreteCQL
 from jaxrl.agents.dqn import DQN
 from jaxrl.agents.dsac import DSAC, DSACT
 from jaxrl.agents.edac import EDAC
+from jaxrl.agents.fqe import FQE
+from jaxrl.agents.iql import IQL
 from jaxrl.agents.ppo import PPO
 from jaxrl.agents.pqn import PQN
 from jaxrl.agents.rebrac import ReBRAC
@@ -18,6 +22,9 @@ __all__ = [
     "DSAC",
     "DSACT",
     "EDAC",
+    "CQL",
+    "FQE",
+    "IQL",
     "PPO",
     "PQN",
     "SAC",
@@ -25,5 +32,7 @@ __all__ = [
     "TD3BC",
     "NormalizeObs",
     "ReBRAC",
+    "CalQL",
+    "DiscreteCQL",
     "ScaleReward",
 ]

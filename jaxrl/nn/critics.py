@@ -8,6 +8,7 @@ critic(params, obs, action) -> [E, ...]
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jaxrl import hyper
 from jaxrl.errors import UsageError
 from jaxrl.hyper import bound, flag, size
+from jaxrl.losses import value_of_action
 from jaxrl.nn.encoders import CRITIC_KEYS, POLICY_KEYS
 from jaxrl.nn.networks import MLP, Dueling, apply_ensemble, apply_members, init_ensemble
 from jaxrl.nn.part import NetworkPart, split_key
@@ -53,8 +55,12 @@ class Critic(NetworkPart):
         }
 
     def __call__(self, params: PyTree, obs: PyTree, action: Array) -> Array:
-        """Return values ``[E, ...]`` at ``obs[..., *O]`` and ``action[..., A]``."""
+        """Return values ``[E, ...]`` at ``obs[..., *O]`` and ``action[..., A]``.
+
+        Observations may lack leading axes of the actions; they are then encoded only once.
+        """
         features = self.encoder(params["encoder"], obs)
+        features = jnp.broadcast_to(features, (*action.shape[:-1], features.shape[-1]))
         x = jnp.concatenate([features, action], axis=-1)
         out = apply_ensemble(self.network, params["network"], x, self.num_critics)
         return out[..., 0] if self.num_outputs == 1 else out
@@ -75,6 +81,55 @@ class Critic(NetworkPart):
         network = jax.tree.map(lambda x: x[:1], params["network"])
         alone = dataclasses.replace(self, num_critics=1)
         return alone(params | {"network": network}, obs, action)[0]
+
+
+@hyper.dataclass
+class DiscreteCritic(NetworkPart):
+    """An ensemble of action values ``Q_i(s, a)`` for discrete actions, from ``Q_i(s, .)``.
+
+    As in ``Critic``, the networks share one encoder.
+    """
+
+    num_critics: int = size(2, help="networks in the ensemble")
+
+    @property
+    def outputs(self) -> int:
+        """The number of actions."""
+        return self.action_dim
+
+    def bind(self, spec: Spec) -> DiscreteCritic:
+        """Return the critic for ``spec``. Raises UsageError for continuous actions."""
+        encoder = self.encoder.bind(spec.observation, CRITIC_KEYS)
+        return dataclasses.replace(self, encoder=encoder, action_dim=num_actions(self, spec))
+
+    def init(self, key: Key) -> PyTree:
+        """Return fresh parameters; those of the networks have a leading axis ``[E]``."""
+        encoder_key, network_key = split_key(self.encoder, key)
+        network = init_ensemble(self.network, network_key, self.encoder.features, self.num_critics)
+        return {"encoder": self.encoder.init(encoder_key), "network": network}
+
+    def values(self, params: PyTree, obs: PyTree) -> Array:
+        """Return values ``[E, ..., n]`` of all actions at ``obs[..., *O]``."""
+        features = self.encoder(params["encoder"], obs)
+        return apply_ensemble(self.network, params["network"], features, self.num_critics)
+
+    def __call__(self, params: PyTree, obs: PyTree, action: Array) -> Array:
+        """Return values ``[E, ...]`` at ``obs[..., *O]`` and the indices ``action[...]``."""
+        return value_of_action(self.values(params, obs), action)
+
+
+@hyper.dataclass
+class AutoCritic(Critic):
+    """The ensemble for the environment's actions.
+
+    ``bind`` returns a ``DiscreteCritic`` for discrete actions, else a ``Critic``.
+    """
+
+    def bind(self, spec: Spec) -> Any:
+        """Return the critic for ``spec``. Raises UsageError as the two do."""
+        family = DiscreteCritic if isinstance(spec.action, Discrete) else Critic
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(family)}
+        return family(**fields).bind(spec)
 
 
 @hyper.dataclass
@@ -109,14 +164,19 @@ class QNetwork(NetworkPart):
 
     def bind(self, spec: Spec) -> QNetwork:
         """Return the network for ``spec``. Raises UsageError for continuous actions."""
-        if not isinstance(spec.action, Discrete):
-            raise UsageError(
-                "QNetwork needs discrete actions, and the environment has continuous ones; "
-                "gymnax/CartPole-v1 has discrete ones"
-            )
         encoder = self.encoder.bind(spec.observation, POLICY_KEYS)
-        return dataclasses.replace(self, encoder=encoder, action_dim=spec.action.n)
+        return dataclasses.replace(self, encoder=encoder, action_dim=num_actions(self, spec))
 
     def __call__(self, params: PyTree, obs: PyTree) -> Array:
         """Return values ``[..., n]`` of all actions at ``obs[..., *O]``."""
         return self.output(params, obs)
+
+
+def num_actions(part: Any, spec: Spec) -> int:
+    """Return the number of discrete actions. Raises UsageError for continuous ones."""
+    if not isinstance(spec.action, Discrete):
+        raise UsageError(
+            f"{type(part).__name__} needs discrete actions, and the environment has continuous "
+            "ones; gymnax/CartPole-v1 has discrete ones"
+        )
+    return spec.action.n

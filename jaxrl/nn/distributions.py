@@ -118,6 +118,22 @@ class Normal(NamedTuple):
         return jnp.sum(jnp.broadcast_to(per_axis, self.mean.shape), axis=-1)
 
 
+class ClippedNormal(Normal):
+    """Independent normals whose samples are clipped to [-1, 1] when they are acted on.
+
+    Densities and entropies are those of the samples before, which their traces keep.
+    """
+
+    def mode(self) -> Array:
+        """Return the mean, clipped: ``[..., A]``."""
+        return jnp.clip(self.mean, -1.0, 1.0)
+
+    def sample(self, key: Key) -> tuple[Array, Trace]:
+        """Return a clipped action ``[..., A]`` and the trace of the sample before."""
+        raw, trace = super().sample(key)
+        return jnp.clip(raw, -1.0, 1.0), trace
+
+
 def log_det_tanh(x: Array) -> Array:
     """Return ``log |d tanh(x) / dx|`` elementwise, stable for large ``|x|``."""
     return 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,11 @@ from jaxrl.nn.encoders import POLICY_KEYS
 from jaxrl.nn.part import NetworkPart
 from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec
 
-Std = Literal["independent", "softplus", "exp"]
+Std = Literal["independent", "clipped", "softplus", "exp"]
 STD_HELP = (
-    "independent of the observation; or a second output of the network, through a softplus that "
-    "is initial_std at 0 or through an exponential whose logarithm is clipped to log_std_range"
+    "independent of the observation; clipped: so too, its logarithm clipped to log_std_range; or a "
+    "second output of the network, through a softplus that is initial_std at 0 or through an "
+    "exponential whose logarithm is clipped to log_std_range"
 )
 
 
@@ -43,7 +44,10 @@ class _Policy(NetworkPart):
 
     head_scale: float = number(1.0, above=0, help="gain of an orthogonal head")
 
-    squashes: ClassVar = False  # whether its actions never leave [-1, 1]
+    @property
+    def squashes(self) -> bool:
+        """Whether its actions never leave [-1, 1]."""
+        return False
 
     @property
     def outputs(self) -> int:
@@ -109,37 +113,55 @@ class Categorical(_Density):
 
 @hyper.dataclass
 class Gaussian(_Density):
-    """Independent normals, one for each action element; ``VectorEnv`` clips the samples."""
+    """Independent normals, one for each action element; ``VectorEnv`` clips the samples.
+
+    With ``squash_mean`` the policy clips them to [-1, 1] itself. Densities are then those of the
+    samples before clipping.
+    """
 
     std: Std = choice("independent", Std, help=STD_HELP)
     initial_std: float = number(1.0, above=0, help="initial standard deviation")
     log_std_range: tuple[float, float] = interval((-20.0, 2.0), help="see std")
+    squash_mean: bool = flag(False, help="pass the mean through tanh, and clip samples to [-1, 1]")
+
+    @property
+    def squashes(self) -> bool:
+        """Whether its actions never leave [-1, 1]."""
+        return self.squash_mean
+
+    @property
+    def independent(self) -> bool:
+        """Whether standard deviations are independent of the observation."""
+        return self.std in ("independent", "clipped")
 
     @property
     def outputs(self) -> int:
         """Means, and standard deviations unless they are independent of the observation."""
-        return self.action_dim * (1 if self.std == "independent" else 2)
+        return self.action_dim * (1 if self.independent else 2)
 
     def init(self, key: Key) -> PyTree:
         """Return fresh parameters."""
         params = super().init(key)
-        if self.std == "independent":
+        if self.independent:
             params["log_std"] = jnp.full(self.action_dim, jnp.log(jnp.float32(self.initial_std)))
         return params
 
     def mean_and_std(self, params: PyTree, obs: PyTree) -> tuple[Array, Array]:
         """Return mean and standard deviation before squashing, ``[..., A]`` both."""
         out = self.output(params, obs)
-        if self.std == "independent":
-            return out, jnp.broadcast_to(jnp.exp(params["log_std"]), out.shape)
-        mean, spread = jnp.split(out, 2, axis=-1)
-        if self.std == "exp":
-            return mean, jnp.exp(jnp.clip(spread, *self.log_std_range))
-        return mean, jax.nn.softplus(spread + jnp.log(jnp.expm1(self.initial_std))) + 1e-3
+        mean, spread = (out, params["log_std"]) if self.independent else jnp.split(out, 2, axis=-1)
+        if self.squash_mean:
+            mean = jnp.tanh(mean)
+        if self.std == "softplus":
+            return mean, jax.nn.softplus(spread + jnp.log(jnp.expm1(self.initial_std))) + 1e-3
+        if self.std != "independent":
+            spread = jnp.clip(spread, *self.log_std_range)
+        return mean, jnp.broadcast_to(jnp.exp(spread), mean.shape)
 
-    def dist(self, params: PyTree, obs: PyTree) -> distributions.Normal:
+    def dist(self, params: PyTree, obs: PyTree) -> Any:
         """Return the distribution at ``obs[..., *O]``."""
-        return distributions.Normal(*self.mean_and_std(params, obs))
+        family = distributions.ClippedNormal if self.squash_mean else distributions.Normal
+        return family(*self.mean_and_std(params, obs))
 
 
 @hyper.dataclass
@@ -148,7 +170,10 @@ class TanhGaussian(Gaussian):
 
     std: Std = choice("exp", Std, help=STD_HELP)
 
-    squashes: ClassVar = True
+    @property
+    def squashes(self) -> bool:
+        """Whether its actions never leave [-1, 1]."""
+        return True
 
     def dist(self, params: PyTree, obs: PyTree) -> Any:
         """Return the distribution at ``obs[..., *O]``."""
@@ -159,7 +184,10 @@ class TanhGaussian(Gaussian):
 class Deterministic(_Policy):
     """One action for each observation, ``tanh`` of the network's output. It has no density."""
 
-    squashes: ClassVar = True
+    @property
+    def squashes(self) -> bool:
+        """Whether its actions never leave [-1, 1]."""
+        return True
 
     def action(self, params: PyTree, obs: PyTree) -> Array:
         """Return the action ``[..., A]`` in (-1, 1) at ``obs[..., *O]``."""
