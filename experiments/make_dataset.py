@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from jaxrl import SAC, NormalizeObs, OffPolicy, ScaleReward, UsageError, VectorEnv, cli, make
 from jaxrl.cli.presets import sac
@@ -144,15 +145,16 @@ def write(config: Config, env: Any, found: dict[str, Dataset], reference: Refere
 # The scripted policy of mazes
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Wanderer:
-    """Walks the shortest way to a cell, with noise: the goal if it began in the right part.
+    """Walks the shortest way to a cell, with noise: to the goal if it began in the right part.
 
-    If it began in the left part, the cell is drawn there, up to the beginning of the right one. Its
-    memory is the number of the cell, or -1 before the first step.
+    If it began in the left part, it goes from one random cell of that part to the next; the two
+    parts share the cell behind the bend. Its memory is the number of the cell that it walks to, or
+    -1 before the first step.
     """
 
-    env: PointMaze
+    env: PointMaze = struct.field(pytree_node=False)
     noise: float = 0.3
 
     def bind(self, spec: Any) -> Wanderer:
@@ -173,10 +175,13 @@ class Wanderer:
         position = (obs + 1.0) * jnp.array([columns, rows]) / 2
         here = jnp.argmin(jnp.linalg.norm(position[:, None] - cells, axis=-1), axis=-1)
         goal = int(np.argmin(np.linalg.norm(cells - self.env._centre("G"), axis=-1)))
-        left = np.flatnonzero(cells[:, 0] < columns / 2 + 1)
+        behind, bottom = columns / 2 + 1, cells[:, 1].max()
+        left = np.flatnonzero(
+            (cells[:, 0] < columns / 2) | ((cells[:, 0] <= behind) & (cells[:, 1] == bottom))
+        )
         drawn = jnp.array(left)[jax.random.randint(cell_key, here.shape, 0, len(left))]
         begun = jnp.where(position[:, 0] > columns / 2 + 0.5, goal, drawn)
-        carry = jnp.where(carry < 0, begun, carry)
+        carry = jnp.where(carry < 0, begun, jnp.where(carry == here, drawn, carry))
         towards = jnp.array(cells)[jnp.array(table)[here, carry]] - position
         noise = self.noise * jax.random.normal(noise_key, towards.shape)
         return jnp.clip(towards / 0.25 + noise, -1.0, 1.0), carry, {}

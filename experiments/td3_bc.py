@@ -27,8 +27,8 @@ def main() -> None:
     cli.prepare(config.devices)
 
     env = VectorEnv(make(config.env, **config.env_settings), 1)
-    agent = config.wrapped(config.agent)
-    dataset, reference = cli.load_dataset(config, agent, env.spec)
+    dataset, reference = cli.load_dataset(config, env.spec)
+    agent = config.wrapped(config.agent, dataset)
     trainer = Offline(
         agent,
         env,
@@ -37,8 +37,13 @@ def main() -> None:
         sampler=config.sampler,
     )
 
-    options = config.run_options(trainer)
-    result = run(trainer, config.total_steps, data=dataset, reference=reference, **options)
+    result = run(
+        trainer,
+        config.total_steps,
+        data=cli.with_extras(dataset, agent),
+        reference=reference,
+        **config.run_options(trainer),
+    )
     cli.report(result, config)
 
 

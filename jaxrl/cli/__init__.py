@@ -5,7 +5,7 @@ A script parses its options (``parse``), sets up JAX (``prepare``), composes a t
 """
 
 from jaxrl._startup import prepare
-from jaxrl.cli.datasets import load_dataset
+from jaxrl.cli.datasets import load_dataset, with_extras
 from jaxrl.cli.launching import launch, report
 from jaxrl.cli.options import (
     AnnealOptions,
@@ -31,4 +31,5 @@ __all__ = [
     "parse",
     "prepare",
     "report",
+    "with_extras",
 ]

@@ -19,14 +19,11 @@ from jaxrl.errors import UsageError
 from jaxrl.types import Spec
 
 
-def load_dataset(
-    config: OfflineOptions, agent: Any, spec: Spec
-) -> tuple[Dataset | Split, Reference | None]:
-    """Return the dataset of ``--dataset`` for an agent, and the references of its scores.
+def load_dataset(config: OfflineOptions, spec: Spec) -> tuple[Dataset | Split, Reference | None]:
+    """Return the dataset of ``--dataset``, and the references of its scores.
 
     Its episodes, returns and quality are printed, unless ``quiet``. It is cut to the best episodes
-    (``top``), split (``validation``) and weighted (``sampling``) as asked, and has the extras that
-    the agent reads.
+    (``top``), split (``validation``) and weighted (``sampling``) as asked.
 
     Raises:
         UsageError: for a dataset that cannot be read or does not fit the environment.
@@ -48,8 +45,7 @@ def load_dataset(
         data, held = data.split(config.validation)
     if config.sampling != "uniform":
         data = weighted(data, config.sampling, config.sampling_temperature)
-    data = with_extras(data, agent)
-    return (data if held is None else Split(data, with_extras(held, agent))), known
+    return (data if held is None else Split(data, held)), known
 
 
 def dataset_path(config: OfflineOptions) -> Path:
@@ -71,11 +67,13 @@ def dataset_path(config: OfflineOptions) -> Path:
     return path if path.exists() or name not in shipped() else shipped_path(name)
 
 
-def with_extras(data: Dataset, agent: Any) -> Dataset:
-    """Return the dataset with what the agent reads beside transitions.
+def with_extras(data: Any, agent: Any) -> Any:
+    """Return a dataset, or both parts of a ``Split``, with what the agent reads beside transitions.
 
     Returns to go are discounted by its ``gamma``, and of the rewards that it learns from.
     """
+    if isinstance(data, Split):
+        return Split(*(with_extras(part, agent) for part in data))
     needed = protocol.batch_extras(agent)
     data = data._replace(extras={k: v for k, v in data.extras.items() if k in needed})
     if "next_action" in needed:

@@ -10,8 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from jaxrl.agents import NormalizeObs, ScaleReward
 from jaxrl.cli.assignments import assignments, swept
+from jaxrl.data.dataset import Dataset
 from jaxrl.data.replay import Precision
 from jaxrl.data.samplers import UniformDataset, WeightedDataset
 from jaxrl.envs.vector import ResetMode
@@ -20,6 +23,7 @@ from jaxrl.hyper import choice, number, same_as, size
 from jaxrl.run.population import check_count
 from jaxrl.training import Offline, OffPolicy, OnPolicy, Trainer
 from jaxrl.training.off_policy import Warmup
+from jaxrl.training.sampling import train_part
 from jaxrl.types import Mode
 
 Sampling = Literal["uniform", "return", "advantage"]
@@ -140,6 +144,9 @@ class OfflineOptions(Options):
     reward_scale: float = same_as(ScaleReward, "reward_scale")
     reward_shift: float = same_as(ScaleReward, "reward_shift")
     reward_clip: float | None = same_as(ScaleReward, "reward_clip")
+    return_range: float | None = number(
+        None, above=0, help="scale rewards so that the returns of the dataset span this"
+    )
 
     @property
     def sampler(self) -> UniformDataset | WeightedDataset:
@@ -147,13 +154,22 @@ class OfflineOptions(Options):
         kind = UniformDataset if self.sampling == "uniform" else WeightedDataset
         return kind(self.n_step)
 
-    def wrapped(self, agent: Any) -> Any:
+    def wrapped(self, agent: Any, data: Dataset) -> Any:
         """Return the agent with the transformations of rewards and observations asked for.
 
         Statistics of observations stay those of the dataset.
+
+        Raises:
+            UsageError: for a ``return_range`` where all returns are the same.
         """
-        if (self.reward_scale, self.reward_shift, self.reward_clip) != (1.0, 0.0, None):
-            agent = ScaleReward(agent, self.reward_scale, self.reward_shift, self.reward_clip)
+        scale = self.reward_scale
+        if self.return_range is not None:
+            span = float(np.ptp(train_part(data).returns()))
+            if span == 0.0:
+                raise UsageError("return_range needs returns that differ; leave it out")
+            scale *= self.return_range / span
+        if (scale, self.reward_shift, self.reward_clip) != (1.0, 0.0, None):
+            agent = ScaleReward(agent, scale, self.reward_shift, self.reward_clip)
         return NormalizeObs(agent, frozen=True) if self.normalize_obs else agent
 
 

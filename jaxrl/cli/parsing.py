@@ -10,6 +10,7 @@ import itertools
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxrl import hyper
@@ -24,6 +25,8 @@ def parse(
     config: type[Config], presets: Sequence[Preset], args: Sequence[str] | None = None
 ) -> Config:
     """Parse the options of a script; the defaults are the presets of its ``--env``.
+
+    Those of scripts with a ``--dataset`` may depend on its name too.
 
     Args:
         config: the dataclass of the options, with a field ``agent``.
@@ -40,7 +43,10 @@ def parse(
 
     given = list(sys.argv[1:] if args is None else args)
     bare: Any = config()
-    settings = lookup(presets, _env_of(given, bare.env))
+    names = [_value_of(given, "env", bare.env)]
+    if hasattr(bare, "dataset"):
+        names.append(Path(_value_of(given, "dataset", "")).stem)
+    settings = lookup(presets, *names)
     agent = hyper.override(bare.agent, settings.pop("agent", {}))
     defaults = dataclasses.replace(bare, **settings, agent=agent)
     if "-h" in given or "--help" in given:
@@ -70,14 +76,14 @@ def parse(
     return result
 
 
-def _env_of(args: Sequence[str], default: str) -> str:
-    """Return the value of ``--env``, needed before all others: it decides their defaults."""
+def _value_of(args: Sequence[str], option: str, default: str) -> str:
+    """Return the value of an option that is needed before all others: it decides their defaults."""
     found = default
     for i, arg in enumerate(args):
-        if arg == "--env" and i + 1 < len(args):
+        if arg == f"--{option}" and i + 1 < len(args):
             found = args[i + 1]
-        if arg.startswith("--env="):
-            found = arg.removeprefix("--env=")
+        if arg.startswith(f"--{option}="):
+            found = arg.removeprefix(f"--{option}=")
     return found
 
 

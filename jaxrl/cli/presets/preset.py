@@ -13,7 +13,7 @@ Settings = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Preset:
-    """Settings for the environments whose names match ``pattern``.
+    """Settings for the environments, or datasets, whose names match ``pattern``.
 
     The names of settings are those of a script's options; those under ``agent`` are
     hyper-parameters, nested as the agent and its parts are. Shared blocks of settings come first
@@ -34,12 +34,19 @@ def networks(**settings: Any) -> Settings:
     return {"policy": dict(settings), "critic": dict(settings)}
 
 
-def lookup(presets: Sequence[Preset], env: str) -> Settings:
-    """Return the settings for ``env``: all matching presets, merged deeply in order.
+def lookup(presets: Sequence[Preset], *names: str) -> Settings:
+    """Return the settings for an environment, and for a dataset if its name is given too.
 
-    Later presets override earlier ones, so the more specific patterns come last.
+    They are those of all presets that match one of the names, merged deeply in order. Later presets
+    override earlier ones, so the more specific patterns come last.
     """
-    return merge(*(each.settings for each in presets if fnmatch.fnmatchcase(env, each.pattern)))
+    return merge(
+        *(
+            each.settings
+            for each in presets
+            if any(fnmatch.fnmatchcase(name, each.pattern) for name in names)
+        )
+    )
 
 
 def merge(*blocks: Mapping[str, Any]) -> Settings:

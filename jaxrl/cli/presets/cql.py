@@ -1,0 +1,20 @@
+"""Presets of CQL and Cal-QL: CORL's and the authors', by the family of the dataset."""
+
+from jaxrl.cli.presets.offline import LOCOMOTION, PAPER, SMALL
+from jaxrl.cli.presets.preset import Preset
+
+MAZE = dict(cql_alpha=5.0, lagrange_gap=0.8, actor_learning_rate=1e-4, alpha_learning_rate=1e-4)
+
+PRESETS = [
+    Preset("*", PAPER),
+    *[Preset(pattern, normalize_obs=True) for pattern in LOCOMOTION],
+    Preset("antmaze*", reward_scale=10.0, reward_shift=-5.0, agent=MAZE),
+    Preset(
+        "antmaze*",
+        agent=dict(
+            policy=dict(hidden_dims=(256, 256)), critic=dict(hidden_dims=(256, 256, 256, 256))
+        ),
+    ),
+    Preset("gymnax/*", SMALL, agent=dict(actor_learning_rate=1e-4, alpha_learning_rate=1e-4)),
+    Preset("maze/*", SMALL, agent=dict(actor_learning_rate=1e-4, alpha_learning_rate=1e-4)),
+]
