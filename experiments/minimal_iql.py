@@ -60,9 +60,8 @@ def check(config: Config) -> None:
         name, value, least = field.name, getattr(config, field.name), int(field.type is not float)
         if name in ("env", "dataset", "seed"):
             continue
-        for number in value if isinstance(value, tuple) else (value,):
-            if not number >= least:
-                raise ValueError(f"{name} is {value}: it must be at least {least}")
+        if not min(value if isinstance(value, tuple) else (value,)) >= least:
+            raise ValueError(f"{name} is {value}: it must be at least {least}")
         if name in ("gamma", "tau", "expectile") and value > 1:
             raise ValueError(f"{name} is {value}: it must be at most 1")
     if config.num_updates % config.num_evals:
@@ -307,9 +306,9 @@ class Learner:
 
     def evaluate(self, key: Array, state: State) -> Array:
         """Returns ``[E]`` of the mean action, over one whole episode each."""
-        act = lambda key, obs: self.act(state.actor, obs)  # noqa: E731
-        rows, running = self.env.play(key, act, self.config.eval_episodes)
-        return (running * rows.reward).sum(axis=0)
+        episodes = self.config.eval_episodes
+        rows, running = self.env.play(key, lambda key, obs: self.act(state.actor, obs), episodes)
+        return rows.reward.sum(axis=0, where=running)
 
     def train(self, key: Array, data: Dataset) -> tuple[State, Array]:
         """The first two fields of ``Results``, for one seed."""
@@ -352,10 +351,9 @@ def main() -> None:
     except ValueError as error:
         print(f"minimal_iql.py: {error}", file=sys.stderr)
         sys.exit(2)
-    rows = len(data.reward)
     results = train(config, jnp.stack([jax.random.key(seed) for seed in seeds]), data)
 
-    print(f"{config.env}, greedy returns after {config.num_updates:,} steps on {rows:,} rows:")
+    print(f"{config.env}, greedy returns after {config.num_updates:,} gradient steps:")
     for seed, returns in zip(seeds, results.returns[:, -1], strict=True):
         print(f"  seed {seed:<4d} {returns.mean():9.2f} ± {returns.std():.2f}")
     print(f"  mean {results.returns[:, -1].mean():13.2f}")
