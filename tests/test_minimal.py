@@ -29,7 +29,7 @@ from jaxrl.nn.policies import TanhGaussian
 from jaxrl.types import Batch, Transition
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-SCRIPTS = {name: EXPERIMENTS / f"minimal_{name}.py" for name in ("ppo", "sac")}
+SCRIPTS = {name: EXPERIMENTS / f"minimal_{name}.py" for name in ("ppo", "sac", "iql")}
 STEPS, SEEDS, N, T = 60_000, 8, 8, 64
 CART_POLE = make("gymnax/CartPole-v1")
 AGENT = PPO(learning_rate=1e-3, entropy_coef=0.01).bind(CART_POLE.spec)
@@ -50,6 +50,12 @@ def minimal():
 def minimal_sac():
     """The names of SAC's script."""
     return names_of("sac")
+
+
+@pytest.fixture(scope="module")
+def minimal_iql():
+    """The names of IQL's script."""
+    return names_of("iql")
 
 
 # --- all scripts --------------------------------------------------------------------------------
@@ -100,10 +106,17 @@ def test_it_has_less_than_250_lines_of_code(script):
         ("sac", ["--learning-rate", "nan"], "learning_rate is nan: it must be at least 0"),
         ("sac", ["--tau", "1.5"], "tau is 1.5: it must be at most 1"),
         ("sac", ["--hidden-dims", "64", "0"], "hidden_dims is (64, 0): it must be at least 1"),
+        ("iql", ["--env", "Pendulum-v7"], "env is 'Pendulum-v7'"),
+        ("iql", ["--env", "CartPole-v1"], "discrete"),
+        ("iql", ["--env", "Reacher-misc"], "data are made for Pendulum-v1; give --dataset"),
+        ("iql", ["--num-evals", "7"], "num_evals is 7: it must divide 10000"),
+        ("iql", ["--expectile", "1.5"], "expectile is 1.5: it must be at most 1"),
+        ("iql", ["--temperature", "nan"], "temperature is nan: it must be at least 0"),
+        ("iql", ["--dataset", "absent.hdf5"], "dataset is 'absent.hdf5': "),
     ],
 )
 def test_bad_input_is_one_line(script, options, says, monkeypatch, capsys, request):
-    names = request.getfixturevalue({"ppo": "minimal", "sac": "minimal_sac"}[script])
+    names = request.getfixturevalue("minimal" if script == "ppo" else f"minimal_{script}")
     monkeypatch.setattr(sys, "argv", [f"minimal_{script}.py", *options])
     with pytest.raises(SystemExit) as ended:
         names["main"]()

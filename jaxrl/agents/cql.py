@@ -45,8 +45,8 @@ class CQL:
     ``pi(. | s')``, all valued at ``s``: by importance sampling, or else over these and the
     data's action as they are. Targets have no entropy.
 
-    With ``lagrange_gap`` the term is weighted by a multiplier too, which grows where Q of sampled
-    actions exceeds Q of the data by more than that, and falls where by less.
+    With ``lagrange_gap`` the term is weighted by a multiplier too, which grows while the
+    log-sum-exp exceeds Q of the data by more than that, and falls while by less.
 
     The defaults are those in use for locomotion; mazes take a ``cql_alpha`` of 5, a
     ``lagrange_gap`` of 0.8 and ``max_target_backup``. Departure from the authors' code: critics,
@@ -69,7 +69,9 @@ class CQL:
     target_entropy: float = number(-1.0, help="entropy per action element, in nats")
     cql_alpha: float = number(10.0, 0, help="weight of the conservative term; 0 leaves it out")
     lagrange_gap: float | None = number(
-        None, help="how far sampled actions may exceed the data's, in units of Q; None: no limit"
+        None,
+        help="the gap above which a multiplier of the conservative term grows, in units of Q, "
+        "log(3 num_actions) of it for their number; None: no multiplier",
     )
     initial_multiplier: float = number(math.e, above=0, help="initial multiplier of lagrange_gap")
     num_actions: int = size(10, help="actions of each of the three distributions")
