@@ -11,7 +11,7 @@ from jaxrl.agents import protocol
 from jaxrl.cli.options import OfflineOptions
 from jaxrl.data.dataset import Dataset, Split
 from jaxrl.data.describe import describe, lines
-from jaxrl.data.formats import detect, load, reference
+from jaxrl.data.formats import detect, load, metadata, reference
 from jaxrl.data.scores import Reference, d4rl_reference
 from jaxrl.data.shipped import shipped, shipped_path
 from jaxrl.data.weights import weighted
@@ -29,9 +29,9 @@ def load_dataset(config: OfflineOptions, spec: Spec) -> tuple[Dataset | Split, R
         UsageError: for a dataset that cannot be read or does not fit the environment.
     """
     path = dataset_path(config)
-    # Minari's files say themselves what bounds their actions have.
-    space = None if detect(path) == "minari" else spec.action
-    data = load(path, action_space=space, quiet=config.quiet)
+    # Others say themselves what bounds their actions have.
+    plain = not metadata(path) and detect(path) != "minari"
+    data = load(path, action_space=spec.action if plain else None, quiet=config.quiet)
     data.check_spec(spec)
     known = d4rl_reference(config.env) or reference(path)
     if not config.quiet:

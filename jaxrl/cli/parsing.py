@@ -29,7 +29,7 @@ def parse(
     Those of scripts with a ``--dataset`` may depend on its name too.
 
     Args:
-        config: the dataclass of the options, with a field ``agent``.
+        config: the dataclass of the options, with a field ``agent`` if it has one.
         presets: the presets of the algorithm.
         args: the words of the command line; default those of this process.
 
@@ -47,8 +47,9 @@ def parse(
     if hasattr(bare, "dataset"):
         names.append(Path(_value_of(given, "dataset", "")).stem)
     settings = lookup(presets, *names)
-    agent = hyper.override(bare.agent, settings.pop("agent", {}))
-    defaults = dataclasses.replace(bare, **settings, agent=agent)
+    if hasattr(bare, "agent"):
+        settings["agent"] = hyper.override(bare.agent, settings.get("agent", {}))
+    defaults = dataclasses.replace(bare, **settings)
     if "-h" in given or "--help" in given:
         tyro.cli(config, args=given, default=defaults, registry=registry())
 

@@ -127,7 +127,7 @@ def write_d4rl(
         raise UsageError("D4RL's layout has one array of observations; use write_minari")
     if target.exists():
         raise UsageError(f"{target} exists; give a path that does not")
-    described = json.dumps(_described(data, spec, metadata, reference))
+    described = json.dumps({**_described(data, spec, metadata, reference), **dump_spec(spec)})
     arrays = {
         "observations": data.obs,
         "actions": to_environment(np.asarray(data.action), spec.action),

@@ -34,8 +34,8 @@ def load(
 
     Args:
         path: the file or folder.
-        action_space: the space of the file's actions. Default: Minari's metadata, elsewhere
-            [-1, 1], or indices if the actions are integers.
+        action_space: the space of the file's actions. Default: that of Minari's and of our own
+            metadata, elsewhere [-1, 1], or indices if the actions are integers.
         rewards, masks: arrays for OGBench's data, which have none.
         task: a task of OGBench, whose rewards the package ``ogbench`` computes.
         quiet: no progress bar. A bar is shown for large files on a terminal.

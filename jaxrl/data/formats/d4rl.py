@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl.data.dataset import Dataset, next_actions
+from jaxrl.data.formats import spaces
 from jaxrl.data.formats.reading import (
     convert_actions,
     h5_array,
@@ -43,7 +44,8 @@ def read(path: Path, action_space: Box | Discrete | None = None, quiet: bool = F
 
     Args:
         path: the file.
-        action_space: the space of the file's actions; default [-1, 1], or indices.
+        action_space: the space of the file's actions; default that of our own metadata, else
+            [-1, 1], or indices.
         quiet: no progress bar.
 
     Raises:
@@ -74,6 +76,10 @@ def read(path: Path, action_space: Box | Discrete | None = None, quiet: bool = F
             timeout = read_flags(_flat(found[cut]), place(cut))
         else:
             timeout = _jumps(obs, found[cut]) & ~terminal
+    known = metadata(path)
+    if action_space is None and "action_space" in known:
+        where = f"{path}: action_space"
+        action_space, _ = spaces.action_space(spaces.parse(known["action_space"], where), where)
     action = convert_actions(action, action_space, place("actions"))
     return _transitions(path, obs, action, reward, terminal, timeout)
 

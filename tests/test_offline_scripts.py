@@ -1,0 +1,186 @@
+"""The scripts that learn from datasets: the whole way in small, their presets, and their errors."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from fnmatch import fnmatchcase
+
+import numpy as np
+import pytest
+from shared import run_script, script_module, trainer_of
+
+from jaxrl import NormalizeObs, ScaleReward, UsageError, load_policy, make
+from jaxrl.cli.presets import lookup
+from jaxrl.data.describe import describe
+from jaxrl.data.formats import load, metadata, reference
+from jaxrl.data.samplers import UniformDataset, WeightedDataset
+from jaxrl.data.shipped import FOLDER, shipped, shipped_path
+from jaxrl.record.writers import write_minari
+
+ALGORITHMS = ["bc", "td3_bc", "iql", "rebrac", "cql", "edac", "offline_to_online"]
+QUICK = "--eval-episodes 2 --devices 1 --quiet"
+
+
+def presets_of(algorithm):
+    return importlib.import_module(f"jaxrl.cli.presets.{algorithm}").PRESETS
+
+
+# --- the whole way, in small --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Pendulum's datasets by an agent that has hardly learnt."""
+    folder = tmp_path_factory.mktemp("data")
+    words = f"--env gymnax/Pendulum-v1 --out {folder} --rows 600 --total-steps 600 --medium -9"
+    words += " --learning-starts 200 --batch-size 8 --policy.hidden-dims 8 --critic.hidden-dims 8"
+    with script_module("make_dataset") as script:
+        run_script(script, words.split())
+    return folder / "gymnax" / "Pendulum-v1"
+
+
+def test_from_a_new_dataset_through_minari_offline_and_online_to_a_loaded_policy(made, tmp_path):
+    names = {path.stem for path in made.glob("*.hdf5")}
+    assert names == {"random", "medium", "medium-replay", "medium-expert", "expert"}
+    spec = make("gymnax/Pendulum-v1").spec
+    replay = load(made / "medium-replay.hdf5")
+    folder = write_minari(
+        replay, tmp_path / "pendulum-v0", spec, reference=reference(made / "random.hdf5")
+    )
+    common = f"--dataset {folder} {QUICK} --batch-size 8"
+    with script_module("iql") as script:
+        sizes = "--policy.hidden-dims 8 --critic.hidden-dims 8 --value.hidden-dims 8"
+        run_script(
+            script, f"{common} {sizes} --total-steps 64 --run-dir {tmp_path / 'iql'}".split()
+        )
+    summary = json.loads((tmp_path / "iql" / "summary.json").read_text())
+    assert summary["scores"]["name"] == "normalized"
+    returns = summary["final_return"]["per_seed"]
+    worst, best = reference(made / "random.hdf5")[:2]
+    expected = 100 * (np.array(returns) - worst) / (best - worst)
+    np.testing.assert_allclose(summary["scores"]["final"]["per_seed"], expected)
+
+    with script_module("offline_to_online") as script:
+        sizes = "--hidden-dims 8 --total-steps 64 --online-steps 300 --learning-starts 100"
+        run = tmp_path / "online"
+        run_script(script, f"{common} {sizes} --method iql --run-dir {run}".split())
+    summary = json.loads((run / "summary.json").read_text())
+    assert [switch["phase"] for switch in summary["switches"]] == ["online"]
+    policy = load_policy(run)
+    assert np.isfinite(policy(replay.obs[:5])).all()
+
+
+def test_datasets_hold_what_they_were_made_of(made):
+    known = metadata(made / "medium.hdf5")
+    assert known["env"] == "gymnax/Pendulum-v1" and known["seed"] == 0
+    assert "make_dataset" in known["command"] or "pytest" in known["command"]
+    medium, expert = (load(made / f"{name}.hdf5") for name in ("medium", "expert"))
+    mixed = load(made / "medium-expert.hdf5")
+    assert abs(mixed.size - (medium.size + expert.size) / 2) <= 200
+    assert load(made / "medium-replay.hdf5").size <= 600
+
+
+# --- shipped datasets ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_datasets_are_whole_and_of_their_task(name):
+    env, _, quality = name.rpartition("/")
+    data = load(shipped_path(name))
+    data.check()
+    data.check_spec(make(env).spec)
+    known = reference(shipped_path(name))
+    assert known.random < known.expert and known.name == "normalized"
+    found = describe(data, references=known)
+    at_least = {"expert": 0.9, "medium-expert": 0.5, "medium": 0.25}.get(quality, -0.1)
+    assert found["tq"] >= at_least
+    assert "/work" not in json.dumps(metadata(shipped_path(name)))
+
+
+def test_shipped_datasets_are_small_and_named():
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*.hdf5")) < 6e6
+    assert {"gymnax/Pendulum-v1/medium-replay", "maze/Stitch-v0/stitch"} <= {*shipped()}
+    with pytest.raises(UsageError, match="no dataset 'gymnax/Pendulum-v1/best'; did you mean gymn"):
+        shipped_path("gymnax/Pendulum-v1/best")
+
+
+def test_no_walk_of_the_maze_goes_from_start_to_goal():
+    data = load(shipped_path("maze/Stitch-v0/stitch"))
+    first = (np.asarray(data.obs)[data.first_rows()] + 1) * [4.5, 3.0]
+    returns, left = data.returns(), first[:, 0] < 4.5
+    assert left.sum() > 200 and (returns[left] == 0).all()
+    assert returns[first[:, 0] > 5.5].mean() > 0.9
+    cells = {tuple(x) for x in np.floor((np.asarray(data.obs) + 1) * [4.5, 3.0]).astype(int)}
+    assert len(cells) == 25  # every free one
+
+
+# --- presets and options ------------------------------------------------------------------------
+
+TASKS = [
+    *(f"{task}-{quality}-v2" for task in ("halfcheetah", "hopper", "walker2d")
+      for quality in ("random", "medium", "expert", "medium-expert", "medium-replay",
+                      "full-replay")),
+    *(f"antmaze-{maze}-v2" for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse",
+                                        "large-play", "large-diverse")),
+    *("maze2d-umaze-v1", "pen-cloned-v1", "door-human-v1", "hammer-human-v1", "relocate-human-v1"),
+    *("kitchen-partial-v0", "gymnax/Pendulum-v1", "maze/Stitch-v0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_pattern_matches_a_dataset_and_changes_something(algorithm):
+    presets = presets_of(algorithm)
+    for index, preset in enumerate(presets):
+        matching = [name for name in TASKS if fnmatchcase(name, preset.pattern)]
+        without = presets[:index] + presets[index + 1 :]
+        assert any(lookup(presets, name) != lookup(without, name) for name in matching), preset
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "make_dataset"])
+def test_every_name_is_an_option(algorithm):
+    from test_presets import unknown
+
+    with script_module(algorithm) as script:
+        for preset in presets_of(algorithm) if algorithm in ALGORITHMS else ():
+            assert unknown(preset.settings, script.Config()) == [], preset.pattern
+
+
+def test_the_dataset_s_name_decides_too(tmp_path):
+    found = lookup(presets_of("rebrac"), "mjx/Hopper-v4", "hopper_medium_replay-v2")
+    assert (found["agent"]["actor_bc"], found["agent"]["critic_bc"]) == (0.05, 0.5)
+    assert found["batch_size"] == 1024 and found["agent"]["critic_learning_rate"] == 1e-3
+    assert lookup(presets_of("rebrac"), "mjx/Hopper-v4", "mine")["batch_size"] == 256
+    assert lookup(presets_of("edac"), "x", "walker2d-medium-expert-v2")["agent"] == {
+        "diversity_coef": 5.0
+    }
+
+
+def test_options_become_samplers_wrappers_and_parts_of_the_data():
+    small = "--policy.hidden-dims 8 --critic.hidden-dims 8 --quiet --run-dir x"
+    trainer = trainer_of("td3_bc", f"{small} --sampling advantage --n-step 3 --reward-shift -1")
+    assert trainer.sampler == WeightedDataset(3)
+    assert isinstance(trainer.agent, NormalizeObs) and trainer.agent.frozen
+    assert trainer.agent.agent.reward_shift == -1
+    trainer = trainer_of("iql", f"{small} --value.hidden-dims 8")
+    assert trainer.sampler == UniformDataset() and isinstance(trainer.agent, ScaleReward)
+    returns = load(shipped_path("gymnax/Pendulum-v1/medium-replay")).returns()
+    assert trainer.agent.reward_scale == pytest.approx(1000 / np.ptp(returns))
+    trainer = trainer_of("rebrac", f"{small} --normalize-obs --reward-clip 2")
+    assert trainer.agent.agent.reward_clip == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--env gymnax/MountainCar-v0", "no dataset of gymnax/MountainCar-v0 comes with the libr"),
+        ("--dataset nothing.hdf5", "nothing.hdf5 cannot be read: No such file or directory"),
+        ("--env mjx/Hopper-v5 --dataset gymnax/Pendulum-v1/expert", r"obs .*\(3,\).*\(11,\)|obs"),
+        ("--sampling best", "best"),
+        ("--top 0", "top is 0; it must be more than 0"),
+    ],
+)
+def test_wrong_input_is_one_line(words, line):
+    with script_module("td3_bc") as script, pytest.raises(UsageError, match=line) as error:
+        run_script(script, f"{words} --quiet --run-dir x".split())
+    assert "\n" not in str(error.value)
