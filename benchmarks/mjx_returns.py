@@ -1,4 +1,4 @@
-"""Returns of the ``mjx/<Task>-v5`` tasks beside Gymnasium's own.
+"""Returns of the ``mjx/*`` tasks beside Gymnasium's own.
 
 python benchmarks/mjx_returns.py parity --runs runs/*-v5
 python benchmarks/mjx_returns.py parity --tasks Hopper-v5 --pairs 8 --out /tmp/returns.json
@@ -140,7 +140,7 @@ def load_run(path: str) -> tuple[dict[str, Any], Any, Act]:
     task = name.removeprefix("mjx/")
     envs = [vars(make_recorded(name, given)) for given in (options, {}) if task in TASKS]
     if not envs or envs[0]["options"] != envs[1]["options"]:
-        raise UsageError(f"{path} is of {name} with {options}; give one of mjx/<Task>-v5 as it is")
+        raise UsageError(f"{path} is of {name} with {options}; give one of mjx/<Task> as it is")
     iteration = max(checkpoint.available(Path(path) / "checkpoints"), default=None)
     policy = jaxrl.load_policy(path, iteration=iteration)
     which = {"task": task, "policy": "trained", "run": path, "policy_seed": config["seeds"][0]}

@@ -1,4 +1,4 @@
-"""mjx/*: Gymnasium's MuJoCo v5 tasks, held against Gymnasium itself."""
+"""mjx/*: Gymnasium's MuJoCo tasks, held against Gymnasium itself."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from jaxrl.errors import UsageError
 
 ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
 TASKS = suite.TASKS
+V5 = [task for task in TASKS if task.endswith("v5")]
 COMPILER = {"xla_backend_optimization_level": 0}  # compiling is nearly all that MJX costs here
 # Where MJX and MuJoCo collide the same shapes by other routines: see the docs on MJX tasks.
 OTHER_COLLISIONS = ("Humanoid-v5", "HumanoidStandup-v5")
@@ -51,6 +52,8 @@ VARIANTS = [(task, {}) for task in TASKS] + [
     ("Reacher-v5", {"reward_dist_weight": 3.0}),
     ("Swimmer-v5", {"forward_reward_weight": 2.0, "ctrl_cost_weight": 0.3}),
     ("Walker2d-v5", {"terminate_when_unhealthy": False, "healthy_angle_range": (-0.1, 0.1)}),
+    ("Ant-v4", {"use_contact_forces": True, "contact_cost_weight": 0.1}),
+    ("Hopper-v4", {"terminate_when_unhealthy": False}),
 ]
 
 
@@ -91,7 +94,7 @@ def random_actions(env, steps, seed=0):
 
 @pytest.mark.parametrize(("task", "options"), VARIANTS)
 def test_the_native_engine_is_gymnasium_bit_for_bit(task, options):
-    """A whole episode's states in float64; observations and rewards after the cast to float32."""
+    """States in float64; observations and rewards after the cast to float32. Of v4 250 steps."""
     theirs = gymnasium.make(task, **options).unwrapped
     ours = env_of(task, **options) if not options else make(f"mjx/{task}", engine="c", **options)
     first = theirs.reset(seed=1)[0].astype(np.float32)
@@ -102,7 +105,7 @@ def test_the_native_engine_is_gymnasium_bit_for_bit(task, options):
         first = theirs._get_obs().astype(np.float32)
         mujoco.mj_resetData(theirs.model, theirs.data)
         theirs.set_state(qpos, qvel)
-    steps = ours.max_steps
+    steps = ours.max_steps if task in V5 else 250
     actions = random_actions(ours, steps)
     obs, reward, terminated, states = trajectory(ours, qpos, qvel, actions)
     pose = ours.pose(states)["qpos"]
@@ -116,7 +119,8 @@ def test_the_native_engine_is_gymnasium_bit_for_bit(task, options):
         np.testing.assert_array_equal(reward[t], np.float32(r))
         assert terminated[t] == end
         ended += end
-    if task in ("Hopper-v5", "Ant-v5", "Humanoid-v5", "InvertedPendulum-v5") and not options:
+    falls = ("Hopper", "Ant", "Humanoid", "InvertedPendulum")
+    if task.partition("-")[0] in falls and not options:
         assert 0 < ended < steps  # both flags were seen
 
 
@@ -209,7 +213,7 @@ def quick(names, *kept):
 def mjx_state(task, theirs):
     """Gymnasium's state as MJX's engine carries it; copies, as MuJoCo writes into its arrays."""
     data, model = theirs.data, theirs.model
-    read = {name: getattr(data if hasattr(data, name) else model, name) for name in task.READS}
+    read = {name: getattr(data if hasattr(data, name) else model, name) for name in task.reads}
     names = ("qpos", "qvel", "act", "qacc_warmstart")
     state = {name: np.array(getattr(data, name)) for name in names}
     return state | {"before": np.array(task.position(SimpleNamespace(**read))), "parameters": {}}
@@ -264,12 +268,16 @@ def test_arguments_and_their_defaults_are_gymnasiums(task):
     ours = {f.name: getattr(task_of, f.name) for f in dataclasses.fields(task_of)}
     names = ("width", "height", "camera_id", "camera_name", "max_geom", "visual_options")
     for name, parameter in ({name: base[name] for name in names} | theirs).items():
-        if name in ("self", "kwargs"):
-            continue
-        if name == "default_camera_config":
-            assert str(ours[name]) == str(parameter.default)
-        else:
+        if name not in ("self", "kwargs", "default_camera_config"):
             assert ours[name] == parameter.default
+    if "default_camera_config" in theirs:
+        camera = theirs["default_camera_config"].default
+    else:  # v4 has no such argument
+        camera = inspect.getmodule(type(gymnasium_of(task))).DEFAULT_CAMERA_CONFIG
+    assert str(ours["default_camera_config"]) == str(camera)
+    assert Path(gymnasium_of(task).fullpath) == ASSETS / ours["xml_file"]
+    assert gymnasium_of(task).frame_skip == ours["frame_skip"]
+    assert env_of(task).spec.observation.shape == gymnasium_of(task).observation_space.shape
     assert env_of(task).max_steps == gymnasium.spec(task).max_episode_steps
     assert env_of(task).dt == pytest.approx(gymnasium_of(task).dt)
     box, space = env_of(task).spec.action, gymnasium_of(task).action_space
@@ -277,7 +285,7 @@ def test_arguments_and_their_defaults_are_gymnasiums(task):
     np.testing.assert_array_equal(box.high, space.high)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", quick(TASKS, *V5))  # v4 has v5's
 def test_starts_are_distributed_as_gymnasiums(task):
     """Means and spreads of every coordinate, over 1500 starts of each."""
     theirs, n = gymnasium_of(task), 1500
@@ -312,6 +320,12 @@ def test_legacy_margins_are_half_and_change_hopper():
     margins = current.mj_model.geom_margin
     assert margins.max() > 0
     np.testing.assert_array_equal(legacy.mj_model.geom_margin, 0.5 * margins)
+    for task in ("Hopper-v4", "Ant-v4"):
+        halves = [
+            env_of(task, margin=which).mj_model.geom_margin for which in ("legacy", "current")
+        ]
+        np.testing.assert_array_equal(halves[0], 0.5 * halves[1])
+        assert halves[1].max() > 0
     qpos, qvel = gymnasium_of("Hopper-v5").init_qpos, np.zeros(6)
     actions = random_actions(current, 25)
     ends = [trajectory(env, qpos, qvel, actions)[0][-1] for env in (legacy, current)]
@@ -489,7 +503,11 @@ def test_unknown_tasks_and_bodies_are_one_line(tmp_path):
     with pytest.raises(UsageError, match="exact is False, but this task reads more than"):
         make("mjx/Ant-v5", exact=False)
     with pytest.raises(UsageError, match="did you mean .*mjx/HalfCheetah-v5"):
-        make("mjx/HalfCheetah-v4")
+        make("mjx/HalfCheetah-v3")
+    with pytest.raises(UsageError, match="Ant-v5 has no option 'use_contact_forces'"):
+        make("mjx/Ant-v5", use_contact_forces=True)
+    with pytest.raises(UsageError, match="Ant-v4 has no option 'include_cfrc_ext_in_observation'"):
+        make("mjx/Ant-v4", include_cfrc_ext_in_observation=True)
     with pytest.raises(UsageError, match="no body 'leg'"):
         make("mjx/Ant-v5", main_body="leg")
     broken = tmp_path / "broken.xml"

@@ -76,6 +76,15 @@ def test_settings_that_are_no_hyper_parameters_are_refused(settings, words):
         hyper.override(PPO(), settings)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_tasks_of_gymnasiums_v4_have_the_presets_of_v5(algorithm):
+    tasks = [name for name in names("mjx") if name.endswith("-v4")]
+    assert len(tasks) == 4
+    for task in tasks:
+        v5 = task.replace("-v4", "-v5")
+        assert lookup(presets_of(algorithm), task) == lookup(presets_of(algorithm), v5)
+
+
 def unknown(settings, node, prefix=""):
     """The names in nested settings that are no fields of a dataclass."""
     fields = {field.name for field in dataclasses.fields(node) if hyper.is_option(field)}

@@ -93,7 +93,7 @@ PRESETS = [
             **networks(hidden_dims=(64, 64)),
         ),
     ),
-    Preset("mjx/Hopper-v5", reward_scale=0.1, agent=dict(gamma=0.997)),
+    Preset("mjx/Hopper-v[45]", reward_scale=0.1, agent=dict(gamma=0.997)),
     Preset(
         "mjx/Swimmer-v5",
         total_steps=1_000_000,

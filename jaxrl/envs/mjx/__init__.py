@@ -1,7 +1,7 @@
-"""Gymnasium's MuJoCo v5 tasks, on three engines.
+"""Gymnasium's MuJoCo v5 tasks, and four of v4, on three engines.
 
 Options of every task, beside the arguments of its Gymnasium class, with their names and defaults
-(but for ``render_mode``):
+(but for ``render_mode``; v4 tasks take those that v5 added too, such as ``xml_file``):
 
 - ``engine``: ``"mjx"`` (JAX: any device, differentiable), ``"warp"`` (MuJoCo Warp: NVIDIA GPUs),
   ``"c"`` (MuJoCo itself: the CPU's cores). Default ``"c"`` on a CPU, else ``"mjx"``.
@@ -52,7 +52,9 @@ _MODULES = {
     "Swimmer": "swimmer",
     "Walker2d": "walker2d",
 }
-TASKS = tuple(f"{name}-v5" for name in _MODULES)
+# Those of D4RL's datasets, which hold on to v4's rewards, observations and models.
+_V4 = ("Ant", "HalfCheetah", "Hopper", "Walker2d")
+TASKS = (*(f"{name}-v5" for name in _MODULES), *(f"{name}-v4" for name in _V4))
 
 
 def make(
@@ -89,8 +91,9 @@ def make(
         raise UsageError(
             f"{name}: naconmax is {naconmax}, which is for engine 'warp', and this is {engine!r}"
         )
-    kind = _task_class(task)
-    built = kind(legacy_margin=margin == "legacy", **checked(name, kind, options))
+    kind, version = _task_class(task)
+    arguments = dict(kind.V4 if version == 4 else {}) | checked(name, kind, version, options)
+    built = kind(version=version, legacy_margin=margin == "legacy", **arguments)
     check_like(name, "exact", exact, True)
     if not exact:
         _check_rollout(name, engine, built, randomize)
@@ -144,9 +147,10 @@ def choose_engine(name: str, engine: str | None) -> EngineName:
     return engine  # type: ignore[return-value]
 
 
-def _task_class(task: str) -> Any:
-    name = task.removesuffix("-v5")
-    return getattr(importlib.import_module(f"jaxrl.envs.mjx.{_MODULES[name]}"), name)
+def _task_class(task: str) -> tuple[Any, int]:
+    name, _, version = task.rpartition("-v")
+    module = importlib.import_module(f"jaxrl.envs.mjx.{_MODULES[name]}")
+    return getattr(module, name), int(version)
 
 
 def _budget(task: Any, engine: EngineName) -> tuple[int, int]:
@@ -157,7 +161,7 @@ def _budget(task: Any, engine: EngineName) -> tuple[int, int]:
 
 
 def _reads_state_alone(task: Any) -> bool:
-    return set(task.READS) <= {"qpos", "qvel"}
+    return set(task.reads) <= {"qpos", "qvel"}
 
 
 def _check_rollout(name: str, engine: EngineName, task: Any, randomize: Any) -> None:

@@ -100,7 +100,7 @@ class CEngine:
 
     @property
     def _probe_read(self) -> Any:
-        return SimpleNamespace(**{name: _field(self._probe, name) for name in self.task.READS})
+        return SimpleNamespace(**{name: _field(self._probe, name) for name in self.task.reads})
 
     # On the host. A row is one environment's span of MuJoCo's data, then the task's ``position``.
 
@@ -187,7 +187,7 @@ class CEngine:
                 return spans[:, places[name]]
             return np.empty((len(spans), *_field(self._probe, name).shape))
 
-        return SimpleNamespace(**{name: room(name) for name in self.task.READS})
+        return SimpleNamespace(**{name: room(name) for name in self.task.reads})
 
     def _take(self) -> Any:
         try:
@@ -223,7 +223,7 @@ class CEngine:
             settable={name: nominal(model, name) for name in FIELDS},
             restart=functools.partial(_restart, mujoco.mj_resetData, model, data),
             forward=functools.partial(mujoco.mj_forward, model, data),
-            step=step_with_forces if "cfrc_ext" in self.task.READS else step,
+            step=step_with_forces if "cfrc_ext" in self.task.reads else step,
         )
 
 

@@ -114,7 +114,7 @@ class MjxEngine:
             data = mjx.step(model, data)
             return jax.tree.map(lambda x, dtype: x.astype(dtype), data, dtypes)  # for float64
 
-        forces = "cfrc_ext" in self.task.READS
+        forces = "cfrc_ext" in self.task.reads
         with corrected():
             model = with_parameters(self.model, state["parameters"])
             if forces and self.impl == "warp":
@@ -140,7 +140,7 @@ class MjxEngine:
                     return getattr(place, name)
             raise AssertionError(f"neither MJX's data nor its model has {name}")
 
-        return SimpleNamespace(**{name: find(name) for name in self.task.READS})
+        return SimpleNamespace(**{name: find(name) for name in self.task.reads})
 
     def _pack(self, read: Any, data: Any, parameters: Parameters) -> PyTree:
         carried = {name: getattr(data, name) for name in _CARRIED}

@@ -34,7 +34,7 @@ class Engine(Protocol):
 
 @dataclasses.dataclass(eq=False)
 class MujocoEnv:
-    """One of Gymnasium's MuJoCo v5 tasks.
+    """One of Gymnasium's MuJoCo tasks.
 
     Attributes:
         options: what defines it beside its name, with what was chosen by itself.

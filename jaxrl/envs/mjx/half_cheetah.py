@@ -1,4 +1,4 @@
-"""HalfCheetah-v5: run forward."""
+"""HalfCheetah-v4 and HalfCheetah-v5, which are the same: run forward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hopper-v5: hop forward without falling."""
+"""Hopper-v4 and Hopper-v5: hop forward without falling."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl.envs.mjx.task import Reading, Task, between, join, square_sum
+from jaxrl.envs.mjx.task import Healthy, Reading, between, join, square_sum
 from jaxrl.types import Array, Key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Hopper(Task):
+class Hopper(Healthy):
     """Observes positions (but for x) and velocities, clipped to [-10, 10]: ``[11]``."""
 
     xml_file: str = "hopper.xml"
@@ -27,8 +27,6 @@ class Hopper(Task):
     )
     forward_reward_weight: float = 1.0
     ctrl_cost_weight: float = 1e-3
-    healthy_reward: float = 1.0
-    terminate_when_unhealthy: bool = True
     healthy_state_range: tuple[float, float] = (-100.0, 100.0)
     healthy_z_range: tuple[float, float] = (0.7, float("inf"))
     healthy_angle_range: tuple[float, float] = (-0.2, 0.2)
@@ -57,9 +55,5 @@ class Hopper(Task):
     def reward(self, d: Reading, before: Any, action: Any) -> Any:
         x_velocity = (d.qpos[..., 0] - before[..., 0]) / self.dt
         forward_reward = self.forward_reward_weight * x_velocity
-        healthy_reward = self.is_healthy(d) * self.healthy_reward
         ctrl_cost = self.ctrl_cost_weight * square_sum(action)
-        return forward_reward + healthy_reward - ctrl_cost
-
-    def terminated(self, d: Reading) -> Any:
-        return ~self.is_healthy(d) & self.terminate_when_unhealthy
+        return forward_reward + self.bonus(d) - ctrl_cost

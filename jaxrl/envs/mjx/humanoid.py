@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxrl.envs.mjx.task import Reading, Task, between, flat, join, numbers, square_sum
+from jaxrl.envs.mjx.task import Healthy, Reading, Task, between, flat, join, numbers, square_sum
 from jaxrl.types import Array, Key
 
 
@@ -47,7 +47,7 @@ class _Humanoid(Task):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Humanoid(_Humanoid):
+class Humanoid(_Humanoid, Healthy):
     """Walk along x. The velocity is that of the centre of mass."""
 
     xml_file: str = "humanoid.xml"
@@ -64,7 +64,6 @@ class Humanoid(_Humanoid):
     contact_cost_weight: float = 5e-7
     contact_cost_range: tuple[float, float] = (-float("inf"), 10.0)
     healthy_reward: float = 5.0
-    terminate_when_unhealthy: bool = True
     healthy_z_range: tuple[float, float] = (1.0, 2.0)
 
     def position(self, d: Reading) -> Any:
@@ -79,14 +78,10 @@ class Humanoid(_Humanoid):
     def reward(self, d: Reading, before: Any, action: Any) -> Any:
         x_velocity = ((self.position(d) - before) / self.dt)[..., 0]
         forward_reward = self.forward_reward_weight * x_velocity
-        healthy_reward = self.is_healthy(d) * self.healthy_reward
         ctrl_cost = self.ctrl_cost_weight * square_sum(d.ctrl)
         contact_cost = self.contact_cost_weight * square_sum(flat(d.cfrc_ext))
         contact_cost = contact_cost.clip(*self.contact_cost_range)
-        return forward_reward + healthy_reward - (ctrl_cost + contact_cost)
-
-    def terminated(self, d: Reading) -> Any:
-        return ~self.is_healthy(d) & self.terminate_when_unhealthy
+        return forward_reward + self.bonus(d) - (ctrl_cost + contact_cost)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Checks of the arguments of Gymnasium's classes, as options of ``mjx/<Task>-v5``."""
+"""Checks of the arguments of Gymnasium's classes, as options of ``mjx/<Task>``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from jaxrl.errors import UsageError
 
 # Options of every task beside its class's own; ``make`` takes them by name.
 _OWN = ("engine", "exact", "iterations", "ls_iterations", "naconmax", "margin", "randomize")
+# Fields that are no options: of ``margin``, and of the task's name.
+_FIXED = ("legacy_margin", "version")
 # Options whose default does not tell their kind: the kinds, and what to give.
 _KINDS: dict[str, tuple[Any, str]] = {
     "main_body": ((int, str), "a name or an index"),
@@ -30,13 +32,17 @@ _CAMERA: dict[str, Any] = {
 }
 
 
-def checked(name: str, kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def checked(name: str, kind: Any, version: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the task's class ``kind``, with lists (of JSON) as tuples.
 
     Raises:
         UsageError: unknown option, or a value of another kind than it takes.
     """
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.name != "legacy_margin"}
+    fields = {
+        f.name: f
+        for f in dataclasses.fields(kind)
+        if f.name not in _FIXED and f.metadata.get("version", version) == version
+    }
     check_options(name, options, {*fields, *_OWN, "max_steps"})
     for option, value in options.items():
         default = fields[option].default

@@ -1,7 +1,7 @@
-"""The parts that Gymnasium's MuJoCo v5 tasks share, written once for all engines.
+"""The parts that Gymnasium's MuJoCo tasks share, written once for all engines.
 
 A task computes starts, observations, rewards and ends from *readings*: the fields of MuJoCo's data
-that it names in ``READS``, with any leading axes. They are JAX arrays where MJX runs and float64
+that it names in ``reads``, with any leading axes. They are JAX arrays where MJX runs and float64
 numpy arrays where the native engine does, so the same lines serve both.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,11 +32,13 @@ MOVING = ("qpos", "qvel", "qacc_warmstart")  # by which one sees that physics di
 class Task:
     """Arguments that every task has; each subclass sets its own defaults and adds its own.
 
-    All have Gymnasium's names and defaults. Those of the camera are used by rendering alone.
+    All have the names and defaults of Gymnasium's v5 classes; ``V4`` holds the defaults that were
+    others in v4. Those of the camera are used by rendering alone.
 
     Attributes:
         xml_file: one of Gymnasium's own models, or a path that begins with ``.``, ``/`` or ``~``.
         frame_skip: physics steps per environment step.
+        version: of Gymnasium's class, 4 or 5.
     """
 
     xml_file: str
@@ -48,9 +50,11 @@ class Task:
     camera_name: str | None = None
     max_geom: int = 1000
     visual_options: dict[int, bool] | None = None
+    version: int = 5  # of the task's name
     legacy_margin: bool = False  # of the option ``margin``
 
     READS: ClassVar[tuple[str, ...]] = ("qpos", "qvel")
+    V4: ClassVar[Mapping[str, Any]] = {}
     MAX_STEPS: ClassVar[int] = 1000
     ITERATIONS: ClassVar[tuple[int, int]] = (4, 8)  # MJX's default budget: Newton, line search
 
@@ -89,6 +93,11 @@ class Task:
         return {name: getattr(self, name) for name in (*names, "max_geom", "visual_options")}
 
     # What a task defines
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of MuJoCo's data, or of its model, that readings hold. Default ``READS``."""
+        return self.READS
 
     def start(self, key: Key) -> tuple[Array, Array]:
         """Draw ``qpos[nq], qvel[nv]`` of a first state."""
@@ -144,6 +153,35 @@ class Task:
             return int(self.model.body(name).id)
         except (KeyError, IndexError, ValueError) as error:
             raise UsageError(f"{self.xml_file}: no body {name!r}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Healthy(Task):
+    """A task that pays for health, and ends without it."""
+
+    healthy_reward: float = 1.0
+    terminate_when_unhealthy: bool = True
+
+    def is_healthy(self, d: Reading) -> Any:
+        """Whether the state is healthy: ``bool[...]``."""
+        raise AssertionError("a task defines what is healthy")
+
+    def bonus(self, d: Reading) -> Any:
+        """``healthy_reward`` of a healthy state, else 0.
+
+        In v4 of any state, if ill health ends the episode: its last step is paid for too.
+        """
+        if self.version == 4 and self.terminate_when_unhealthy:
+            return self.healthy_reward
+        return self.is_healthy(d) * self.healthy_reward
+
+    def terminated(self, d: Reading) -> Any:
+        return ~self.is_healthy(d) & self.terminate_when_unhealthy
+
+
+def of_version(version: int, default: Any) -> Any:
+    """A field that is an argument of one version of Gymnasium's class alone."""
+    return dataclasses.field(default=default, metadata={"version": version})
 
 
 @contextlib.contextmanager

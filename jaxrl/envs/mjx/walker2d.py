@@ -1,19 +1,23 @@
-"""Walker2d-v5: walk forward without falling."""
+"""Walker2d-v4 and Walker2d-v5: walk forward without falling."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxrl.envs.mjx.task import Reading, Task, between, join, square_sum
+from jaxrl.envs.mjx.task import Healthy, Reading, between, join, square_sum
 from jaxrl.types import Array, Key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Walker2d(Task):
-    """Observes positions (but for x) and velocities, clipped to [-10, 10]: ``[17]``."""
+class Walker2d(Healthy):
+    """Observes positions (but for x) and velocities, clipped to [-10, 10]: ``[17]``.
+
+    In v4 one foot has half the friction of the other.
+    """
 
     xml_file: str = "walker2d_v5.xml"
     frame_skip: int = 4
@@ -27,12 +31,12 @@ class Walker2d(Task):
     )
     forward_reward_weight: float = 1.0
     ctrl_cost_weight: float = 1e-3
-    healthy_reward: float = 1.0
-    terminate_when_unhealthy: bool = True
     healthy_z_range: tuple[float, float] = (0.8, 2.0)
     healthy_angle_range: tuple[float, float] = (-1.0, 1.0)
     reset_noise_scale: float = 5e-3
     exclude_current_positions_from_observation: bool = True
+
+    V4: ClassVar[Mapping[str, Any]] = {"xml_file": "walker2d.xml"}
 
     def start(self, key: Key) -> tuple[Array, Array]:
         return self.uniform_start(key, self.reset_noise_scale)
@@ -53,9 +57,5 @@ class Walker2d(Task):
     def reward(self, d: Reading, before: Any, action: Any) -> Any:
         x_velocity = (d.qpos[..., 0] - before[..., 0]) / self.dt
         forward_reward = self.forward_reward_weight * x_velocity
-        healthy_reward = self.is_healthy(d) * self.healthy_reward
         ctrl_cost = self.ctrl_cost_weight * square_sum(action)
-        return forward_reward + healthy_reward - ctrl_cost
-
-    def terminated(self, d: Reading) -> Any:
-        return ~self.is_healthy(d) & self.terminate_when_unhealthy
+        return forward_reward + self.bonus(d) - ctrl_cost
