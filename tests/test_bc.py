@@ -127,9 +127,10 @@ def test_linear_policies_are_least_squares(policy):
 
 
 def test_observations_are_seen_through_wrappers():
-    """Statistics are those of playing: without any, ``NormalizeObs`` changes nothing."""
-    trainer, ts, _ = clone(Gaussian(hidden_dims=(32,)), demonstrations(), wrapper=NormalizeObs)
-    assert ts.agent.statistics.size == 0
+    """Statistics are those of the dataset, which was seen once."""
+    data = demonstrations()
+    trainer, ts, _ = clone(Gaussian(hidden_dims=(32,)), data, wrapper=NormalizeObs)
+    assert ts.agent.statistics.size == data.size
     assert trainer.evaluate(ts, KEY, 100).returns.mean() > 0.99
 
 

@@ -15,6 +15,7 @@ import pytest
 import jaxrl.agents
 from jaxrl import (
     PPO,
+    SAC,
     NormalizeObs,
     OnPolicy,
     ScaleReward,
@@ -300,7 +301,10 @@ def test_unknown_classes_and_environments_say_what_to_pass(own, call):
 @pytest.mark.parametrize("name", sorted({*jaxrl.agents.__all__} - {"NormalizeObs", "ScaleReward"}))
 def test_agents_of_the_library_are_read_from_their_record(name):
     """Once they are bound, and once they are not."""
-    agent = NormalizeObs(ScaleReward(getattr(jaxrl.agents, name)(optimizer=AdamW()), 0.5))
+    others = {"evaluated": SAC()} if name == "FQE" else {}
+    agent = NormalizeObs(
+        ScaleReward(getattr(jaxrl.agents, name)(optimizer=AdamW(), **others), 0.5)
+    )
     spec = make("gymnax/Pendulum-v1").spec
     try:
         agent.bind(spec)

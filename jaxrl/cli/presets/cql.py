@@ -4,6 +4,8 @@ from jaxrl.cli.presets.offline import LOCOMOTION, PAPER, SMALL
 from jaxrl.cli.presets.preset import Preset
 
 MAZE = dict(cql_alpha=5.0, lagrange_gap=0.8, actor_learning_rate=1e-4, alpha_learning_rate=1e-4)
+# Returns of toy tasks are small: a weight of 10 leaves nothing but the conservative term.
+TOY = dict(cql_alpha=1.0, actor_learning_rate=3e-4, alpha_learning_rate=3e-4)
 
 PRESETS = [
     Preset("*", PAPER),
@@ -15,6 +17,6 @@ PRESETS = [
             policy=dict(hidden_dims=(256, 256)), critic=dict(hidden_dims=(256, 256, 256, 256))
         ),
     ),
-    Preset("gymnax/*", SMALL, agent=dict(actor_learning_rate=1e-4, alpha_learning_rate=1e-4)),
-    Preset("maze/*", SMALL, agent=dict(actor_learning_rate=1e-4, alpha_learning_rate=1e-4)),
+    Preset("gymnax/*", SMALL, agent=TOY),
+    Preset("maze/*", SMALL, agent=TOY),
 ]
