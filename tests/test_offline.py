@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxrl
 from jaxrl import (
     BC,
     TD3,
@@ -21,22 +22,28 @@ from jaxrl import (
     ScaleReward,
     UsageError,
     VectorEnv,
+    hyper,
     load_policy,
     make,
     run,
 )
 from jaxrl.agents import protocol
 from jaxrl.cli import launching
-from jaxrl.data import ReplayBuffer, UniformDataset, UniformReplay
+from jaxrl.data import Mixed, Pooled, ReplayBuffer, UniformDataset, UniformReplay
+from jaxrl.data.dataset import Split
 from jaxrl.data.replay import Replay
 from jaxrl.data.scores import Reference
 from jaxrl.nn.critics import Critic
 from jaxrl.nn.policies import Deterministic
+from jaxrl.run import memory
 from jaxrl.training.sampling import sample
 from jaxrl.types import Transition
 
 KEY = jax.random.key(0)
 ROWS = 60
+LEARNERS = ["SAC", "TD3", "DSAC", "DSACT", "DQN", "BC", "TD3BC", "IQL", "ReBRAC", "CQL", "CalQL"]
+LEARNERS += ["EDAC", "DiscreteCQL"]
+MIXTURES = [None, Mixed(0.5, UniformReplay(2)), Pooled()]
 PENDULUM = VectorEnv(make("gymnax/Pendulum-v1"), 1)
 
 
@@ -148,6 +155,60 @@ def test_what_an_agent_reads_from_its_batches_is_provided_or_named():
     with pytest.raises(UsageError, match=message):
         sample(Reads(), UniformDataset(), (), dataset(), KEY, (4,))
     sample(Reads(), UniformDataset(), (), dataset().with_next_action(), KEY, (4,))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_off_policy_agent_learns_offline_online_and_from_one_to_the_other(name):
+    """The table of the README; by shapes, as others train each of them."""
+    kind = getattr(jaxrl, name)
+    parts = {field.name for field in dataclasses.fields(kind)} & {"policy", "critic", "value"}
+    agent = hyper.override(kind(), {part: {"hidden_dims": (8,)} for part in parts})
+    discrete = name in ("DQN", "DiscreteCQL")
+    env = VectorEnv(make("gymnax/CartPole-v1" if discrete else "gymnax/Pendulum-v1"), 2)
+    delay = protocol.policy_delay(agent) or 1
+    space, width = env.spec.action, env.spec.observation.shape[0]
+    obs = np.zeros((ROWS, width), np.float32)
+    action = np.zeros((ROWS, *space.shape), space.dtype)
+    ends = np.arange(ROWS) % 5 == 4
+    data = Dataset.of(obs, action, np.zeros(ROWS, np.float32), obs, ends, ends & False)
+    data = data.with_next_action().with_return_to_go(0.99)
+    first = Offline(agent, env, batch_size=8, num_updates=2 * delay)
+    sizes = {"batch_size": 8, "learning_starts": 8, "buffer_size": 64, "num_updates": delay}
+    sampler = MIXTURES[LEARNERS.index(name) % 3]
+    online = OffPolicy(agent, env, cycles=2, sampler=sampler, **sizes)
+    given = data if online.needs_data else ()
+
+    def both(key, data, given):
+        ts, _ = first.iteration(first.init(key, data), data)
+        ts = online.continue_from(ts, given)
+        return ts, *online.iteration(ts, given)
+
+    before, after, metrics = jax.eval_shape(both, KEY, data, given)
+    assert before == after and metrics
+    assert {leaf.dtype for leaf in jax.tree.leaves(metrics)} == {np.dtype(np.float32)}
+
+
+def test_a_dataset_that_does_not_fit_is_refused_with_its_size(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "free_over", lambda devices: 1000)
+    with pytest.raises(UsageError, match=r"dataset needs 0.00 GiB on each of 1 devices, and 0.00"):
+        memory.check_dataset(dataset(), 1)
+    monkeypatch.setattr(memory, "free_over", lambda devices: 10**6)
+    memory.check_dataset(dataset(), 1)
+
+
+def test_a_validation_loss_is_of_episodes_that_are_not_learnt_from():
+    """Their actions are out of reach: the loss on them stays, and that of training falls."""
+    train = dataset()._replace(action=np.zeros((ROWS, 1), np.float32))
+    held = dataset(1)._replace(action=np.full((ROWS, 1), 3.0, np.float32))
+    agent = BC(policy=Deterministic(hidden_dims=(8,)), learning_rate=0.03)
+    trainer = offline(NormalizeObs(agent), num_updates=50)
+    data = jax.device_put(Split(train, held))
+    data.check()
+    ts, metrics = jax.jit(lambda data: trainer.train(KEY, 100, data))(data)
+    assert metrics["policy_loss"][-1] < 0.2 and metrics["validation_loss"][-1] > 5
+    assert ts.agent.statistics.size == ROWS
+    with pytest.raises(UsageError, match="TD3 has no validation loss; give it the whole dataset"):
+        jax.eval_shape(lambda data: offline(td3()).train(KEY, 2, data), data)
 
 
 SMALL = {"eval_every": 8, "eval_episodes": 2, "log_every": 4, "devices": 1, "quiet": True}

@@ -302,9 +302,7 @@ def test_unknown_classes_and_environments_say_what_to_pass(own, call):
 def test_agents_of_the_library_are_read_from_their_record(name):
     """Once they are bound, and once they are not."""
     others = {"evaluated": SAC()} if name == "FQE" else {}
-    agent = NormalizeObs(
-        ScaleReward(getattr(jaxrl.agents, name)(optimizer=AdamW(), **others), 0.5)
-    )
+    agent = NormalizeObs(ScaleReward(getattr(jaxrl.agents, name)(optimizer=AdamW(), **others), 0.5))
     spec = make("gymnax/Pendulum-v1").spec
     try:
         agent.bind(spec)

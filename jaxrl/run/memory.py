@@ -11,6 +11,7 @@ import jax
 from jaxrl.errors import RunError, UsageError
 from jaxrl.memory import free_over, gib, nbytes
 from jaxrl.training.trainer import Trainer
+from jaxrl.types import PyTree
 
 EPISODE_BYTES = 32  # of keys, returns and lengths
 
@@ -45,6 +46,21 @@ def check_states(trainers: Sequence[Trainer], members: int, episodes: int, devic
                 f"{members} members, and {gib(free)} are free; "
                 f"{max(episodes * free // (2 * needed), 1)} would fit"
             )
+
+
+def check_dataset(data: PyTree, devices: int) -> None:
+    """Refuse a dataset that cannot fit in memory: every device holds one copy, for all members.
+
+    Raises:
+        UsageError: with the sizes.
+    """
+    free, needed = free_over(1), nbytes(data)
+    copies = devices if jax.default_backend() == "cpu" else 1  # CPU devices share their memory
+    if free is not None and copies * needed > free:
+        raise UsageError(
+            f"the dataset needs {gib(needed)} on each of {devices} devices, and {gib(free)} are "
+            f"free; give fewer of its episodes, as data.top({free / (copies * needed):.2g})"
+        )
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from jaxrl.record.rows import Member
 from jaxrl.require import plain, require, require_choice, require_integer
 from jaxrl.run import devices as placing
 from jaxrl.run.logs import check_writers
-from jaxrl.run.memory import check_states, out_of_memory_reported
+from jaxrl.run.memory import check_dataset, check_states, out_of_memory_reported
 from jaxrl.run.phases import Phase, Plan, as_phases, check_one_agent, make_plan
 from jaxrl.run.population import population
 from jaxrl.run.session import Session
@@ -149,6 +149,7 @@ def run(
     size = len(seed_list) * len(configurations)
     placement = placing.choose(trainers, size, devices)
     used = placement.members * placement.shards
+    check_dataset(data, used)
     memory = [each.check_memory(size, used) for each in trainers]
     check_states(trainers, size, eval_episodes, used)
     for each in trainers:

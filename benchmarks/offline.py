@@ -1,0 +1,174 @@
+"""Speed of offline training: gradient steps per second of the whole loop, compile time apart.
+
+python benchmarks/offline.py
+python benchmarks/offline.py --agents IQL --seeds 1 8 --out results/speed_offline.json
+
+A dataset of a million transitions, observations of 17, actions of 6, batches of 256, networks of
+256x256: ``loop`` draws batches and learns from them, 64 gradient steps in an iteration. Beside it
+``products``, the bare matrix products of a gradient step of the same shapes and in the same order.
+The two take turns, repeat by repeat; quote ratios.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from off_policy import ACTION, BATCH, HIDDEN, OBS, STEPS, Free, Timed, backward, forward, kernels
+from off_policy import products as td3_products
+
+import jaxrl
+from jaxrl import hyper
+from jaxrl._startup import cores
+from jaxrl.cli import launch
+from jaxrl.data import Dataset
+from jaxrl.record.provenance import provenance
+from jaxrl.run.devices import Programs, choose
+from jaxrl.types import Array, Batch
+
+SIZES = {"hidden_dims": HIDDEN}
+AGENTS = {
+    "IQL": hyper.override(jaxrl.IQL(), {"policy": SIZES, "critic": SIZES, "value": SIZES}),
+    "TD3BC": hyper.override(jaxrl.TD3BC(), {"policy": SIZES, "critic": SIZES}),
+}
+CHUNK = 4  # iterations of a call
+
+
+def dataset(rows: int) -> Dataset:
+    """Return random transitions, in episodes of a thousand steps."""
+    rng = np.random.default_rng(0)
+    obs, next_obs = rng.normal(size=(2, rows, OBS)).astype(np.float32)
+    action = rng.uniform(-1, 1, (rows, ACTION)).astype(np.float32)
+    reward = rng.normal(size=rows).astype(np.float32)
+    ends = np.arange(rows) % 1000 == 999
+    return Dataset.of(obs, action, reward, next_obs, ends & False, ends)
+
+
+def iql_products(agent: Any, state: Any, batch: Batch, update_actor: bool) -> Any:
+    """All products of a gradient step of IQL on ``batch[B]``; results feed what follows."""
+    value, policy = kernels(state.value.params), kernels(state.actor.params)
+    critic, target = kernels(state.critic.params), kernels(state.target_critic)
+
+    def values(weights: list[Array], obs: Array) -> list[Array]:
+        x = jnp.concatenate([obs, batch.action], axis=-1)
+        return forward(jnp.broadcast_to(x, (weights[0].shape[0], *x.shape)), weights)
+
+    q = values(target, batch.obs)[-1].min(0)
+    layers = forward(batch.obs, value)
+    layers[-1] = layers[-1] - q
+    _, by_value = backward(layers, value, True)
+    # The advantage and the next value are of other parameters: the value function's new ones.
+    moved = [w - 1e-3 * g for w, g in zip(value, by_value, strict=True)]
+    layers = forward(batch.obs, policy)
+    layers[-1] = layers[-1] * (q - forward(batch.obs, moved)[-1])
+    _, by_policy = backward(layers, policy, True)
+    layers = values(critic, batch.obs)
+    layers[-1] = layers[-1] - forward(batch.next_obs, moved)[-1]
+    _, by_critic = backward(layers, critic, True)
+    return by_value, by_policy, by_critic
+
+
+def bare(name: str, agent: Any, state: Any, batches: Batch) -> Any:
+    """The products of gradient steps on ``batches[G, B]``; the actor's on schedule."""
+    delay = agent.policy_delay
+    one = iql_products if name == "IQL" else td3_products
+
+    def step(_: Any, batches: Batch) -> tuple[Any, None]:
+        rows = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(delay)]
+        return [one(agent, state, x, i == delay - 1) for i, x in enumerate(rows)], None
+
+    groups = jax.tree.map(lambda x: x.reshape(-1, delay, *x.shape[1:]), batches)
+    like, _ = jax.eval_shape(step, None, jax.tree.map(lambda x: x[0], groups))
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return jax.lax.scan(step, start, groups)[0]
+
+
+def programs(name: str, seeds: int, data: Dataset) -> dict[str, Timed]:
+    """The bare products and the whole loop of an agent, compiled."""
+    trainer = jaxrl.Offline(AGENTS[name], jaxrl.VectorEnv(Free(), 1), num_updates=STEPS)
+    placement = choose([trainer], seeds)
+    whole = Programs(trainer, placement)
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    data = whole.put_data(data)
+    ts = jax.jit(whole.init)({}, keys, data)
+    held = [ts]
+    count, first = jnp.int32(CHUNK), jnp.int32(0)
+    compiled, seconds = timed_compile(
+        jax.jit(whole.chunk, donate_argnums=1).lower({}, ts, data, count, first)
+    )
+
+    def loop() -> Any:
+        held[0], metrics = compiled({}, held[0], data, count, first)
+        return metrics
+
+    batch = Batch(data.obs, data.action, data.reward, data.reward, data.next_obs, {})
+    batches = jax.tree.map(lambda x: x[: STEPS * BATCH].reshape(STEPS, BATCH, *x.shape[1:]), batch)
+    state = jax.tree.map(jnp.copy, jax.jit(jax.vmap(trainer.agent.init))(keys))
+    many = jax.vmap(lambda state: bare(name, trainer.agent, state, batches))
+    if placement.members > 1:
+        spec = jax.sharding.PartitionSpec("member")
+        many = jax.shard_map(many, mesh=placement.mesh, in_specs=spec, out_specs=spec,
+                             check_vma=False)  # fmt: skip
+    products, products_seconds = timed_compile(jax.jit(many).lower(state))
+    return {
+        "products": Timed(lambda: products(state), STEPS * seeds, products_seconds),
+        "loop": Timed(loop, CHUNK * STEPS * seeds, seconds),
+    }
+
+
+def timed_compile(lowered: Any) -> tuple[Any, float]:
+    """Return a compiled program, and the seconds that took."""
+    began = time.perf_counter()
+    return lowered.compile(), time.perf_counter() - began
+
+
+def measure(
+    agents: tuple[str, ...] = tuple(AGENTS),
+    seeds: tuple[int, ...] = (1, 8),
+    repeats: int = 5,
+    rows: int = 1_000_000,
+    out: str | None = None,
+) -> None:
+    """Measure, print a table, and write it as JSON if asked."""
+    data, found = dataset(rows), []
+    print(f"{'agent':8}{'seeds':>6}  {'':10}{'updates/s':>10}{'of bound':>10}{'compile':>9}")
+    for name in agents:
+        for count in seeds:
+            timed = programs(name, count, data)
+            for _ in range(repeats + 1):
+                for program in timed.values():
+                    program.run()
+            speeds = {
+                what: program.updates / statistics.median(program.seconds[1:])
+                for what, program in timed.items()
+            }
+            for what, speed in speeds.items():
+                share = speed / speeds["products"]
+                seconds = timed[what].compile_seconds
+                found.append(
+                    {
+                        "agent": name,
+                        "seeds": count,
+                        "what": what,
+                        "updates_per_second": round(speed, 1),
+                        "of_bound": round(share, 3),
+                        "compile_seconds": round(seconds, 1),
+                    }
+                )
+                print(f"{name:8}{count:6}  {what:10}{speed:10.0f}{share:10.0%}{seconds:8.1f}s",
+                      flush=True)  # fmt: skip
+            del timed
+    if out:
+        record = {"cores": cores(), "rows": rows, **provenance(), "results": found}
+        Path(out).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    launch(lambda: tyro.cli(measure, description=__doc__))

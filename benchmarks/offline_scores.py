@@ -1,0 +1,165 @@
+"""What offline agents reach: normalised scores on datasets, eight seeds each, beside the data's TQ.
+
+python benchmarks/offline_scores.py --datasets gymnax/Pendulum-v1/medium-replay
+python benchmarks/offline_scores.py --algorithms iql bc10 --datasets maze/Stitch-v0/stitch
+python benchmarks/offline_scores.py --algorithms td3_bc --sweep bc_alpha=0.5,1,2.5,5,10
+
+Each cell is one call of ``experiments/ALGORITHM.py``, networks of 128x128 and 30,000 gradient steps
+unless told otherwise; ``bc10`` is behaviour cloning of the best tenth of the episodes. The score is
+that of the last evaluation. A row replaces one of the same dataset, algorithm, steps and options.
+With ``--sweep`` nothing is added to the table: a heat map of configurations and seeds is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from jaxrl.analysis.load import load_config, load_summary
+from jaxrl.cli import launch
+from jaxrl.data.describe import describe
+from jaxrl.data.formats import load, reference
+from jaxrl.data.shipped import shipped, shipped_path
+from jaxrl.errors import RunError
+from jaxrl.record.folder import write_json
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+ALGORITHMS = ("bc", "bc10", "td3_bc", "iql", "rebrac", "edac", "cql")
+WIDTH = ("128", "128")
+Row = dict[str, Any]
+HEAD = """\
+# What offline agents reach
+
+Written by `benchmarks/offline_scores.py` from [offline.json](offline.json), which holds the
+commands, versions, commits and devices. Scores are normalised by the returns of the random policy
+and of the expert that are recorded in the dataset (0 and 100), and are those of the last
+evaluation: the IQM over seeds, its 95 % bootstrap interval, and each seed's. TQ is the mean return
+of the data on the same scale (1 is the expert). Networks are of 128x128.
+
+| dataset | TQ | algorithm | gradient steps | seeds | score | 95 % interval | each seed |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def measure(name: str, dataset: str, words: list[str], seeds: int, steps: int, runs: Path) -> Row:
+    """Train one cell, and return its row.
+
+    Raises:
+        RunError: if the script failed; what it printed stands above.
+    """
+    algorithm = "bc" if name == "bc10" else name
+    networks = ["policy"] if algorithm == "bc" else ["policy", "critic"]
+    networks += ["value"] if algorithm == "iql" else []
+    command = [f"experiments/{algorithm}.py", "--env", dataset.rpartition("/")[0]]
+    command += ["--dataset", dataset, "--total-steps", str(steps), "--num-seeds", str(seeds)]
+    for part in networks:
+        command += [f"--agent.{part}.hidden-dims", *WIDTH]
+    command += (["--top", "0.1"] if name == "bc10" else []) + words
+    folder = runs / f"{name}_{dataset.replace('/', '-')}_{'_'.join(words) or steps}"
+    quiet = ["--run-dir", str(folder), "--quiet", *(["--resume"] if folder.exists() else [])]
+    script = str(EXPERIMENTS / f"{algorithm}.py")
+    if subprocess.run([sys.executable, script, *command[1:], *quiet], check=False).returncode:
+        raise RunError(f"{shlex.join(command)} ended with an error")
+    summary, config, path = load_summary(folder), load_config(folder), shipped_path(dataset)
+    assert summary is not None
+    found = describe(load(path, quiet=True), references=reference(path))
+    row = {
+        "dataset": dataset,
+        "checksum": found["checksum"],
+        "tq": round(found["tq"], 3),
+        "algorithm": name,
+        "options": words,
+        "seeds": config["seeds"],
+        "steps": summary["gradient_steps"],
+        "episodes": config["eval_episodes"],
+        "scores": summary["scores"],
+        "configurations": summary.get("configurations", []),
+        "seconds": summary["wall_seconds"],
+        "command": f"python {shlex.join(command)}",
+        **{key: config[key] for key in ("device", "versions", "git")},
+    }
+    shutil.rmtree(folder)
+    return row
+
+
+def line(row: Row) -> str:
+    """Return a row's line of the table."""
+    final = row["scores"]["final"]
+    name = " ".join([row["algorithm"], *row["options"]])
+    cells = [row["dataset"], f"{row['tq']:.2f}", name, f"{row['steps']:,}", str(len(row["seeds"]))]
+    if final["iqm"] is None:
+        return f"| {' | '.join([*cells, 'not finite', '', ''])} |"
+    low, high = final["ci95"]
+    each = ", ".join(f"{score:.0f}" for score in final["per_seed"])
+    cells += [f"{final['iqm']:.1f}", f"{low:.1f} to {high:.1f}", each]
+    return f"| {' | '.join(cells)} |"
+
+
+def update(out: Path, new: list[Row]) -> None:
+    """Add rows to the file, and write the table anew."""
+
+    def order(row: Row) -> tuple:
+        return row["dataset"], row["algorithm"], row["steps"], tuple(row["options"])
+
+    rows: list[Row] = json.loads(out.read_text())["rows"] if out.exists() else []
+    kept = {order(row): row for row in [*rows, *new]}
+    current = [kept[key] for key in sorted(kept)]
+    write_json(out, {"rows": current})
+    out.with_suffix(".md").write_text(HEAD + "\n".join(map(line, current)) + "\n")
+
+
+def heat_map(row: Row, path: Path) -> None:
+    """Draw the final scores of configurations (rows) and seeds (columns)."""
+    from matplotlib.figure import Figure
+
+    configurations = row["configurations"]
+    scores = np.array([each["scores"]["final"]["per_seed"] for each in configurations], float)
+    labels = [" ".join(f"{k}={v:g}" for k, v in each["sweep"].items()) for each in configurations]
+    figure = Figure(figsize=(1.5 + 0.7 * scores.shape[1], 1.2 + 0.5 * len(labels)),
+                    layout="constrained")  # fmt: skip
+    ax = figure.subplots()
+    image = ax.imshow(scores, aspect="auto", cmap="viridis")
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_xticks(range(scores.shape[1]), [str(seed) for seed in row["seeds"]])
+    ax.set(xlabel="seed", title=f"{row['algorithm']} on {row['dataset']}")
+    for (i, j), score in np.ndenumerate(scores):
+        ax.text(j, i, f"{score:.0f}", ha="center", va="center", color="white", fontsize=8)
+    figure.colorbar(image, label="normalised score")
+    figure.savefig(path, dpi=140)
+
+
+def main(
+    algorithms: tuple[str, ...] = ALGORITHMS,
+    datasets: tuple[str, ...] = ("gymnax/Pendulum-v1/medium-replay",),
+    num_seeds: int = 8,
+    steps: int = 30_000,
+    sweep: str | None = None,
+    words: tuple[str, ...] = (),
+    runs: Path = Path("runs/offline_scores"),
+    out: Path = Path("results/offline.json"),
+) -> None:
+    """Run the cells one after another; the table is written after each. ``words``: more options."""
+    for dataset in datasets:
+        shipped_path(dataset)
+        assert dataset in shipped()
+        for name in algorithms:
+            options = [*words, *(["--sweep", sweep] if sweep else [])]
+            row = measure(name, dataset, options, num_seeds, steps, runs)
+            print(line(row), f"{row['seconds']:.0f} s", flush=True)
+            if sweep:
+                write_json(out.with_name(f"offline_{name}_sweep.json"), row)
+                heat_map(row, out.with_name(f"offline_{name}_sweep.png"))
+            else:
+                update(out, [row])
+
+
+if __name__ == "__main__":
+    launch(lambda: tyro.cli(main, description=__doc__))
