@@ -93,7 +93,7 @@ def test_lines_of_markdown_fit_the_page(path):
 def test_commands_of_the_documents_have_options_that_exist():
     """Of the scripts that parse them with presets; nothing is trained."""
     parsed = 0
-    for path in ("README.md", "docs/mjx.md"):
+    for path in ("README.md", "docs/mjx.md", "docs/offline.md"):
         text = (ROOT / path).read_text().replace("\\\n", " ")
         for script, words in re.findall(r"python experiments/(\w+)\.py([^\n`#|]*)", text):
             if not (ROOT / "jaxrl" / "cli" / "presets" / f"{script}.py").exists():

@@ -292,18 +292,15 @@ def _summed(
         discount = jnp.where(first(rows.terminated), 0.0, gamma)
         return Batch(obs, action, first(rows.reward), discount, next_obs, {}), 0
 
-    def forward(k: Array, carry: tuple) -> tuple:
-        active, last, total, discount = carry
-        row = at(k)
-        last = jnp.where(active, k, last)
-        total = total + jnp.where(active, discount * row(rows.reward), 0.0)
-        discount = jnp.where(active, discount * gamma, discount)
-        active = active & ~(row(rows.terminated) | row(rows.truncated))
-        return active, last, total, discount
-
     shape = first(rows.reward).shape
-    start = (jnp.ones(shape, bool), jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.ones(shape))
-    _, last, total, discount = jax.lax.fori_loop(0, n_step, forward, start)
+    steps = (n_step, *[1] * len(shape))
+    every = at(jnp.arange(n_step).reshape(steps))  # all steps at once: [n, *shape]
+    going = ~(every(rows.terminated) | every(rows.truncated))
+    active = jnp.cumprod(jnp.concatenate([jnp.ones((1, *shape), bool), going[:-1]]), axis=0)
+    powers = jnp.cumprod(jnp.full(n_step, gamma))
+    before = jnp.concatenate([jnp.ones(1), powers[:-1]]).reshape(steps)  # gamma^k
+    total = jnp.sum(before * active * every(rows.reward), axis=0)
+    last = jnp.sum(active, axis=0) - 1
     ended = at(last)
-    discount = jnp.where(ended(rows.terminated), 0.0, discount)
+    discount = jnp.where(ended(rows.terminated), 0.0, powers[last])
     return Batch(obs, action, total, discount, jax.tree.map(ended, rows.next_obs), {}), last
