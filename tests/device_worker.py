@@ -16,7 +16,20 @@ import numpy as np
 import pytest
 from shared import compiled_once
 
-from jaxrl import DSACT, PPO, SAC, TD3, NormalizeObs, OnPolicy, UsageError, VectorEnv, make, run
+from jaxrl import (
+    DSACT,
+    PPO,
+    SAC,
+    TD3,
+    TD3BC,
+    NormalizeObs,
+    OnPolicy,
+    UsageError,
+    VectorEnv,
+    make,
+    rng,
+    run,
+)
 from jaxrl import metrics as m
 from jaxrl.agents import dsac, td3
 from jaxrl.envs.probe import Both
@@ -263,6 +276,7 @@ REPLAYED = {
         critic=Critic(hidden_dims=(8,), num_critics=3),
         num_min_critics=2,
     ),
+    "TD3BC": TD3BC(policy=Deterministic(hidden_dims=(8,)), critic=Critic(hidden_dims=(8,))),
     "DSACT": DSACT(
         policy=POLICY, critic=Critic(hidden_dims=(8,)), likelihood=True, running_tau=0.5
     ),
@@ -294,7 +308,7 @@ def rows_of_the_whole(rows):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.random, "normal", shared)
-        for module in (distributions, td3, dsac):
+        for module in (distributions, rng, td3, dsac):
             patch.setattr(module, "row_key", lambda key: key)
         yield
 

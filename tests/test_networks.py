@@ -42,3 +42,20 @@ def test_bfloat16_rounds_operands_and_nothing_else_forwards_and_backwards():
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert np.abs(out - np.einsum("etbi,eio->etbo", x, weights)).max() > 1e-3
+
+
+def test_gradients_of_bfloat16_gradients_round_their_operands_too():
+    """As in losses that hold a gradient themselves, such as EDAC's."""
+
+    def back(x, weights, gradient):
+        return jax.vjp(bfloat16_product, x, weights)[1](gradient)
+
+    x, by_x = RNG.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    weights, by_weights = RNG.normal(size=(2, 5, 6)).astype(np.float32)
+    gradient = RNG.normal(size=(3, 4, 6)).astype(np.float32)
+    found = jax.vjp(back, x, weights, gradient)[1]((jnp.asarray(by_x), jnp.asarray(by_weights)))
+    a, w, g, c, d = map(rounded, (x, weights, gradient, by_x, by_weights))
+    expected = (g @ d.T, np.einsum("tbi,tbo->io", c, g), c @ w + a @ d)
+    for mine, exact in zip(found, expected, strict=True):
+        assert mine.dtype == jnp.float32
+        np.testing.assert_allclose(mine, exact, rtol=1e-5, atol=1e-5)

@@ -10,7 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl import BC, EDAC, SAC, TD3, TD3BC, ReBRAC, UsageError
+from jaxrl import (
+    BC,
+    EDAC,
+    SAC,
+    TD3,
+    TD3BC,
+    Dataset,
+    Offline,
+    OffPolicy,
+    ReBRAC,
+    UsageError,
+    VectorEnv,
+    make,
+)
 from jaxrl import metrics as m
 from jaxrl.nn.critics import Critic
 from jaxrl.nn.policies import Deterministic
@@ -228,47 +241,91 @@ def test_edac_without_diversity_is_sac_with_the_minimum_of_all_critics():
         assert_same(apart, two)
 
 
+@jax.jit
+def similarity(agent, params):
+    batch = ref.row(ref.batches(1), 0)
+    return agent.similarity(agent.critic.with_gradients(params, batch.obs, batch.action)[1])
+
+
 def test_the_similarity_of_the_same_critics_is_their_number_and_of_opposite_ones_minus_two():
     agent = ref.small(EDAC, {"critic.num_critics": 5})
-    batch = ref.row(ref.batches(1), 0)
     params = ref.state(agent).critic.params
     alike = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), params)
-    assert float(agent.similarity(alike, batch)) == pytest.approx(5.0, rel=1e-5)
+    assert similarity(agent, alike) == pytest.approx(5.0, rel=1e-5)
 
     linear = ref.small(EDAC, {"critic.num_critics": 2, "critic.hidden_dims": ()})
     params = ref.state(linear).critic.params
     opposite = jax.tree.map(lambda x: jnp.stack([x[0], -x[0]]), params)
-    assert float(linear.similarity(opposite, batch)) == pytest.approx(-2.0, rel=1e-5)
+    assert similarity(linear, opposite) == pytest.approx(-2.0, rel=1e-5)
     flat = jax.tree.map(jnp.zeros_like, params)
-    slope = jax.grad(linear.similarity)(flat, batch)
+    slope = jax.jit(jax.grad(similarity, argnums=1))(linear, flat)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
     with pytest.raises(UsageError, match="critic.num_critics is 1; EDAC needs at least 2"):
         ref.small(EDAC, {"critic.num_critics": 1}).check(8)
 
 
-def test_alphas_and_penalties_are_swept_by_vmap():
-    for kind, name in ((TD3BC, "bc_alpha"), (ReBRAC, "actor_bc"), (EDAC, "diversity_coef")):
-        agent = ref.small(kind, {"critic.num_critics": 2} | RATES)
-        batch = ref.with_extras(agent, ref.batches(2))
-        values = jnp.array([0.01, 100.0])
+SWEPT = {TD3BC: ["bc_alpha"], ReBRAC: ["actor_bc", "critic_bc"], EDAC: ["diversity_coef"]}
 
-        def member(value, agent=agent, name=name, batch=batch):
-            swept = dataclasses.replace(agent, **{name: value})
-            state, metrics = ref.learn.__wrapped__(swept, ref.state(agent), batch, KEY)
-            return state, m.values(metrics)
 
-        states, _ = jax.jit(jax.vmap(member))(values)
-        for i, value in enumerate(values):
-            alone, _ = jax.jit(member)(value)
-            one = jax.tree.map(lambda x, i=i: x[i], states)
-            assert_same(one, alone)
-        params = jax.tree.leaves((states.actor.params, states.critic.params))
-        assert any(np.abs(x[0] - x[1]).max() > 1e-3 for x in params)
+@pytest.mark.parametrize("kind", SWEPT)
+def test_alphas_and_penalties_and_seeds_are_swept_by_vmap(kind):
+    """Each of four members is what it is alone; seeds draw other noise, and numbers do act."""
+    agent = ref.small(kind, {"critic.num_critics": 2} | RATES)
+    batch, start = ref.with_extras(agent, ref.batches(2)), ref.state(agent)
+
+    def member(value, key):
+        swept = dataclasses.replace(agent, **dict.fromkeys(SWEPT[kind], value))
+        state, metrics = ref.learn.__wrapped__(swept, start, batch, key)
+        return state, m.values(metrics)
+
+    values = jnp.array([0.01, 0.01, 100.0, 100.0])
+    keys = jax.random.split(KEY, 2)[jnp.arange(4) % 2]
+    states, _ = jax.jit(jax.vmap(member))(values, keys)
+    alone = jax.jit(member)
+    for i, (value, key) in enumerate(zip(values, keys, strict=True)):
+        assert_same(jax.tree.map(lambda x, i=i: x[i], states), alone(value, key)[0])
+    params = jax.tree.leaves((states.actor.params, states.critic.params))
+    for i, j, least in ((0, 1, 0.0), (0, 2, 1e-3), (1, 3, 1e-3)):
+        assert any(np.abs(x[i] - x[j]).max() > least for x in params)
+
+
+# --- trainers -----------------------------------------------------------------------------------
+
+
+def rows_of_pendulum(count=40):
+    rng = np.random.default_rng(0)
+    obs, next_obs = rng.normal(size=(2, count, 3)).astype(np.float32)
+    action = rng.uniform(-1, 1, (count, 1)).astype(np.float32)
+    last, no = np.arange(count) % 5 == 4, np.zeros(count, bool)
+    reward = rng.normal(size=count).astype(np.float32)
+    return Dataset.of(obs, action, reward, next_obs, no, last).with_next_action()
+
+
+@pytest.mark.parametrize("kind", SWEPT)
+def test_agents_go_from_offline_to_online(kind):
+    agent = ref.agent_of(kind, {"policy.hidden_dims": (8,), "critic.hidden_dims": (8,)})
+    env = VectorEnv(make("gymnax/Pendulum-v1"), 2)
+    offline = Offline(agent, env, batch_size=8, num_updates=2)
+    sizes = {"batch_size": 8, "num_updates": 2, "learning_starts": 8, "buffer_size": 64}
+    online = OffPolicy(agent, env, **sizes, cycles=4)
+
+    def both(key, data):
+        first, before = offline.iteration(offline.init(key, data), data)
+        second, after = online.iteration(online.continue_from(first))
+        return first, second, m.values(before), m.values(after)
+
+    first, second, before, after = jax.jit(both)(KEY, jax.device_put(rows_of_pendulum()))
+    assert (int(second.gradient_steps[0]), int(first.gradient_steps[0])) == (10, 2)
+    for metrics in (before, after):
+        assert metrics["skipped_updates"] == 0 < metrics["critic_grad_norm"]
+        assert kind is not ReBRAC or metrics["critic_bc_loss"] > 0
+    one, two = (jax.tree.leaves(ts.agent.actor.params) for ts in (first, second))
+    assert any(np.abs(x - y).max() > 0 for x, y in zip(one, two, strict=True))
 
 
 def test_initial_weights_are_those_of_the_papers_code():
     agent = ReBRAC().bind(ref.SPEC)
-    state = agent.init(KEY)
+    state = jax.jit(agent.init)(KEY)
     for params, bound in ((state.actor.params, 1e-3), (state.critic.params, 3e-3)):
         layers = params["network"]
         assert np.abs(layers["head"]["kernel"]).max() == pytest.approx(bound, rel=0.02)

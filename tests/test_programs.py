@@ -16,18 +16,21 @@ from jaxrl import (
     DQN,
     DSAC,
     DSACT,
+    EDAC,
     FQE,
     IQL,
     PPO,
     PQN,
     SAC,
     TD3,
+    TD3BC,
     CalQL,
     DiscreteCQL,
     NormalizeObs,
     Offline,
     OffPolicy,
     OnPolicy,
+    ReBRAC,
     ScaleReward,
     VectorEnv,
     hyper,
@@ -66,7 +69,7 @@ def offline(agent, **options):
 def dataset(rows=10):
     no = jnp.zeros(rows, bool)
     obs, reward = jnp.zeros((rows, 3)), jnp.zeros(rows)
-    return Dataset.of(obs, jnp.zeros((rows, 1)), reward, obs, no, no)
+    return Dataset.of(obs, jnp.zeros((rows, 1)), reward, obs, no, no).with_next_action()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +115,10 @@ TRAINERS = {
     "CalQL": offline(CalQL(lagrange_gap=0.8), sampler=WithReturns()),
     "DiscreteCQL": off_policy(DiscreteCQL(), "CartPole"),
     "FQE": offline(evaluation()),
+    "TD3BC": offline(TD3BC()),
+    "ReBRAC": offline(ReBRAC()),
+    "ReBRAC online": off_policy(ReBRAC(), num_updates=4),
+    "EDAC": offline(EDAC()),
 }
 
 
@@ -160,7 +167,10 @@ def test_without_rng_scan_the_same_programs_draw_in_their_loops(monkeypatch):
         assert {"random_bits", "random_split"} <= names(program(TRAINERS[name]), looped=True)
 
 
-@pytest.mark.parametrize("name", ["PPO", "PQN", "DQN", "TD3", "SAC", "DSACT", "BC", "IQL", "CQL"])
+IN_BFLOAT16 = ("PPO", "PQN", "DQN", "TD3", "SAC", "DSACT", "BC", "IQL", "CQL", "ReBRAC", "EDAC")
+
+
+@pytest.mark.parametrize("name", IN_BFLOAT16)
 def test_every_agent_computes_in_bfloat16_and_keeps_float32(name):
     trainer = TRAINERS[name]
     networks = [part for part in PARTS if hasattr(trainer.agent, part)]
@@ -210,6 +220,9 @@ STEPS = {
     "DSACT": (DSACT(), (34, 37_201), (18, 22_452)),
     "IQL": (IQL(), (36, 28_591), (24, 21_539)),  # as of its first version
     "CQL": (CQL(num_actions=3), (31, 127_935), (15, 113_698)),  # as many products as SAC
+    "TD3BC": (TD3BC(), (30, 26_156), (15, 16_802)),  # TD3's
+    # Of its critics' 8 more than SAC's, none evaluates them at the data's actions once more.
+    "EDAC": (EDAC(critic=Critic(num_critics=4)), (39, 78_433), (23, 56_004)),
 }
 
 

@@ -64,6 +64,7 @@ class EDAC:
         """Return the agent for ``spec``. Raises UsageError for discrete actions."""
         protocol.require_continuous(self, spec)
         protocol.require_methods(self, "policy", ["dist"], "TanhGaussian")
+        protocol.require_methods(self, "critic", ["with_gradients"], "Critic")
         policy, critic = self.policy.bind(spec), self.critic.bind(spec)
         return dataclasses.replace(self, policy=policy, critic=critic)
 
@@ -98,18 +99,18 @@ class EDAC:
         alpha = jnp.exp(state.log_alpha.params)
         next_value = jnp.min(next_q, axis=0) - alpha * trace.log_prob
         target = batch.reward + batch.discount * next_value
-        q = self.critic(params, batch.obs, batch.action)
-        similarity = self.similarity(params, batch)
+        q, gradient = self.critic.with_gradients(params, batch.obs, batch.action)
+        similarity = self.similarity(gradient)
         loss = jnp.sum(jnp.mean(jnp.square(q - target), axis=-1))
         metrics: Metrics = {"q": mean_of(q), "similarity": mean_of(similarity)}
         return loss + self.diversity_coef * similarity, metrics
 
-    def similarity(self, params: PyTree, batch: Batch) -> Array:
+    def similarity(self, gradient: Array) -> Array:
         """``ES = mean 1 / (E - 1) sum_{i != j} <g_i, g_j>``, ``g_i`` the unit gradient of Q_i by a.
 
-        It is E for critics that are the same, and least where the gradients sum to zero.
+        Of ``gradient[E, B, A]``. It is E for critics that are the same, and least where the unit
+        gradients sum to zero.
         """
-        gradient = self.critic.action_gradients(params, batch.obs, batch.action)
         unit = gradient / (safe_norm(gradient) + 1e-10)
         pairs = jnp.sum(jnp.square(jnp.sum(unit, axis=0)), axis=-1)
         alone = jnp.sum(jnp.square(unit), axis=(0, -1))

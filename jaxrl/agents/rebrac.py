@@ -109,9 +109,9 @@ class ReBRAC:
         """
         action = self.policy.mode(params, batch.obs)
         q = jnp.min(self.critic(state.critic.params, batch.obs, action), axis=0)
-        size = stop_gradient(shard_mean(jnp.mean(jnp.abs(q)))) if self.normalize_q else 1.0
+        scale = stop_gradient(shard_mean(jnp.mean(jnp.abs(q)))) if self.normalize_q else 1.0
         imitation = jnp.mean(jnp.sum(jnp.square(action - batch.action), axis=-1))
-        loss = self.actor_bc * imitation - jnp.mean(q) / size
+        loss = self.actor_bc * imitation - jnp.mean(q) / scale
         return loss, {"bc_loss": mean_of(imitation)}
 
     # Update

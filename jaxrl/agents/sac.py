@@ -39,8 +39,8 @@ class SAC:
     (``target_entropy=-0.5``), an actor that is updated on every second step (``policy_delay=2``),
     and REDQ (Chen et al. 2021, "Randomized Ensembled Double Q-Learning": ten critics,
     ``num_min_critics=2``, ``actor_q="mean"``, ``policy_delay=20`` and 20 gradient steps per
-    environment step; RLPD adds ``critic.layer_norm`` and data). With n-step returns, the entropy
-    of the actions between first and last is left out.
+    environment step; RLPD adds ``critic.layer_norm``, weights by ``xavier`` and data). With n-step
+    returns, the entropy of the actions between first and last is left out.
 
     Actions are in [-1, 1], and so is their entropy: it differs by ``sum log((high - low) / 2)``
     from the entropy in the environment's units.
@@ -94,7 +94,7 @@ class SAC:
     ) -> tuple[Array, Metrics]:
         """``sum_i mean (Q_i(s, a) - y)^2``, where ``a' ~ pi`` and
 
-        ``y = r + discount (min_j Q'_j(s', a') - alpha log pi(a' | s'))``.
+        ``y = r + discount (min_j Q'_j(s', a') - alpha log pi(a' | s'))``, if ``backup_entropy``.
         """
         next_key, subset_key = split_if(self.num_min_critics is not None, key)
         next_action, trace = self.policy.dist(state.actor.params, batch.next_obs).sample(next_key)

@@ -65,16 +65,24 @@ class Critic(NetworkPart):
         out = apply_ensemble(self.network, params["network"], x, self.num_critics)
         return out[..., 0] if self.num_outputs == 1 else out
 
-    def action_gradients(self, params: PyTree, obs: PyTree, action: Array) -> Array:
-        """Return the gradients of each value by the action: ``[E, ..., A]``."""
+    def with_gradients(self, params: PyTree, obs: PyTree, action: Array) -> tuple[Array, Array]:
+        """Return values ``[E, ...]``, and their gradients by the action ``[E, ..., A]``.
+
+        Of critics with one output, at ``obs[..., *O]`` and ``action[..., A]``. Both are
+        differentiable by ``params``.
+        """
         features = self.encoder(params["encoder"], obs)
 
-        def total(own: Array) -> Array:
-            shared = jnp.broadcast_to(features, (self.num_critics, *features.shape))
+        def total(own: Array) -> tuple[Array, Array]:
+            shared = jnp.broadcast_to(features, (*own.shape[:-1], features.shape[-1]))
             x = jnp.concatenate([shared, own], axis=-1)
-            return jnp.sum(apply_members(self.network, params["network"], x))
+            q = apply_members(self.network, params["network"], x)[..., 0]
+            return jnp.sum(q), q
 
-        return jax.grad(total)(jnp.broadcast_to(action, (self.num_critics, *action.shape)))
+        # Every critic has actions of its own, so the gradient of the sum is that of each value.
+        own = jnp.broadcast_to(action, (self.num_critics, *action.shape))
+        gradient, q = jax.grad(total, has_aux=True)(own)
+        return q, gradient
 
     def first(self, params: PyTree, obs: PyTree, action: Array) -> Array:
         """Return the values of the first network alone: ``[...]``."""

@@ -22,22 +22,42 @@ def bfloat16_product(x: Array, weights: Array) -> Array:
     return _contract(x, weights, (x.ndim - 1,), (0,))
 
 
-def _forward(x: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:
-    return bfloat16_product(x, weights), (x, weights)
+@jax.custom_vjp
+def _by_inputs(gradient: Array, weights: Array) -> Array:
+    """The product's gradient by its inputs: ``gradient[..., O] @ weights[I, O].T``."""
+    return _contract(gradient, weights, (gradient.ndim - 1,), (1,))
 
 
-def _backward(operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, weights = operands
-    last, leading = gradient.ndim - 1, tuple(range(gradient.ndim - 1))
+@jax.custom_vjp
+def _by_weights(x: Array, gradient: Array) -> Array:
+    """The product's gradient by its weights: ``[I, O]``, of ``x[..., I]``, ``gradient[..., O]``."""
+    leading = tuple(range(gradient.ndim - 1))
     inputs = jnp.moveaxis(x.astype(jnp.bfloat16), -1, 0)
     if jax.default_backend() == "cpu":
         # XLA's kernels for a product without a transpose are faster there, the copy included.
         inputs = jax.lax.optimization_barrier(inputs)
-    by_weights = _contract(inputs, gradient, tuple(axis + 1 for axis in leading), leading)
-    return _contract(gradient, weights, (last,), (1,)), by_weights
+    return _contract(inputs, gradient, tuple(axis + 1 for axis in leading), leading)
 
 
-bfloat16_product.defvjp(_forward, _backward)
+def _with_operands(product: Any) -> Any:
+    """Return the forward pass of a product that keeps its operands."""
+    return lambda a, b: (product(a, b), (a, b))
+
+
+# Each one's gradients are products of the other two kinds. So losses that hold a gradient
+# themselves have no others: JAX's own rules would multiply float32 by bfloat16, and round results.
+bfloat16_product.defvjp(
+    _with_operands(bfloat16_product),
+    lambda operands, g: (_by_inputs(g, operands[1]), _by_weights(operands[0], g)),
+)
+_by_inputs.defvjp(
+    _with_operands(_by_inputs),
+    lambda operands, g: (bfloat16_product(g, operands[1]), _by_weights(g, operands[0])),
+)
+_by_weights.defvjp(
+    _with_operands(_by_weights),
+    lambda operands, g: (_by_inputs(operands[1], g), bfloat16_product(operands[0], g)),
+)
 
 
 def _contract(x: Array, y: Array, x_axes: tuple[int, ...], y_axes: tuple[int, ...]) -> Array:
