@@ -41,10 +41,12 @@ def agents(config: Config) -> tuple[Any, Any]:
         agent = hyper.override(IQL(), parts | {"value": sizes})
         return agent, agent
     if config.method == "rlpd":
-        critic = sizes | {"num_critics": 10, "layer_norm": True, "initializer": "xavier"}
+        sizes = sizes | {"initializer": "xavier"}
+        critic = sizes | {"num_critics": 10, "layer_norm": True}
         options = {"num_min_critics": 2, "actor_q": "mean", "target_entropy": -0.5}
         delay = {"policy_delay": config.online_updates}  # one step of the actor, after the critics
-        return None, hyper.override(SAC(), parts | options | delay | {"critic": critic})
+        parts = {"policy": sizes, "critic": critic}
+        return None, hyper.override(SAC(), parts | options | delay)
     rates = {"actor_learning_rate": 1e-4, "alpha_learning_rate": 1e-4}
     if config.method == "cal_ql":
         agent = hyper.override(CalQL(), parts | rates)
