@@ -111,39 +111,34 @@ class UniformDataset:
         self, store: Any, data: Dataset, key: Key, shape: tuple[int, ...], gamma: Array | float
     ) -> Batch:
         """Return a batch ``[*shape]``."""
-        return _transitions(data, uniform_rows(data, key, shape), self.n_step, gamma)
+        return _transitions(data, self.rows(data, key, shape), self.n_step, gamma)
+
+    def rows(self, data: Dataset, key: Key, shape: tuple[int, ...]) -> Array:
+        """Return the first rows of the transitions ``int32[*shape]``."""
+        return uniform_rows(data, key, shape)
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightedDataset:
+class WeightedDataset(UniformDataset):
     """Draws from the dataset in proportion to the weights that ``jaxrl.data.weighted`` gave it.
 
     (Hong et al. 2023, "Harnessing Mixed Offline Reinforcement Learning Datasets via Trajectory
     Weighting".)
     """
 
-    n_step: int = 1
-    needs_replay: ClassVar[bool] = False
-    needs_data: ClassVar[bool] = True
+    def rows(self, data: Dataset, key: Key, shape: tuple[int, ...]) -> Array:
+        """Return the first rows of the transitions ``int32[*shape]``.
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "n_step", plain(self.n_step))
-
-    def check(self) -> None:
-        """Raise UsageError for an ``n_step`` below 1."""
-        require_integer("n_step", self.n_step)
-
-    def sample(
-        self, store: Any, data: Dataset, key: Key, shape: tuple[int, ...], gamma: Array | float
-    ) -> Batch:
-        """Return a batch ``[*shape]``. Raises UsageError for a dataset without weights."""
+        Raises:
+            UsageError: for a dataset without weights.
+        """
         if not jax.tree.leaves(data.cumulative):
             raise UsageError(
                 "WeightedDataset needs a dataset with weights; give weighted(dataset, 'return')"
             )
         bits = jax.random.bits(row_key(key), shape)
         row = jnp.searchsorted(data.cumulative, bits, side="right").astype(jnp.int32)
-        return _transitions(data, jnp.minimum(row, data.size - 1), self.n_step, gamma)
+        return jnp.minimum(row, data.size - 1)
 
 
 @dataclasses.dataclass(frozen=True)
