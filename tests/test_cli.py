@@ -317,7 +317,7 @@ def test_options_are_those_of_the_parts_that_there_are():
     assert (agent.policy.encoder.filters, agent.policy.encoder.kernels) == ((2, 2), (3, 3))
     assert agent.optimizer == AdamW(weight_decay=0.125, rectified=True)
     assert (agent.gamma, agent.learning_rate) == (0.5, 0.25)
-    with pytest.raises(UsageError, match="unknown option --squash; see --help"):
+    with pytest.raises(UsageError, match="unknown option --squash; did you mean --agent.policy.sq"):
         cli.parse(Convolutional, [], ["--squash"])  # of the policy that is no longer there
 
 

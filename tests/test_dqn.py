@@ -336,6 +336,7 @@ def test_it_sees_the_part_of_a_dictionary_that_it_is_told():
 # --- a whole run --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_learns_cart_pole():
     """The mean of four seeds, which reach 200 to 500."""

@@ -164,6 +164,7 @@ def test_killed_in_every_phase_and_resumed_it_is_the_uninterrupted_run(
     assert_same_run(folder, uninterrupted, 1)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(start, uninterrupted, tmp_path):
     folder, rng, kills = tmp_path / "run", random.Random(3), 0
     for _ in range(3):

@@ -284,6 +284,7 @@ def test_whole_updates_are_the_same(minimal):
             assert np.abs(a - old).max() > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_it_learns_as_the_library_does(minimal):
     """Half way up the curve, where differences show: final greedy returns and the way there."""
@@ -483,6 +484,7 @@ def test_sac_s_updates_are_the_same(minimal_sac):
             assert np.abs(a - c).max() > 1e-7  # of target networks, a small step
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_sac_s_script_learns(minimal_sac):
     """Pendulum within 6000 steps, with two environments and two gradient steps for their steps."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gymnasium
 import jax
 import numpy as np
+import pytest
 
 from jaxrl import PPO, NormalizeObs, OnPolicy, VectorEnv, load_policy, make, run
 from jaxrl.nn.critics import ValueFunction
@@ -39,6 +40,7 @@ def test_a_resumed_run_on_the_native_engine_is_the_uninterrupted_one(tmp_path):
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_a_trained_policy_gets_the_same_return_in_gymnasium(tmp_path):
     """A pole that is not yet balanced for good: returns that differ between starts."""
     trained = run(

@@ -50,7 +50,8 @@ def ended(code, seeds):
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("seeds", [pytest.param(32, marks=pytest.mark.slow), 128])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [32, 128])
 def test_twenty_starts_of_many_seeds(seeds):
     assert ended(AGAIN, seeds) == ["ended", str(2 * seeds)]
 

@@ -17,7 +17,7 @@ SIZES = ("batch_size", "learning_starts", "warmup_policy", "num_updates")
 @pytest.mark.parametrize(
     ("name", "seeds"),
     [
-        ("SAC", 4),
+        ("SAC", 2),
         pytest.param("SAC", 8, marks=pytest.mark.slow),
         pytest.param("TD3", 8, marks=pytest.mark.slow),
         pytest.param("DSACT", 8, marks=pytest.mark.slow),

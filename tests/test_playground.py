@@ -75,7 +75,14 @@ def test_names_are_those_of_playgrounds_registry():
     assert f"{CARTPOLE}Sparse" in envs.names("playground")
 
 
-@pytest.mark.parametrize("task", playground.DM_CONTROL)
+@pytest.mark.parametrize(
+    "task",
+    [
+        task if task in ("CheetahRun", "CartpoleBalance", "WalkerRun")
+        else pytest.param(task, marks=pytest.mark.slow)
+        for task in playground.DM_CONTROL
+    ],
+)  # fmt: skip
 def test_every_task_of_dm_control_can_be_made(task):
     """Which traces a reset for its shapes; nothing is compiled."""
     env = envs.make(f"playground/{task}")
