@@ -164,7 +164,10 @@ class Trainer:
         return bool(getattr(self.sampling, "needs_data", False))
 
     def check_data(self, data: PyTree) -> None:
-        """Raise UsageError if the sampler needs a dataset and there is none, or the reverse."""
+        """Raise UsageError if the sampler needs a dataset and there is none, or the reverse.
+
+        A dataset has to fit the environment's spec.
+        """
         given, sampler = bool(jax.tree.leaves(data)), self.sampling or self
         if self.needs_data and not given:
             raise UsageError(
@@ -183,6 +186,8 @@ class Trainer:
             )
         if given:
             data.check()
+            if hasattr(data, "check_spec"):
+                data.check_spec(self.env.spec)
 
     def check_memory(self, members: int, devices: int) -> str | None:
         """Return a line about the memory that ``members`` runs need for replay, if any.
