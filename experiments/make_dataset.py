@@ -174,7 +174,7 @@ class Wanderer:
         rows, columns = self.env.cells.shape
         position = (obs + 1.0) * jnp.array([columns, rows]) / 2
         here = jnp.argmin(jnp.linalg.norm(position[:, None] - cells, axis=-1), axis=-1)
-        goal = int(np.argmin(np.linalg.norm(cells - self.env._centre("G"), axis=-1)))
+        goal = int(np.argmin(np.linalg.norm(cells - self.env.centre("G"), axis=-1)))
         behind, bottom = columns / 2 + 1, cells[:, 1].max()
         left = np.flatnonzero(
             (cells[:, 0] < columns / 2) | ((cells[:, 0] <= behind) & (cells[:, 1] == bottom))

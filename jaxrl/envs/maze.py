@@ -71,7 +71,7 @@ class PointMaze:
         """Draw a position ``[2]`` in cells. Returns it, and the observation ``[2]``."""
         cell_key, inside_key = jax.random.split(key)
         free = jnp.array(np.argwhere(self.cells != "#")[:, ::-1], jnp.float32)
-        start = jnp.array(self._centre("S") - 0.5, jnp.float32)
+        start = jnp.array(self.centre("S") - 0.5, jnp.float32)
         cell = jax.random.choice(cell_key, free) if self.anywhere else start
         state = cell + jax.random.uniform(inside_key, (2,), minval=0.1, maxval=0.9)
         return state, self.observe(state)
@@ -83,7 +83,7 @@ class PointMaze:
         for axis in (0, 1):
             moved = state.at[axis].add(move[axis])
             state = jnp.where(self._is_wall(moved), state, moved)
-        distance = jnp.linalg.norm(state - jnp.array(self._centre("G"), jnp.float32))
+        distance = jnp.linalg.norm(state - jnp.array(self.centre("G"), jnp.float32))
         reached = distance <= RADIUS
         reward = refuse(legal, reached.astype(jnp.float32))
         return state, Step(self.observe(state), reward, reached, jnp.zeros_like(reached), {})
@@ -99,14 +99,14 @@ class PointMaze:
         image = np.where(walls[..., None], 70, 255) * np.ones(3)
         y, x = (np.indices(walls.shape) + 0.5) / _PIXELS
         for centre, radius, colour in (
-            (self._centre("G"), RADIUS, (0, 158, 115)),
+            (self.centre("G"), RADIUS, (0, 158, 115)),
             (np.asarray(state), 0.2, (0, 114, 178)),
         ):
             image[np.hypot(x - centre[0], y - centre[1]) <= radius] = colour
         return image.astype(np.uint8)
 
-    def _centre(self, mark: str) -> np.ndarray:
-        """Return the centre ``[x, y]`` of the cell with a mark."""
+    def centre(self, mark: str) -> np.ndarray:
+        """Return the centre ``[x, y]`` of the cell with a mark, ``"S"`` or ``"G"``."""
         return np.argwhere(self.cells == mark)[0][::-1] + 0.5
 
     def _is_wall(self, position: Array) -> Array:
