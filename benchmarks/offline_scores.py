@@ -41,11 +41,11 @@ HEAD = """\
 Written by `benchmarks/offline_scores.py` from [offline.json](offline.json), which holds the
 commands, versions, commits and devices. Scores are normalised by the returns of the random policy
 and of the expert that are recorded in the dataset (0 and 100), and are those of the last
-evaluation: the IQM over seeds, its 95 % bootstrap interval, and each seed's. TQ is the mean return
-of the data on the same scale (1 is the expert). Networks are of 128x128.
+evaluation: the IQM over seeds, and its 95 % bootstrap interval. TQ is the mean return of the data
+on the same scale (1 is the expert). Networks are of 128x128.
 
-| dataset | TQ | algorithm | gradient steps | seeds | score | 95 % interval | each seed |
-|---|---|---|---|---|---|---|---|
+| dataset | TQ | algorithm | steps | seeds | score | 95 % interval |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -96,10 +96,9 @@ def line(row: Row) -> str:
     name = " ".join([row["algorithm"], *row["options"]])
     cells = [row["dataset"], f"{row['tq']:.2f}", name, f"{row['steps']:,}", str(len(row["seeds"]))]
     if final["iqm"] is None:
-        return f"| {' | '.join([*cells, 'not finite', '', ''])} |"
+        return f"| {' | '.join([*cells, 'not finite', ''])} |"
     low, high = final["ci95"]
-    each = ", ".join(f"{score:.0f}" for score in final["per_seed"])
-    cells += [f"{final['iqm']:.1f}", f"{low:.1f} to {high:.1f}", each]
+    cells += [f"{final['iqm']:.1f}", f"{low:.1f} to {high:.1f}"]
     return f"| {' | '.join(cells)} |"
 
 

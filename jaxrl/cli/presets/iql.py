@@ -11,7 +11,6 @@ PRESETS = [
     # Advantages are of the order of 1 when returns span a thousand.
     *[Preset(pattern, return_range=1000.0) for pattern in LOCOMOTION],
     Preset("gymnax/*", merge(SMALL, VALUE), return_range=1000.0, agent=dict(lr_decay_steps=30_000)),
-    Preset("gymnax/Pendulum-v1", agent=dict(expectile=0.9, temperature=0.5)),
     Preset("maze/*", merge(SMALL, VALUE, MAZE), agent=dict(lr_decay_steps=30_000)),
     Preset("antmaze*", MAZE),
     Preset("pen*", agent=dict(temperature=0.5)),
