@@ -129,8 +129,10 @@ def heat_map(row: Row, path: Path) -> None:
     ax.set_yticks(range(len(labels)), labels)
     ax.set_xticks(range(scores.shape[1]), [str(seed) for seed in row["seeds"]])
     ax.set(xlabel="seed", title=f"{row['algorithm']} on {row['dataset']}")
+    middle = (np.nanmin(scores) + np.nanmax(scores)) / 2
     for (i, j), score in np.ndenumerate(scores):
-        ax.text(j, i, f"{score:.0f}", ha="center", va="center", color="white", fontsize=8)
+        colour = "black" if score > middle else "white"
+        ax.text(j, i, f"{score:.0f}", ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(image, label="normalised score")
     figure.savefig(path, dpi=140)
 
