@@ -65,7 +65,7 @@ def iql_products(agent: Any, state: Any, batch: Batch, update_actor: bool) -> An
     layers[-1] = layers[-1] - q
     _, by_value = backward(layers, value, True)
     # The advantage and the next value are of other parameters: the value function's new ones.
-    moved = [w - 1e-3 * g for w, g in zip(value, by_value, strict=True)]
+    moved = [w - 1e-3 * g for w, g in zip(value, by_value[::-1], strict=True)]
     layers = forward(batch.obs, policy)
     layers[-1] = layers[-1] * (q - forward(batch.obs, moved)[-1])
     _, by_policy = backward(layers, policy, True)
@@ -78,7 +78,8 @@ def iql_products(agent: Any, state: Any, batch: Batch, update_actor: bool) -> An
 def bare(name: str, agent: Any, state: Any, batches: Batch) -> Any:
     """The products of gradient steps on ``batches[G, B]``; the actor's on schedule."""
     delay = agent.policy_delay
-    one = iql_products if name == "IQL" else td3_products
+    # TD3's products know by an option of its that the actor maximises the first critic.
+    one, agent = (iql_products, agent) if name == "IQL" else (td3_products, jaxrl.TD3())
 
     def step(_: Any, batches: Batch) -> tuple[Any, None]:
         rows = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(delay)]
