@@ -133,13 +133,16 @@ def kernels(params: Any) -> list[Array]:
     return [found[name] for name in names]
 
 
-def bare(agent: Any, state: Any, batches: Batch) -> Any:
-    """The products of gradient steps on ``batches[G, B]``; the actor's on schedule."""
+def bare(agent: Any, state: Any, batches: Batch, one: Callable = products) -> Any:
+    """The products of gradient steps on ``batches[G, B]``; the actor's on schedule.
+
+    ``one(agent, state, batch, update_actor)`` are those of a single step.
+    """
     delay = agent.policy_delay
 
     def step(_: Any, batches: Batch) -> tuple[Any, None]:
         rows = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(delay)]
-        return [products(agent, state, x, i == delay - 1) for i, x in enumerate(rows)], None
+        return [one(agent, state, x, i == delay - 1) for i, x in enumerate(rows)], None
 
     groups = jax.tree.map(lambda x: x.reshape(-1, delay, *x.shape[1:]), batches)
     like, _ = jax.eval_shape(step, None, jax.tree.map(lambda x: x[0], groups))

@@ -21,7 +21,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from off_policy import ACTION, BATCH, HIDDEN, OBS, STEPS, Free, Timed, backward, forward, kernels
+from off_policy import (
+    ACTION,
+    BATCH,
+    HIDDEN,
+    OBS,
+    STEPS,
+    Free,
+    Timed,
+    backward,
+    bare,
+    forward,
+    kernels,
+)
 from off_policy import products as td3_products
 
 import jaxrl
@@ -75,22 +87,6 @@ def iql_products(agent: Any, state: Any, batch: Batch, update_actor: bool) -> An
     return by_value, by_policy, by_critic
 
 
-def bare(name: str, agent: Any, state: Any, batches: Batch) -> Any:
-    """The products of gradient steps on ``batches[G, B]``; the actor's on schedule."""
-    delay = agent.policy_delay
-    # TD3's products know by an option of its that the actor maximises the first critic.
-    one, agent = (iql_products, agent) if name == "IQL" else (td3_products, jaxrl.TD3())
-
-    def step(_: Any, batches: Batch) -> tuple[Any, None]:
-        rows = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(delay)]
-        return [one(agent, state, x, i == delay - 1) for i, x in enumerate(rows)], None
-
-    groups = jax.tree.map(lambda x: x.reshape(-1, delay, *x.shape[1:]), batches)
-    like, _ = jax.eval_shape(step, None, jax.tree.map(lambda x: x[0], groups))
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    return jax.lax.scan(step, start, groups)[0]
-
-
 def programs(name: str, seeds: int, data: Dataset) -> dict[str, Timed]:
     """The bare products and the whole loop of an agent, compiled."""
     trainer = jaxrl.Offline(AGENTS[name], jaxrl.VectorEnv(Free(), 1), num_updates=STEPS)
@@ -112,7 +108,9 @@ def programs(name: str, seeds: int, data: Dataset) -> dict[str, Timed]:
     batch = Batch(data.obs, data.action, data.reward, data.reward, data.next_obs, {})
     batches = jax.tree.map(lambda x: x[: STEPS * BATCH].reshape(STEPS, BATCH, *x.shape[1:]), batch)
     state = jax.tree.map(jnp.copy, jax.jit(jax.vmap(trainer.agent.init))(keys))
-    many = jax.vmap(lambda state: bare(name, trainer.agent, state, batches))
+    # TD3's products know by an option of its that the actor maximises the first critic.
+    one = (trainer.agent, iql_products) if name == "IQL" else (jaxrl.TD3(), td3_products)
+    many = jax.vmap(lambda state: bare(one[0], state, batches, one[1]))
     if placement.members > 1:
         spec = jax.sharding.PartitionSpec("member")
         many = jax.shard_map(many, mesh=placement.mesh, in_specs=spec, out_specs=spec,

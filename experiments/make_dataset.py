@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from scipy.sparse.csgraph import shortest_path
 
 from jaxrl import SAC, NormalizeObs, OffPolicy, ScaleReward, UsageError, VectorEnv, cli, make
 from jaxrl.cli.presets import sac
@@ -191,10 +192,7 @@ def directions(env: PointMaze) -> tuple[np.ndarray, np.ndarray]:
     """Return the next cell on the way ``[from, to]``, and the centres of cells ``[C, 2]``."""
     cells = np.argwhere(env.cells != "#")[:, ::-1] + 0.5
     near = np.abs(cells[:, None] - cells).sum(-1) == 1
-    distance = np.where(near, 1.0, np.inf)
-    np.fill_diagonal(distance, 0.0)
-    for middle in range(len(cells)):  # Floyd and Warshall
-        distance = np.minimum(distance, distance[:, middle, None] + distance[middle])
+    distance = shortest_path(near, unweighted=True)
     through = np.where(near[:, :, None], 1.0 + distance, np.inf)  # [from, next, to]
     table = through.argmin(axis=1)
     np.fill_diagonal(table, np.arange(len(cells)))

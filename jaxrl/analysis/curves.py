@@ -75,7 +75,8 @@ def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
     for curve, colour in zip(curves, _colours(len(curves)), strict=True):
         _seeds(ax, curve, colour)
         _middle(ax, curve, colour, curve.label)
-    for name, step in load_switches(run_dir).items():
+    switches = load_switches(run_dir) if "phases" in config else {}
+    for name, step in switches.items():
         ax.axvline(step, color="#555555", linestyle="--", linewidth=0.8, zorder=1)
         ax.annotate(
             one_line(name),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from jaxrl._output import Lasting
 from jaxrl.agents import protocol
 from jaxrl.cli.options import OfflineOptions
 from jaxrl.data.dataset import Dataset, Split
@@ -37,7 +35,7 @@ def load_dataset(config: OfflineOptions, spec: Spec) -> tuple[Dataset | Split, R
     if not config.quiet:
         print(path)
         for line in lines(describe(data, references=known)):
-            print(f"  {line}", file=Lasting(sys.stdout))
+            print(f"  {line}")
     if config.top < 1:
         data = data.top(config.top)
     held = None

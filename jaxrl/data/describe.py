@@ -1,4 +1,4 @@
-"""What a dataset holds: episodes, returns, ranges, coverage, and two measures of its quality.
+"""Descriptions of datasets: episodes, returns, ranges, coverage, and two measures of quality.
 
     TQ   = (mean return - random) / (expert - random)
     SACo = #unique (s, a) of the dataset / #unique (s, a) of a reference dataset

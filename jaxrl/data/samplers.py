@@ -71,7 +71,7 @@ class UniformReplay:
         return store.buffer.loaded(batch)._replace(extras=extras)
 
     def _extras(self, store: Replay, last: Array, env: Array) -> Extras:
-        """What ``extras`` names, of transitions whose last step is in slot ``last``."""
+        """Return the extras of transitions whose last step is in slot ``last``."""
         rows, slots = store.rows, store.rows.reward.shape[0]
         newest = last == (store.written - 1) % slots
         ended = rows.terminated[last, env] | rows.truncated[last, env]

@@ -26,7 +26,7 @@ class Reference(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What papers call the score: ``d4rl`` with D4RL's constants, else ``normalized``."""
+        """The name of the score: ``d4rl`` with D4RL's constants, else ``normalized``."""
         return "d4rl" if self.source == _SOURCE else "normalized"
 
 

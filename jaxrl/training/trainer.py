@@ -60,7 +60,7 @@ class Trainer:
     def __post_init__(self) -> None:
         hyper.simplify(self)
         require_instance("agent", self.agent)
-        if isinstance(self.env, Spec) and self.plays is False:
+        if isinstance(self.env, Spec) and not self.plays:
             absent: Any = NoEnvironment(self.env)
             object.__setattr__(self, "env", VectorEnv(absent, 1))
         if not isinstance(self.env, VectorEnv):

@@ -61,8 +61,8 @@ def read(path: Path, action_space: Box | Discrete | None = None, quiet: bool = F
         cut = next((name for name in ("timeouts", "next_observations") if name in file), None)
         if cut is None:
             raise UsageError(
-                f"{path} has neither 'timeouts' nor 'next_observations'; without one of them its "
-                "episodes cannot be told apart"
+                f"{path} has neither 'timeouts' nor 'next_observations'; without one of them the "
+                "ends of its episodes are unknown"
             )
         found[cut] = h5_array(file, cut)
         _check_shapes(path, found)

@@ -1,4 +1,4 @@
-"""What the readers share: arrays of HDF5 files, checks with key and row, and a progress bar.
+"""Helpers of all readers: arrays of HDF5 files, checks with key and row, and a progress bar.
 
 Arrays are read in blocks into their final dtype, so a file of float64 never lies in memory whole.
 """
