@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from jaxrl.types import Array
 
-Activation = Literal["tanh", "relu", "swish", "elu", "gelu"]
+Activation = Literal["tanh", "relu", "swish", "elu", "gelu", "mish"]
 
 
 def normal_cdf(x: Array) -> tuple[Array, Array]:
@@ -54,4 +54,5 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swish": nn.swish,
     "elu": nn.elu,
     "gelu": gelu,
+    "mish": jax.nn.mish,
 }

@@ -1,0 +1,298 @@
+"""Networks behind policies that denoise: from a noisy action, its time and an observation.
+
+A family (``nn/diffusion.py``, ``nn/flow.py``) says what the outputs mean, and how a sample is made
+of them. Its samplers take the network as a function ``predict(x, time)``, so that they can be
+checked with a known one, and can be given a combination of several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxrl import hyper
+from jaxrl.errors import UsageError
+from jaxrl.hyper import choice, flag, number, size, words
+from jaxrl.nn.activations import ACTIVATIONS
+from jaxrl.nn.encoders import POLICY_KEYS, chosen_keys
+from jaxrl.nn.networks import MLP
+from jaxrl.nn.part import NetworkPart, split_key
+from jaxrl.nn.policies import check_reach, vector_size
+from jaxrl.rng import row_key
+from jaxrl.types import Array, Key, PyTree, Spec
+
+TimeEmbedding = Literal["raw", "sinusoidal", "fourier"]
+Predict = Callable[[Array, Array], Array]  # x[..., A], time[...] -> outputs[..., A]
+UNROLLED = 10  # steps of a chain up to which it is no loop
+
+
+class Chain(NamedTuple):
+    """A sample's way from noise to action, and its log-probability when it was drawn."""
+
+    points: Array  # [..., K + 1, A], the noise first
+    log_prob: Array  # [...]
+
+
+class DenoisingNetwork(nn.Module):
+    """The network: ``x[..., A], time[...], features[..., F] -> [..., A]``.
+
+    Time enters as it is, through fixed sines and cosines and two layers (Wang et al. 2022,
+    "Diffusion Policies as an Expressive Policy Class for Offline Reinforcement Learning"), or
+    through learnt ones (Hansen-Estruch et al. 2023, "IDQL", appendix).
+    """
+
+    body: nn.Module
+    time_embedding: TimeEmbedding
+    time_features: int
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array, features: Array) -> Array:
+        embedded = self._embedded(time[..., None])
+        shape = jnp.broadcast_shapes(x.shape[:-1], time.shape, features.shape[:-1])
+        inputs = [jnp.broadcast_to(y, (*shape, y.shape[-1])) for y in (x, embedded, features)]
+        out: Array = self.body(jnp.concatenate(inputs, axis=-1))
+        return out
+
+    def _embedded(self, time: Array) -> Array:
+        """Return features ``[..., T]`` of ``time[..., 1]``."""
+        width = self.time_features
+        if self.time_embedding == "raw":
+            return time
+        if self.time_embedding == "sinusoidal":
+            exponents = jnp.arange(width // 2) / (width // 2 - 1)
+            hidden, outputs, act = 2 * width, width, ACTIVATIONS["mish"]
+            waves = time * jnp.exp(-math.log(10_000.0) * exponents)
+        else:
+            init = nn.initializers.normal(0.2)
+            waves = 2.0 * jnp.pi * time @ self.param("frequencies", init, (1, width // 2))
+            hidden, outputs, act = 2 * width, 2 * width, ACTIVATIONS[self.body.activation]
+        waves = jnp.concatenate([jnp.sin(waves), jnp.cos(waves)], axis=-1)
+        waves = act(nn.Dense(hidden, name="time_0")(waves))
+        out: Array = nn.Dense(outputs, name="time_1")(waves)
+        return out
+
+
+class ResidualMLP(MLP):
+    """Residual blocks of one width, each with a hidden layer four times as wide.
+
+    A layer to that width, then blocks ``x + Dense(act(Dense(LayerNorm(x))))``, one for each of
+    ``hidden_dims``, then activation and head (Hansen-Estruch et al. 2023, "IDQL", figure 3).
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width, act = self.hidden_dims[0], ACTIVATIONS[self.activation]
+        gain = 2.0**0.5
+        x = self._dense("inputs", width, gain, x)
+        for i, _ in enumerate(self.hidden_dims):
+            y = nn.LayerNorm(name=f"norm_{i}")(x)
+            y = act(self._dense(f"wide_{i}", 4 * width, gain, y))
+            x = x + self._dense(f"layer_{i}", width, gain, y)
+        x = act(x)
+        return x if self.outputs is None else self._dense("head", self.outputs, self.head_scale, x)
+
+
+@hyper.dataclass
+class Denoiser(NetworkPart):
+    """What families that denoise have in common: the network, guidance, and many noises per row.
+
+    With ``guided_by``, the named entries of dictionary observations are left out (zeros) from a
+    share ``unguided_share`` of the rows that are learnt from, and acting extrapolates from the
+    prediction without them: ``u + guidance (c - u)`` (Ho and Salimans 2022, "Classifier-Free
+    Diffusion Guidance"). A guidance of 1 is the plain conditional policy.
+    """
+
+    residual: bool = flag(False, help="residual blocks of equal widths with LayerNorm")
+    time_embedding: TimeEmbedding = choice(
+        "sinusoidal", TimeEmbedding, help="how time enters: as it is, or as fixed or learnt waves"
+    )
+    time_features: int = size(16, 4, help="sines and cosines of time, an even number")
+    noise_samples: int = size(
+        1, help="noises of each row of a batch, learnt together; observations are encoded once"
+    )
+    guided_by: tuple[str, ...] = words((), help="entries of observations that guidance strengthens")
+    guidance: float = number(1.0, 0, help="weight of guidance: 0 ignores those entries, 1 is plain")
+    unguided_share: float = number(0.1, 0, 1, help="rows that learn without those entries")
+    checkpoint: bool = flag(
+        False, help="gradients through a chain recompute its steps: less memory, more time"
+    )
+
+    def bind(self, spec: Spec) -> Any:
+        """Return the policy for ``spec``.
+
+        It warns of action elements without two finite bounds: actions stay in [-1, 1].
+
+        Raises:
+            UsageError: for discrete actions, widths that do not fit residual blocks, or guidance by
+                entries that are not observed.
+        """
+        check_reach(self, spec)
+        if self.time_features % 2:
+            raise UsageError(
+                f"time_features is {self.time_features}; it must be even, as "
+                f"{self.time_features + 1}"
+            )
+        if self.residual and len(set(self.hidden_dims)) != 1:
+            raise UsageError(
+                f"hidden_dims is {self.hidden_dims}; residual blocks have one width, as "
+                f"{self.hidden_dims[:1] * 3}"
+            )
+        if self.guided_by:
+            if not isinstance(spec.observation, Mapping):
+                raise UsageError(
+                    f"guided_by is {self.guided_by}, and observations are no dictionary; "
+                    "leave it empty"
+                )
+            chosen_keys(spec.observation, self.guided_by, POLICY_KEYS)
+        encoder = self.encoder.bind(spec.observation, POLICY_KEYS)
+        return dataclasses.replace(self, encoder=encoder, action_dim=vector_size(self, spec))
+
+    # The network
+
+    @property
+    def outputs(self) -> int:
+        """One for each action element."""
+        return self.action_dim
+
+    @property
+    def network_class(self) -> type[MLP]:
+        """The class of the network behind the time embedding."""
+        return ResidualMLP if self.residual else MLP
+
+    @property
+    def denoiser(self) -> DenoisingNetwork:
+        """The network with its time embedding."""
+        return DenoisingNetwork(self.network, self.time_embedding, self.time_features)
+
+    def init(self, key: Key) -> PyTree:
+        """Return fresh parameters."""
+        encoder_key, network_key = split_key(self.encoder, key)
+        inputs = (jnp.zeros(self.action_dim), jnp.zeros(()), jnp.zeros(self.encoder.features))
+        return {
+            "encoder": self.encoder.init(encoder_key),
+            "network": self.denoiser.init(network_key, *inputs)["params"],
+        }
+
+    def predictor(self, params: PyTree, obs: PyTree) -> Predict:
+        """Return the network at ``obs[..., *O]`` as ``predict(x, time)``, with guidance.
+
+        Observations are encoded once for all calls.
+        """
+        plain = self._unguided(params, obs)
+        if not self.guided_by:
+            return plain
+        without = self._unguided(params, self.without(obs))
+
+        def predict(x: Array, time: Array) -> Array:
+            base = without(x, time)
+            return base + self.guidance * (plain(x, time) - base)
+
+        return predict
+
+    def _unguided(self, params: PyTree, obs: PyTree) -> Predict:
+        features = self.encoder(params["encoder"], obs)
+
+        def predict(x: Array, time: Array) -> Array:
+            out: Any = self.denoiser.apply({"params": params["network"]}, x, time, features)
+            return out
+
+        return predict
+
+    def without(self, obs: PyTree, share: Array | None = None) -> PyTree:
+        """Return ``obs[..., *O]`` with zeros for the entries of ``guided_by``, where ``share``."""
+
+        def zeroed(x: Array) -> Array:
+            if share is None:
+                return jnp.zeros_like(x)
+            return jnp.where(share.reshape(*share.shape, *[1] * (x.ndim - share.ndim)), 0, x)
+
+        return obs | {name: zeroed(obs[name]) for name in self.guided_by}
+
+    def learner(self, params: PyTree, obs: PyTree, key: Key) -> Predict:
+        """Return the network at ``obs[B, *O]`` to learn with: some rows without guidance."""
+        if self.guided_by:
+            rows = jax.tree.leaves(obs)[0].shape[:1]
+            share = jax.random.bernoulli(row_key(key), self.unguided_share, rows)
+            obs = self.without(obs, share)
+        return self._unguided(params, obs)
+
+    # Learning
+
+    def noised_errors(self, predict: Predict, time: Array, action: Array, noise: Array) -> Array:
+        """Return squared errors ``[M, B, A]`` of what the family predicts, from noised actions."""
+        raise AssertionError("a family defines what it predicts")
+
+    def times(self, key: Key, uniform: Array) -> Array:
+        """Return times to learn at, from values that are uniform in [0, 1)."""
+        raise AssertionError("a family defines its times")
+
+    def errors(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
+        """Return squared errors of predictions, for each action element: ``[B, A]``.
+
+        The mean over ``noise_samples`` noises, whose times are spread evenly.
+        """
+        time_key, noise_key, guidance_key = jax.random.split(key, 3)
+        predict = self.learner(params, obs, guidance_key)
+        many = self.noise_samples
+        shape = (many, *action.shape[:-1])
+        spread = jnp.arange(many).reshape(many, *[1] * (action.ndim - 1))
+        uniform = (spread + jax.random.uniform(row_key(time_key), shape)) / many
+        noise = jax.random.normal(row_key(noise_key), (*shape, self.action_dim))
+        time = self.times(time_key, uniform)
+        return jnp.mean(self.noised_errors(predict, time, action, noise), axis=0)
+
+    def fit_loss(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
+        """Return the sum of ``errors`` over action elements: ``[B]``."""
+        return jnp.sum(self.errors(params, obs, action, key), axis=-1)
+
+
+def run_chain(
+    step: Callable[[Array, Any], Array], first: Array, xs: PyTree, checkpoint: bool = False
+) -> tuple[Array, Array]:
+    """Apply ``step(x, step's xs) -> x`` for every row of ``xs[K, ...]``, from ``first[..., A]``.
+
+    Returns the last point ``[..., A]`` and all points ``[..., K + 1, A]``. Up to ten steps are
+    unrolled.
+    """
+    count = jax.tree.leaves(xs)[0].shape[0]
+    apply = jax.checkpoint(step) if checkpoint else step
+
+    def body(x: Array, row: Any) -> tuple[Array, Array]:
+        x = apply(x, row)
+        return x, x
+
+    if count <= UNROLLED:
+        points = [first]
+        for k in range(count):
+            points.append(apply(points[-1], jax.tree.map(lambda leaf, k=k: leaf[k], xs)))
+        return points[-1], jnp.stack(points, axis=-2)
+    last, rest = jax.lax.scan(body, first, xs)
+    return last, jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, -2)
+
+
+def normals(key: Key, steps: int, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return a chain's first noise ``[*shape]`` and that of its steps ``[K, *shape]``, at once."""
+    noise = jax.random.normal(row_key(key), (steps + 1, *shape))
+    return noise[0], noise[1:]
+
+
+def over(table: Array, x: Array) -> Array:
+    """Return ``table[K]`` as ``[K, 1, ...]``, to combine with ``[K, *x.shape]``."""
+    return table.reshape(-1, *[1] * x.ndim)
+
+
+def normal_log_prob(x: Array, mean: Array, std: Array) -> Array:
+    """Return the log-density of a normal, elementwise."""
+    return -0.5 * jnp.square((x - mean) / std) - jnp.log(std) - 0.5 * math.log(2.0 * math.pi)
+
+
+def batch_shape(policy: Any, obs: PyTree) -> tuple[int, ...]:
+    """Return the leading axes of observations, as the policy's encoder sees them."""
+    params = jax.eval_shape(policy.encoder.init, jax.random.key(0))
+    return jax.eval_shape(policy.encoder, params, obs).shape[:-1]

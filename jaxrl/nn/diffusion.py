@@ -1,0 +1,325 @@
+"""Diffusion policies: DDPM and DDIM (``Diffusion``), and EDM's preconditioning (``EDM``)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl import hyper
+from jaxrl.errors import UsageError
+from jaxrl.hyper import choice, number, size
+from jaxrl.nn.denoisers import (
+    Chain,
+    Denoiser,
+    Predict,
+    batch_shape,
+    normal_log_prob,
+    normals,
+    over,
+    run_chain,
+)
+from jaxrl.types import Array, Key, PyTree, Spec
+
+Schedule = Literal["vp", "cosine", "linear"]
+Prediction = Literal["epsilon", "x0", "v"]
+Clip = Literal["denoised", "samples", "last"]
+Variance = Literal["posterior", "forward"]
+SigmaSchedule = Literal["exponential", "linear", "karras"]
+Solver = Literal["euler", "heun", "ancestral"]
+KARRAS_RHO = 7.0
+
+
+def betas(schedule: Schedule, steps: int) -> np.ndarray:
+    """Return the variances ``beta_k`` that are added in each of ``steps`` steps: ``[K]``.
+
+    - ``vp``: Wang et al. 2022 (Diffusion-QL), appendix B; ``prod (1 - beta)`` ends at 0.0064 for
+      every number of steps.
+    - ``cosine``: Nichol and Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models".
+    - ``linear``: Ho et al. 2020, "Denoising Diffusion Probabilistic Models"; for 100 steps or more.
+    """
+    if schedule == "vp":
+        t = np.arange(1, steps + 1)
+        return 1.0 - np.exp(-0.1 / steps - 0.5 * (10.0 - 0.1) * (2 * t - 1) / steps**2)
+    if schedule == "linear":
+        return np.linspace(1e-4, 2e-2, steps)
+    u = np.linspace(0.0, 1.0, steps + 1)
+    alpha_bar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.clip(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.0, 0.999)
+
+
+class Step(NamedTuple):
+    """One step of a chain, from noise level ``alpha_bar`` to ``next_alpha_bar``: ``[K]`` each."""
+
+    time: Any  # index of the training step
+    alpha_bar: Any
+    next_alpha_bar: Any
+    std: Any  # of the posterior, times eta
+    noise_std: Any  # of the noise that is added
+
+
+@hyper.dataclass
+class Diffusion(Denoiser):
+    """Actions denoised in K steps (Ho et al. 2020; Song et al. 2021, "DDIM").
+
+    ``eta`` is 1 for DDPM's ancestral sampler and 0 for DDIM, which is deterministic behind the
+    first noise. The defaults are Diffusion-QL's; IDQL's sampler has ``clip="samples"`` and
+    ``variance="forward"``. A clip is to [-1, 1], as all actions are.
+    """
+
+    num_steps: int = size(5, help="denoising steps K of training")
+    sample_steps: int | None = size(None, help="denoising steps when acting; None: all")
+    schedule: Schedule = choice("vp", Schedule, help="noise of each step")
+    prediction: Prediction = choice("epsilon", Prediction, help="what the network predicts")
+    clip: Clip = choice(
+        "denoised", Clip, help="what is clipped: each predicted action, each sample, or the last"
+    )
+    eta: float = number(1.0, 0, 1, help="noise of acting: 1 is DDPM, 0 is DDIM")
+    variance: Variance = choice(
+        "posterior", Variance, help="of the noise in each step: the posterior's, or beta"
+    )
+    min_std: float = number(0.0, 0, help="least deviation of exploring steps, as fine-tuning needs")
+
+    def bind(self, spec: Spec) -> Diffusion:
+        """Return the policy for ``spec``.
+
+        Raises:
+            UsageError: for more steps when acting than in training, beside what all denoisers
+                refuse.
+        """
+        if self.sample_steps is not None and self.sample_steps > self.num_steps:
+            raise UsageError(
+                f"sample_steps is {self.sample_steps}, and the network knows num_steps "
+                f"{self.num_steps}; give at most {self.num_steps}"
+            )
+        bound: Diffusion = super().bind(spec)
+        return bound
+
+    # The process
+
+    @property
+    def alpha_bars(self) -> np.ndarray:
+        """``prod_{j <= k} (1 - beta_j)``: ``[K]``."""
+        return np.cumprod(1.0 - betas(self.schedule, self.num_steps))
+
+    def noised_errors(self, predict: Predict, time: Array, action: Array, noise: Array) -> Array:
+        """Return squared errors ``[M, B, A]`` of predictions from noised actions."""
+        alpha_bar = jnp.asarray(self.alpha_bars, jnp.float32)[time][..., None]
+        signal, spread = jnp.sqrt(alpha_bar), jnp.sqrt(1.0 - alpha_bar)
+        out = predict(signal * action + spread * noise, time.astype(jnp.float32))
+        target = {"epsilon": noise, "x0": action, "v": signal * noise - spread * action}
+        return jnp.square(out - target[self.prediction])
+
+    def times(self, key: Key, uniform: Array) -> Array:
+        """Return uniform step indices."""
+        index = (uniform * self.num_steps).astype(jnp.int32)
+        return jnp.minimum(index, self.num_steps - 1)
+
+    # Sampling
+
+    def steps(self, exploring: bool = False) -> Step:
+        """Return the steps of a chain, the noisiest first: ``[K]`` each.
+
+        With ``exploring``, deviations are at least ``min_std``.
+        """
+        count = self.sample_steps or self.num_steps
+        index = (np.arange(count) + 1) * self.num_steps // count - 1
+        alpha_bar = self.alpha_bars[index][::-1].copy()
+        following = np.append(alpha_bar[1:], 1.0)
+        beta = 1.0 - alpha_bar / following
+        posterior = np.sqrt(beta * (1.0 - following) / (1.0 - alpha_bar))
+        std = jnp.asarray(self.eta) * jnp.asarray(posterior, jnp.float32)
+        noise = std
+        if self.variance == "forward":
+            noise = self.eta * jnp.asarray(np.sqrt(beta) * (posterior > 0), jnp.float32)
+        if exploring:
+            noise = jnp.maximum(noise, self.min_std)
+        tables = [jnp.asarray(x, jnp.float32) for x in (index[::-1], alpha_bar, following)]
+        return Step(tables[0], tables[1], tables[2], std, noise)
+
+    def denoised(self, predict: Predict, x: Array, step: Step) -> Array:
+        """Return the action ``[..., A]`` that the network expects behind ``x[..., A]``."""
+        signal, spread = jnp.sqrt(step.alpha_bar), jnp.sqrt(1.0 - step.alpha_bar)
+        out = predict(x, jnp.broadcast_to(step.time, (*x.shape[:-1], 1))[..., 0])
+        if self.prediction == "epsilon":
+            out = (x - spread * out) / signal
+        elif self.prediction == "v":
+            out = signal * x - spread * out
+        return jnp.clip(out, -1.0, 1.0) if self.clip == "denoised" else out
+
+    def mean(self, predict: Predict, x: Array, step: Step) -> Array:
+        """Return the mean ``[..., A]`` of the next point: that of the posterior for ``eta`` 1."""
+        action = self.denoised(predict, x, step)
+        noise = (x - jnp.sqrt(step.alpha_bar) * action) / jnp.sqrt(1.0 - step.alpha_bar)
+        spread = jnp.sqrt(jnp.maximum(1.0 - step.next_alpha_bar - jnp.square(step.std), 0.0))
+        return jnp.sqrt(step.next_alpha_bar) * action + spread * noise
+
+    def chain(self, predict: Predict, first: Array, noise: Array, exploring: bool) -> Array:
+        """Return all points ``[..., K + 1, A]`` from noise ``[..., A]`` and ``[K, ..., A]``."""
+
+        def step(x: Array, row: tuple[Step, Array]) -> Array:
+            table, z = row
+            x = self.mean(predict, x, table) + table.noise_std * z
+            return jnp.clip(x, -1.0, 1.0) if self.clip == "samples" else x
+
+        steps = self.steps(exploring)
+        return run_chain(step, first, (steps, noise), self.checkpoint)[1]
+
+    def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Chain]:
+        """Return an action ``[..., A]``, and the chain that led to it."""
+        points = self._points(params, obs, key, exploring=True)
+        log_prob = jnp.sum(self.step_log_prob(params, obs, points), axis=-1)
+        return jnp.clip(points[..., -1, :], -1.0, 1.0), Chain(points, log_prob)
+
+    def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
+        """Return a sample ``[..., A]`` without the noise that exploring adds (``min_std``)."""
+        points = self._points(params, obs, key, exploring=False)
+        return jnp.clip(points[..., -1, :], -1.0, 1.0)
+
+    def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
+        """Return the action ``[..., A]`` that DDIM makes of the first noise ``[..., A]``."""
+        plain = dataclasses.replace(self, eta=0.0)
+        zeros = jnp.zeros((self.sample_steps or self.num_steps, *noise.shape))
+        points = plain.chain(plain.predictor(params, obs), noise, zeros, exploring=False)
+        return jnp.clip(points[..., -1, :], -1.0, 1.0)
+
+    def _points(self, params: PyTree, obs: PyTree, key: Key, exploring: bool) -> Array:
+        shape = (*batch_shape(self, obs), self.action_dim)
+        first, noise = normals(key, self.sample_steps or self.num_steps, shape)
+        return self.chain(self.predictor(params, obs), first, noise, exploring)
+
+    # The chain as a policy of K actions
+
+    def step_log_prob(self, params: PyTree, obs: PyTree, points: Array) -> Array:
+        """Return log-densities of the steps between ``points[..., K + 1, A]``: ``[..., K]``."""
+        return jnp.sum(self.step_log_probs(params, obs, points), axis=-1)
+
+    def step_log_probs(self, params: PyTree, obs: PyTree, points: Array) -> Array:
+        """Return the same by action element: ``[..., K, A]``.
+
+        The normals of exploring steps, whose deviation is at least ``min_std``.
+        """
+        x = jnp.moveaxis(points, -2, 0)
+        steps = jax.tree.map(lambda table: over(table, x[0]), self.steps(exploring=True))
+        mean = self.mean(self.predictor(params, obs), x[:-1], steps)
+        return jnp.moveaxis(normal_log_prob(x[1:], mean, steps.noise_std), 0, -2)
+
+
+class Level(NamedTuple):
+    """One step of EDM's samplers, from noise level ``sigma`` to ``next_sigma``: ``[K]`` each."""
+
+    sigma: Any
+    next_sigma: Any
+
+
+@hyper.dataclass
+class EDM(Denoiser):
+    """A denoiser with the preconditioning of Karras et al. 2022, as BESO uses it.
+
+    ("Elucidating the Design Space of Diffusion-Based Generative Models"; Reuss et al. 2023,
+    "Goal-Conditioned Imitation Learning using Score-based Diffusion Policies".) The defaults are
+    BESO's, with an MLP for its transformer. Noise levels to learn at are log-logistic between
+    ``sigma_min`` and ``sigma_max``. Solvers are Euler's, which is DDIM, Heun's, whose steps cost
+    two evaluations, and ancestral Euler, which adds noise.
+    """
+
+    sample_steps: int = size(3, help="denoising steps when acting")
+    solver: Solver = choice("euler", Solver, help="euler (DDIM), heun, or ancestral Euler")
+    sigma_schedule: SigmaSchedule = choice(
+        "exponential", SigmaSchedule, help="how noise levels fall from sigma_max to sigma_min"
+    )
+    sigma_min: float = number(0.005, above=0, help="least noise level")
+    sigma_max: float = number(1.0, above=0, help="largest noise level")
+    sigma_data: float = number(0.5, above=0, help="deviation of actions")
+    sigma_loc: float = number(-0.6, help="location of the logarithm of levels to learn at")
+    sigma_scale: float = number(1.6, above=0, help="scale of the logarithm of levels to learn at")
+
+    def scales(self, sigma: Array) -> tuple[Array, Array, Array]:
+        """Return ``c_skip``, ``c_out``, ``c_in`` (Karras et al. 2022, table 1)."""
+        total = jnp.square(sigma) + self.sigma_data**2
+        root = jnp.sqrt(total)
+        return self.sigma_data**2 / total, sigma * self.sigma_data / root, 1.0 / root
+
+    def noised_errors(self, predict: Predict, time: Array, action: Array, noise: Array) -> Array:
+        """Return squared errors ``[M, B, A]`` of the network from noised actions."""
+        sigma = time[..., None]
+        skip, out, into = self.scales(sigma)
+        x = action + sigma * noise
+        return jnp.square(predict(into * x, jnp.log(time) / 4.0) - (action - skip * x) / out)
+
+    def times(self, key: Key, uniform: Array) -> Array:
+        """Return noise levels: log-logistic, within ``[sigma_min, sigma_max]``."""
+
+        def share(sigma: Array | float) -> Array:
+            return jax.nn.sigmoid((jnp.log(sigma) - self.sigma_loc) / self.sigma_scale)
+
+        low, high = share(self.sigma_min), share(self.sigma_max)
+        p = low + uniform * (high - low)
+        return jnp.exp(self.sigma_loc + self.sigma_scale * (jnp.log(p) - jnp.log1p(-p)))
+
+    def levels(self) -> Level:
+        """Return the steps of a chain, the noisiest first; the last goes to 0."""
+        u = jnp.linspace(0.0, 1.0, self.sample_steps)
+
+        def between(f: Any, inverse: Any) -> Array:
+            high, low = f(jnp.asarray(self.sigma_max)), f(jnp.asarray(self.sigma_min))
+            found: Array = inverse(high + u * (low - high))
+            return found
+
+        if self.sigma_schedule == "linear":
+            sigma = between(lambda x: x, lambda x: x)
+        elif self.sigma_schedule == "exponential":
+            sigma = between(jnp.log, jnp.exp)
+        else:
+            sigma = between(lambda x: x ** (1 / KARRAS_RHO), lambda x: x**KARRAS_RHO)
+        return Level(sigma, jnp.append(sigma[1:], 0.0))
+
+    def denoised(self, predict: Predict, x: Array, sigma: Array) -> Array:
+        """Return the action ``[..., A]`` that the network expects behind ``x[..., A]``."""
+        skip, out, into = self.scales(sigma)
+        time = jnp.broadcast_to(jnp.log(sigma) / 4.0, x.shape[:-1])
+        return skip * x + out * predict(into * x, time)
+
+    def chain(self, predict: Predict, first: Array, noise: Array) -> Array:
+        """Return all points ``[..., K + 1, A]``, from normals ``[..., A]`` and ``[K, ..., A]``."""
+
+        def slope(x: Array, sigma: Array) -> Array:
+            return (x - self.denoised(predict, x, sigma)) / sigma
+
+        def step(x: Array, row: tuple[Level, Array]) -> Array:
+            (sigma, following), z = row
+            down, up = following, jnp.float32(0.0)
+            if self.solver == "ancestral":
+                up = following * jnp.sqrt(1.0 - jnp.square(following / sigma))
+                down = jnp.square(following) / sigma
+            at_x = slope(x, sigma)
+            moved = x + (down - sigma) * at_x
+            if self.solver != "heun":
+                return moved + up * z
+            # The last step, to 0, is Euler's: there is no slope at 0.
+            at_moved = slope(moved, jnp.where(following > 0, following, sigma))
+            at_moved = jnp.where(following > 0, at_moved, at_x)
+            return x + (following - sigma) * 0.5 * (at_x + at_moved)
+
+        rows = (self.levels(), noise)
+        return run_chain(step, self.sigma_max * first, rows, self.checkpoint)[1]
+
+    def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Any]:
+        """Return an action ``[..., A]``, and an empty trace."""
+        return self.mode(params, obs, key), ()
+
+    def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
+        """Return a sample ``[..., A]``; there is no closed form of the most likely action."""
+        shape = (*batch_shape(self, obs), self.action_dim)
+        first, noise = normals(key, self.sample_steps, shape)
+        points = self.chain(self.predictor(params, obs), first, noise)
+        return jnp.clip(points[..., -1, :], -1.0, 1.0)
+
+    def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
+        """Return the action ``[..., A]`` of the first noise ``[..., A]``, without further noise."""
+        zeros = jnp.zeros((self.sample_steps, *noise.shape))
+        points = self.chain(self.predictor(params, obs), noise, zeros)
+        return jnp.clip(points[..., -1, :], -1.0, 1.0)

@@ -1,0 +1,206 @@
+"""Flow policies: an ordinary differential equation from noise to action (``Flow``).
+
+``NoisyFlow`` adds noise to its steps, so that a chain has a density. ``OneStep`` is a network from
+noise to action, to distil a flow into.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl import hyper
+from jaxrl.hyper import choice, number, size
+from jaxrl.nn.denoisers import (
+    Chain,
+    Denoiser,
+    Predict,
+    TimeEmbedding,
+    batch_shape,
+    normal_log_prob,
+    normals,
+    over,
+    run_chain,
+)
+from jaxrl.nn.encoders import POLICY_KEYS
+from jaxrl.nn.networks import MLP, apply_network, init_network
+from jaxrl.nn.part import NetworkPart, split_key
+from jaxrl.nn.policies import check_reach, vector_size
+from jaxrl.rng import row_key
+from jaxrl.types import Array, Key, PyTree, Spec
+
+Solver = Literal["euler", "midpoint"]
+Times = Literal["uniform", "logit_normal", "beta"]
+LAST_TIME = 0.999  # of Beta-distributed times
+
+
+@hyper.dataclass
+class Flow(Denoiser):
+    """A velocity field that carries normal noise at time 0 to actions at time 1.
+
+    It learns by conditional flow matching (Lipman et al. 2023, "Flow Matching for Generative
+    Modeling"): on the straight way ``x_t = (1 - t) x_0 + t a`` from noise to an action of the data,
+    the velocity is ``a - x_0``. The defaults are those of the code of Park et al. 2025 ("Flow
+    Q-Learning"): ten Euler steps, at times ``i / K`` that enter the network as they are.
+    """
+
+    time_embedding: TimeEmbedding = choice(
+        "raw", TimeEmbedding, help="how time enters: as it is, or as fixed or learnt waves"
+    )
+    sample_steps: int = size(10, help="steps K from noise to action")
+    solver: Solver = choice("euler", Solver, help="euler, or midpoint with two evaluations a step")
+    time_distribution: Times = choice(
+        "uniform", Times, help="of the times to learn at: uniform, logit-normal or Beta(1.5, 1)"
+    )
+
+    def noised_errors(self, predict: Predict, time: Array, action: Array, noise: Array) -> Array:
+        """Return squared errors ``[M, B, A]`` of velocities on the ways from noise to actions."""
+        t = time[..., None]
+        return jnp.square(predict((1.0 - t) * noise + t * action, time) - (action - noise))
+
+    def times(self, key: Key, uniform: Array) -> Array:
+        """Return times in [0, 1)."""
+        if self.time_distribution == "logit_normal":
+            return jax.nn.sigmoid(jax.scipy.stats.norm.ppf(uniform))
+        if self.time_distribution == "beta":
+            return LAST_TIME * (1.0 - uniform ** (2.0 / 3.0))  # more often near the noise
+        return uniform
+
+    def step_times(self) -> Array:
+        """Return the times ``i / K`` at which steps begin."""
+        return jnp.arange(self.sample_steps) / self.sample_steps
+
+    def step(self, predict: Predict, x: Array, time: Array) -> Array:
+        """Return the point ``[..., A]`` that is ``1 / K`` after ``x[..., A]``."""
+        length = 1.0 / self.sample_steps
+        time = jnp.broadcast_to(time, (*x.shape[:-1], 1))[..., 0]
+        velocity = predict(x, time)
+        if self.solver == "midpoint":
+            velocity = predict(x + 0.5 * length * velocity, time + 0.5 * length)
+        return x + length * velocity
+
+    def chain(self, predict: Predict, first: Array) -> Array:
+        """Return all points ``[..., K + 1, A]``, from noise ``[..., A]``."""
+        times = self.step_times()
+        return run_chain(lambda x, t: self.step(predict, x, t), first, times, self.checkpoint)[1]
+
+    def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
+        """Return the action ``[..., A]`` at the end of the flow from ``noise[..., A]``."""
+        points = self.chain(self.predictor(params, obs), noise)
+        return jnp.clip(points[..., -1, :], -1.0, 1.0)
+
+    def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Any]:
+        """Return an action ``[..., A]``, and an empty trace."""
+        return self.mode(params, obs, key), ()
+
+    def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
+        """Return a sample ``[..., A]``; there is no closed form of the most likely action."""
+        return self.from_noise(params, obs, first_noise(self, obs, key))
+
+
+@hyper.dataclass
+class NoisyFlow(Flow):
+    """A flow whose steps add noise of learnt deviation, so that PPO can fine-tune it.
+
+    (Zhang et al. 2025, "ReinFlow: Fine-tuning Flow Matching Policy with Online Reinforcement
+    Learning".) A chain is ``x_{i+1} ~ N(x_i + v(s, x_i, t_i) / K, std(s, t_i)^2)``; ``mode`` is
+    the flow without this noise. The network of deviations sees the observation's features and the
+    time, and keeps them between ``std_min`` and ``std_max``. The authors clip points and noise on
+    the way; here only the action at the end is, which leaves the density exact.
+    """
+
+    sample_steps: int = size(4, help="steps K from noise to action")
+    std_min: float = number(0.1, above=0, help="least deviation of a step")
+    std_max: float = number(0.24, above=0, help="largest deviation of a step")
+    std_hidden_dims: tuple[int, ...] = size((64, 64), help="hidden layers of the deviations")
+
+    @property
+    def std_network(self) -> MLP:
+        """The network from features and time to one number for each action element."""
+        return MLP(self.std_hidden_dims, self.action_dim, "tanh", "lecun")
+
+    def init(self, key: Key) -> PyTree:
+        """Return fresh parameters."""
+        flow_key, std_key = jax.random.split(key)
+        std = init_network(self.std_network, std_key, self.encoder.features + 1)
+        return super().init(flow_key) | {"std": std}
+
+    def stds(self, params: PyTree, obs: PyTree) -> Array:
+        """Return the deviations of all steps ``[K, ..., A]`` at ``obs[..., *O]``."""
+        features = self.encoder(params["encoder"], obs)
+        features = jnp.broadcast_to(features, (self.sample_steps, *features.shape))
+        times = jnp.broadcast_to(over(self.step_times(), features[0]), (*features.shape[:-1], 1))
+        out = apply_network(self.std_network, params["std"], jnp.concatenate([features, times], -1))
+        low, high = jnp.log(self.std_min), jnp.log(self.std_max)
+        return jnp.exp(low + 0.5 * (jnp.tanh(out) + 1.0) * (high - low))
+
+    def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Chain]:
+        """Return an action ``[..., A]``, and the noisy chain that led to it."""
+        first, noise = normals(key, self.sample_steps, (*batch_shape(self, obs), self.action_dim))
+        predict, stds = self.predictor(params, obs), self.stds(params, obs)
+
+        def step(x: Array, row: tuple[Array, Array]) -> Array:
+            time, added = row
+            return self.step(predict, x, time) + added
+
+        _, points = run_chain(step, first, (self.step_times(), stds * noise), self.checkpoint)
+        each = normal_log_prob(stds * noise, jnp.zeros_like(stds), stds)
+        log_prob = jnp.sum(each, axis=(0, -1))
+        return jnp.clip(points[..., -1, :], -1.0, 1.0), Chain(points, log_prob)
+
+    def step_log_probs(self, params: PyTree, obs: PyTree, points: Array) -> Array:
+        """Return log-densities of the steps between ``points[..., K + 1, A]``: ``[..., K, A]``."""
+        x = jnp.moveaxis(points, -2, 0)
+        times = over(self.step_times(), x[0])
+        mean = self.step(self.predictor(params, obs), x[:-1], times)
+        return jnp.moveaxis(normal_log_prob(x[1:], mean, self.stds(params, obs)), 0, -2)
+
+
+@hyper.dataclass
+class OneStep(NetworkPart):
+    """A network from noise to action, into which a chain of steps is distilled."""
+
+    def bind(self, spec: Spec) -> OneStep:
+        """Return the policy for ``spec``. Raises UsageError for discrete actions."""
+        check_reach(self, spec)
+        encoder = self.encoder.bind(spec.observation, POLICY_KEYS)
+        return dataclasses.replace(self, encoder=encoder, action_dim=vector_size(self, spec))
+
+    @property
+    def outputs(self) -> int:
+        """One for each action element."""
+        return self.action_dim
+
+    def init(self, key: Key) -> PyTree:
+        """Return fresh parameters."""
+        encoder_key, network_key = split_key(self.encoder, key)
+        inputs = self.encoder.features + self.action_dim
+        network = init_network(self.network, network_key, inputs)
+        return {"encoder": self.encoder.init(encoder_key), "network": network}
+
+    def __call__(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
+        """Return the network's output ``[..., A]`` at ``noise[..., A]``, not clipped."""
+        features = self.encoder(params["encoder"], obs)
+        features = jnp.broadcast_to(features, (*noise.shape[:-1], features.shape[-1]))
+        x = jnp.concatenate([features, noise], axis=-1)
+        return apply_network(self.network, params["network"], x)
+
+    def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
+        """Return the action ``[..., A]`` at ``noise[..., A]``."""
+        return jnp.clip(self(params, obs, noise), -1.0, 1.0)
+
+    def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Any]:
+        """Return an action ``[..., A]``, and an empty trace."""
+        return self.mode(params, obs, key), ()
+
+    def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
+        """Return a sample ``[..., A]``."""
+        return self.from_noise(params, obs, first_noise(self, obs, key))
+
+
+def first_noise(policy: Any, obs: PyTree, key: Key) -> Array:
+    """Return normal noise ``[..., A]``, one of its own for every observation."""
+    return jax.random.normal(row_key(key), (*batch_shape(policy, obs), policy.action_dim))
