@@ -192,6 +192,16 @@ def test_the_pool_of_dataset_and_buffer_is_drawn_from_uniformly():
     assert stats.chisquare(drawn).pvalue > 1e-3
 
 
+def to_go(steps, t, n):
+    """The discounted rewards to the end of the episode, -inf where it has not ended."""
+    total, factor = 0.0, 1.0
+    for k in range(t, len(steps.reward)):
+        total, factor = total + factor * steps.reward[k, n], factor * GAMMA
+        if steps.terminated[k, n] or steps.truncated[k, n]:
+            return total
+    return -np.inf
+
+
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_online_rows_have_the_extras_of_the_dataset(n_step):
     """The next action is that of the step after the last one, unless the episode or time ended."""
@@ -207,7 +217,8 @@ def test_online_rows_have_the_extras_of_the_dataset(n_step):
         _, last, _ = transcribed(steps, t, n, n_step)
         ended = steps.terminated[last, n] or steps.truncated[last, n] or last == written - 1
         assert batch.extras["has_next_action"][index] == (not ended)
-        assert batch.extras["return_to_go"][index] == -np.inf
+        expected = to_go(steps, last, n)
+        np.testing.assert_allclose(batch.extras["return_to_go"][index], expected, rtol=1e-5)
         if not ended:
             following = steps.action[last + 1, n]
             np.testing.assert_array_equal(batch.extras["next_action"][index], following)

@@ -34,8 +34,8 @@ class UniformReplay:
     ``n - 1`` steps are not drawn as first ones.
 
     ``extras`` names what an agent reads beside the fields of a ``Batch``: ``next_action`` is the
-    action that followed the last step, where ``has_next_action``; ``return_to_go`` is -inf, as it
-    is not known before the episode ends.
+    action that followed the last step, where ``has_next_action``; ``return_to_go`` is that of the
+    last step, as ``Dataset.with_return_to_go`` has it, and -inf until its episode has ended.
     """
 
     n_step: int = 1
@@ -67,10 +67,10 @@ class UniformReplay:
             return lambda x: x[slot, env]
 
         batch, last = _summed(store.rows, rows, self.n_step, gamma)
-        extras = self._extras(store, (first + last) % slots, env)
+        extras = self._extras(store, (first + last) % slots, env, gamma)
         return store.buffer.loaded(batch)._replace(extras=extras)
 
-    def _extras(self, store: Replay, last: Array, env: Array) -> Extras:
+    def _extras(self, store: Replay, last: Array, env: Array, gamma: Array | float) -> Extras:
         """Return the extras of transitions whose last step is in slot ``last``."""
         rows, slots = store.rows, store.rows.reward.shape[0]
         newest = last == (store.written - 1) % slots
@@ -78,7 +78,7 @@ class UniformReplay:
         known = {
             "next_action": lambda: rows.action[(last + 1) % slots, env],
             "has_next_action": lambda: ~(newest | ended),
-            "return_to_go": lambda: jnp.full(last.shape, -jnp.inf),
+            "return_to_go": lambda: returns_to_go(store, gamma)[last, env],
         }
         for name in self.extras:
             if name not in known:
@@ -250,6 +250,29 @@ class Pooled:
             return jnp.where(chosen.reshape(*shape, *[1] * (a.ndim - len(shape))), a, b)
 
         return jax.tree.map(either, offline, online)
+
+
+def returns_to_go(store: Replay, gamma: Array | float) -> Array:
+    """Return the discounted sums of rewards to the ends of episodes: ``[S, N]``.
+
+    They are -inf in episodes that have not ended.
+    """
+    rows, slots = store.rows, store.rows.reward.shape[0]
+    oldest = store.written % slots  # behind unused slots, which lie before the first step
+
+    def by_age(x: Array) -> Array:
+        return jnp.roll(x, -oldest, axis=0)
+
+    reward, ended = by_age(rows.reward), by_age(rows.terminated | rows.truncated)
+
+    def joined(later: Any, earlier: Any) -> Any:
+        # Of stretches of steps: the sum of rewards, the factor of what follows, any end inside.
+        total, factor, end = earlier
+        return total + factor * later[0], factor * later[1], end | later[2]
+
+    factor = jnp.where(ended, 0.0, gamma)
+    total, _, known = jax.lax.associative_scan(joined, (reward, factor, ended), reverse=True)
+    return jnp.roll(jnp.where(known, total, -jnp.inf), oldest, axis=0)
 
 
 def uniform_rows(data: Dataset, key: Key, shape: tuple[int, ...]) -> Array:
