@@ -143,16 +143,19 @@ def main(
     num_seeds: int = 8,
     steps: int = 30_000,
     sweep: str | None = None,
-    words: tuple[str, ...] = (),
+    words: str = "",
     runs: Path = Path("runs/offline_scores"),
     out: Path = Path("results/offline.json"),
 ) -> None:
-    """Run the cells one after another; the table is written after each. ``words``: more options."""
+    """Run the cells one after another; the table is written after each.
+
+    ``words``: more options, as one string.
+    """
     for dataset in datasets:
         shipped_path(dataset)
         assert dataset in shipped()
         for name in algorithms:
-            options = [*words, *(["--sweep", sweep] if sweep else [])]
+            options = [*shlex.split(words), *(["--sweep", sweep] if sweep else [])]
             row = measure(name, dataset, options, num_seeds, steps, runs)
             print(line(row), f"{row['seconds']:.0f} s", flush=True)
             if sweep:
