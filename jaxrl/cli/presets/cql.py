@@ -17,6 +17,7 @@ PRESETS = [
             policy=dict(hidden_dims=(256, 256)), critic=dict(hidden_dims=(256, 256, 256, 256))
         ),
     ),
+    Preset("mjx/*/*", SMALL),
     Preset("gymnax/*", SMALL, agent=TOY),
     Preset("maze/*", SMALL, agent=TOY),
 ]

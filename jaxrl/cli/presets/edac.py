@@ -1,6 +1,6 @@
 """Presets of EDAC: the ensembles and coefficients of CORL's configurations."""
 
-from jaxrl.cli.presets.offline import PAPER, SMALL
+from jaxrl.cli.presets.offline import PAPER, SHIPPED, SMALL
 from jaxrl.cli.presets.preset import Preset
 
 PRESETS = [
@@ -10,6 +10,5 @@ PRESETS = [
     Preset("walker2d[_-]medium[_-]expert-v*", agent=dict(diversity_coef=5.0)),
     Preset("maze2d*", agent=dict(diversity_coef=0.1)),
     Preset("pen*", agent=dict(critic=dict(num_critics=20), diversity_coef=10.0)),
-    Preset("gymnax/*", SMALL),
-    Preset("maze/*", SMALL),
+    *[Preset(pattern, SMALL) for pattern in SHIPPED],
 ]

@@ -10,6 +10,7 @@ PRESETS = [
     Preset("*", PAPER, agent=dict(lr_decay_steps=1_000_000)),
     # Advantages are of the order of 1 when returns span a thousand.
     *[Preset(pattern, return_range=1000.0) for pattern in LOCOMOTION],
+    Preset("mjx/*/*", merge(SMALL, VALUE), return_range=1000.0, agent=dict(lr_decay_steps=30_000)),
     Preset("gymnax/*", merge(SMALL, VALUE), return_range=1000.0, agent=dict(lr_decay_steps=30_000)),
     Preset("maze/*", merge(SMALL, VALUE, MAZE), agent=dict(lr_decay_steps=30_000)),
     Preset("antmaze*", MAZE),

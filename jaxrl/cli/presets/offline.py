@@ -19,5 +19,8 @@ PAPER: Settings = dict(
 SMALL: Settings = dict(total_steps=30_000, agent=networks(hidden_dims=(128, 128)))
 SMALL_POLICY: Settings = dict(total_steps=30_000, agent=dict(policy=dict(hidden_dims=(128, 128))))
 
-# The datasets of D4RL by family.
-LOCOMOTION = ("halfcheetah*", "hopper*", "walker2d*")
+# The datasets of D4RL by family, and tasks of the library that are alike.
+LOCOMOTION = ("halfcheetah*", "hopper*", "walker2d*", "mjx/HalfCheetah*", "mjx/Hopper*",
+              "mjx/Walker2d*")  # fmt: skip
+# The datasets that come with the library, and toy tasks.
+SHIPPED = ("gymnax/*", "maze/*", "mjx/*/*")

@@ -1,6 +1,6 @@
 """Presets of ReBRAC: the weights ``(actor_bc, critic_bc)`` of the authors' configurations."""
 
-from jaxrl.cli.presets.offline import LOCOMOTION, PAPER, SMALL
+from jaxrl.cli.presets.offline import LOCOMOTION, PAPER, SHIPPED, SMALL
 from jaxrl.cli.presets.preset import Preset
 
 WEIGHTS: dict[str, dict[str, tuple[float, float]]] = {
@@ -62,6 +62,7 @@ PRESETS = [
     ],
     Preset("antmaze*", reward_scale=100.0, agent=dict(gamma=0.999, critic_learning_rate=5e-5)),
     *[Preset(f"antmaze-{maze}-v*", weights(*pair)) for maze, pair in MAZES.items()],
-    Preset("gymnax/*", SMALL),
-    Preset("maze/*", SMALL),
+    *[Preset(pattern, SMALL, batch_size=256, agent=SLOW) for pattern in SHIPPED],
+    Preset("mjx/Hopper-*/medium-replay", weights(*WEIGHTS["hopper"]["medium_replay"])),
+    Preset("mjx/Hopper-*/medium-expert", weights(*WEIGHTS["hopper"]["medium_expert"])),
 ]
