@@ -1,0 +1,188 @@
+"""Speed of diffusion and flow policies: gradient steps, and the latency of an action.
+
+python benchmarks/generative.py
+python benchmarks/generative.py --what latency --out results/generative_speed.json
+
+``updates``: gradient steps per second of FQL and Diffusion-QL at their published sizes, on batches
+of 256 of a dataset with observations of 17 and actions of 6: ``loop`` is the whole loop with the
+drawing of batches, ``products`` the matrix products of its update alone. Those are read from the
+traced update and run one after another, on arrays of the same shapes.
+
+``latency``: the time to act, compiled, at batches of 1 and of 256, for several numbers of steps K;
+beside it the return of the same policy with that K. The policies are clones of Pendulum's
+medium-expert data, with networks of 256x256x256, trained once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from offline import Timed, dataset, timed_compile
+
+import jaxrl
+from jaxrl.cli import launch
+from jaxrl.data.formats import load
+from jaxrl.data.shipped import shipped_path
+from jaxrl.nn.diffusion import Diffusion
+from jaxrl.nn.flow import Flow
+from jaxrl.record.folder import write_json
+from jaxrl.record.provenance import provenance
+from jaxrl.run.devices import Programs, choose
+from jaxrl.types import Array, Batch, Box, Spec
+
+STEPS, BATCH = 16, 256  # gradient steps of an iteration
+AGENTS = {"FQL": jaxrl.FQL(), "DiffusionQL": jaxrl.DiffusionQL()}
+SPEC = Spec(Box(-np.inf, np.inf, (17,)), Box(-1.0, 1.0, (6,)), 1000)
+WIDE: dict[str, Any] = {"hidden_dims": (256, 256, 256)}
+KS = (1, 5, 10, 50)
+
+
+def dots(jaxpr: Any) -> list[tuple[tuple[int, ...], tuple[int, ...], Any]]:
+    """Return the shapes and dimension numbers of all matrix products in a traced program."""
+    found = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            a, b = (x.aval.shape for x in eqn.invars)
+            found.append((a, b, eqn.params["dimension_numbers"]))
+        times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=has_equations):
+            if has_equations(inner):
+                found += dots(getattr(inner, "jaxpr", inner)) * times
+    return found
+
+
+def has_equations(value: Any) -> bool:
+    """Whether a value is a traced program."""
+    return hasattr(getattr(value, "jaxpr", value), "eqns")
+
+
+def products(update: Callable, *args: Any) -> Callable[[Array], Array]:
+    """Return a program of the matrix products of ``update(*args)``, ``STEPS`` times over.
+
+    Each waits for the one before it, and none can be left out.
+    """
+    todo = dots(jax.make_jaxpr(update)(*args).jaxpr)
+    key = jax.random.key(0)
+    shapes = {shape for a, b, _ in todo for shape in (a, b)}
+    arrays = {shape: jax.random.normal(key, shape) for shape in shapes}
+
+    def step(s: Array, _: None) -> tuple[Array, None]:
+        for a, b, numbers in todo:
+            x, y, s = jax.lax.optimization_barrier((arrays[a], arrays[b], s))
+            out = jax.lax.dot_general(x, y, numbers)
+            s = jax.lax.slice(out.reshape(-1), (0,), (1,))
+        return s, None
+
+    return lambda s: jax.lax.scan(step, s, length=STEPS)[0]
+
+
+def updates(repeats: int, rows: int) -> list[dict[str, Any]]:
+    """Time the gradient steps of both agents, beside their products."""
+    found, data = [], dataset(rows)
+    for name, agent in AGENTS.items():
+        trainer = jaxrl.Offline(agent, SPEC, num_updates=STEPS, batch_size=BATCH)
+        whole = Programs(trainer, choose([trainer], 1))
+        held = whole.put_data(data)
+        ts = [jax.jit(whole.init)({}, jax.vmap(jax.random.key)(jnp.arange(1)), held)]
+        count, first = jnp.int32(1), jnp.int32(0)
+        compiled, seconds = timed_compile(
+            jax.jit(whole.chunk, donate_argnums=1).lower({}, ts[0], held, count, first)
+        )
+
+        def loop(ts: list = ts, compiled: Any = compiled, held: Any = held) -> Any:  # of this agent
+            ts[0], metrics = compiled({}, ts[0], held, jnp.int32(1), jnp.int32(0))
+            return metrics
+
+        batch = Batch(*(x[:BATCH] for x in (data.obs, data.action, data.reward, data.reward,
+                                            data.next_obs)), {})  # fmt: skip
+        state = trainer.agent.init(jax.random.key(0))
+        bare = products(trainer.agent.update, state, batch, jax.random.key(0))
+        alone, alone_seconds = timed_compile(jax.jit(bare).lower(jnp.zeros(1)))
+        timed = {
+            "products": Timed(lambda alone=alone: alone(jnp.zeros(1)), STEPS, alone_seconds),
+            "loop": Timed(loop, STEPS, seconds),
+        }
+        for _ in range(repeats + 1):
+            for program in timed.values():
+                program.run()
+        speeds = {k: v.updates / statistics.median(v.seconds[1:]) for k, v in timed.items()}
+        share = speeds["loop"] / speeds["products"]
+        print(f"{name:12} products {speeds['products']:7.1f}/s  loop {speeds['loop']:7.1f}/s"
+              f"  {share:.0%} of products, compiled in {seconds:.1f} s", flush=True)  # fmt: skip
+        found.append({"agent": name, **speeds, "share": share, "compile_seconds": seconds})
+    return found
+
+
+def latency(steps: int, episodes: int) -> list[dict[str, Any]]:
+    """Time the actions of two clones for several K, and play them."""
+    name, found = "gymnax/Pendulum-v1", []
+    env = jaxrl.VectorEnv(jaxrl.make(name), 1)
+    data = load(shipped_path(f"{name}/medium-expert"), quiet=True)
+    clones = {
+        "diffusion": Diffusion(**WIDE, num_steps=50, schedule="cosine", eta=0.0, activation="mish"),
+        "flow": Flow(**WIDE, activation="gelu"),
+    }
+    for kind, policy in clones.items():
+        trainer = jaxrl.Offline(jaxrl.BC(policy), env, num_updates=1_000)
+        trained = jax.jit(lambda key, data, trainer=trainer: trainer.train(key, steps, data)[0])
+        ts = trained(jax.random.key(0), jax.tree.map(jnp.asarray, data))
+        for k in KS:
+            few = dataclasses.replace(trainer.agent.policy, sample_steps=k)
+            acting = dataclasses.replace(
+                trainer, agent=dataclasses.replace(trainer.agent, policy=few)
+            )
+            played = jax.jit(
+                lambda ts, acting=acting: acting.evaluate(ts, jax.random.key(1), episodes).returns
+            )(ts)
+            row = {"policy": kind, "steps": k, "return": float(np.mean(played))}
+            for batch in (1, 256):
+                row[f"microseconds_at_{batch}"] = action_time(acting.agent, ts.agent, batch)
+            print(f"{kind:10} K {k:3}  return {row['return']:8.1f}  "
+                  f"batch 1: {row['microseconds_at_1']:8.0f} us  "
+                  f"batch 256: {row['microseconds_at_256']:8.0f} us", flush=True)  # fmt: skip
+            found.append(row)
+    return found
+
+
+def action_time(agent: Any, state: Any, batch: int, repeats: int = 50) -> float:
+    """Return the microseconds of an action of ``batch`` observations: the median."""
+    obs = jnp.zeros((batch, 3))
+    act = jax.jit(lambda state, obs, key: agent.act(state, (), obs, key, "greedy")[0])
+    key, seconds = jax.random.key(0), []
+    jax.block_until_ready(act(state, obs, key))
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(act(state, obs, key))
+        seconds.append(time.perf_counter() - began)
+    return round(1e6 * statistics.median(seconds), 1)
+
+
+def main(
+    what: Literal["all", "updates", "latency"] = "all",
+    repeats: int = 5,
+    rows: int = 100_000,
+    steps: int = 10_000,
+    episodes: int = 64,
+    out: Path | None = None,
+) -> None:
+    """Measure, print, and write JSON if asked."""
+    record: dict[str, Any] = {**provenance()}
+    if what != "latency":
+        record["updates"] = updates(repeats, rows)
+    if what != "updates":
+        record["latency"] = latency(steps, episodes)
+    if out:
+        write_json(out, record)
+
+
+if __name__ == "__main__":
+    launch(lambda: tyro.cli(main, description=__doc__))
