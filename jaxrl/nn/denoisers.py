@@ -222,6 +222,29 @@ class Denoiser(NetworkPart):
             obs = self.without(obs, share)
         return self._unguided(params, obs)
 
+    # Acting
+
+    def generate(self, predict: Predict, key: Key, shape: tuple[int, ...]) -> Array:
+        """Return actions ``[..., A]`` of the given shape, made of noise by ``predict``."""
+        raise AssertionError("a family defines how samples are made")
+
+    def generate_from(self, predict: Predict, first: Array) -> Array:
+        """Return actions from the first noise ``[..., A]``, without further noise: ``[..., A]``."""
+        raise AssertionError("a family defines how samples are made")
+
+    def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Any]:
+        """Return an action ``[..., A]``, and an empty trace."""
+        return self.mode(params, obs, key), ()
+
+    def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
+        """Return a sample ``[..., A]``; there is no closed form of the most likely action."""
+        shape = (*batch_shape(self, obs), self.action_dim)
+        return self.generate(self.predictor(params, obs), key, shape)
+
+    def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
+        """Return the action ``[..., A]`` of the first noise ``[..., A]``, without further noise."""
+        return self.generate_from(self.predictor(params, obs), noise)
+
     # Learning
 
     def noised_errors(self, predict: Predict, time: Array, action: Array, noise: Array) -> Array:

@@ -168,28 +168,29 @@ class Diffusion(Denoiser):
         steps = self.steps(exploring)
         return run_chain(step, first, (steps, noise), self.checkpoint)[1]
 
+    def generate(self, predict: Predict, key: Key, shape: tuple[int, ...]) -> Array:
+        """Return actions ``[..., A]``, without the noise that exploring adds (``min_std``)."""
+        return self._ends(self._points(predict, key, shape, exploring=False))
+
+    def generate_from(self, predict: Predict, first: Array) -> Array:
+        """Return the actions ``[..., A]`` that DDIM makes of the first noise ``[..., A]``."""
+        plain = dataclasses.replace(self, eta=0.0)
+        zeros = jnp.zeros((self.sample_steps or self.num_steps, *first.shape))
+        return self._ends(plain.chain(predict, first, zeros, exploring=False))
+
     def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Chain]:
         """Return an action ``[..., A]``, and the chain that led to it."""
-        points = self._points(params, obs, key, exploring=True)
-        log_prob = jnp.sum(self.step_log_prob(params, obs, points), axis=-1)
-        return jnp.clip(points[..., -1, :], -1.0, 1.0), Chain(points, log_prob)
-
-    def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
-        """Return a sample ``[..., A]`` without the noise that exploring adds (``min_std``)."""
-        points = self._points(params, obs, key, exploring=False)
-        return jnp.clip(points[..., -1, :], -1.0, 1.0)
-
-    def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
-        """Return the action ``[..., A]`` that DDIM makes of the first noise ``[..., A]``."""
-        plain = dataclasses.replace(self, eta=0.0)
-        zeros = jnp.zeros((self.sample_steps or self.num_steps, *noise.shape))
-        points = plain.chain(plain.predictor(params, obs), noise, zeros, exploring=False)
-        return jnp.clip(points[..., -1, :], -1.0, 1.0)
-
-    def _points(self, params: PyTree, obs: PyTree, key: Key, exploring: bool) -> Array:
         shape = (*batch_shape(self, obs), self.action_dim)
+        points = self._points(self.predictor(params, obs), key, shape, exploring=True)
+        log_prob = jnp.sum(self.step_log_prob(params, obs, points), axis=-1)
+        return self._ends(points), Chain(points, log_prob)
+
+    def _points(self, predict: Predict, key: Key, shape: tuple[int, ...], exploring: bool) -> Array:
         first, noise = normals(key, self.sample_steps or self.num_steps, shape)
-        return self.chain(self.predictor(params, obs), first, noise, exploring)
+        return self.chain(predict, first, noise, exploring)
+
+    def _ends(self, points: Array) -> Array:
+        return jnp.clip(points[..., -1, :], -1.0, 1.0)
 
     # The chain as a policy of K actions
 
@@ -307,19 +308,12 @@ class EDM(Denoiser):
         rows = (self.levels(), noise)
         return run_chain(step, self.sigma_max * first, rows, self.checkpoint)[1]
 
-    def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Any]:
-        """Return an action ``[..., A]``, and an empty trace."""
-        return self.mode(params, obs, key), ()
-
-    def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
-        """Return a sample ``[..., A]``; there is no closed form of the most likely action."""
-        shape = (*batch_shape(self, obs), self.action_dim)
-        first, noise = normals(key, self.sample_steps, shape)
-        points = self.chain(self.predictor(params, obs), first, noise)
+    def generate(self, predict: Predict, key: Key, shape: tuple[int, ...]) -> Array:
+        """Return actions ``[..., A]`` of the given shape."""
+        points = self.chain(predict, *normals(key, self.sample_steps, shape))
         return jnp.clip(points[..., -1, :], -1.0, 1.0)
 
-    def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
-        """Return the action ``[..., A]`` of the first noise ``[..., A]``, without further noise."""
-        zeros = jnp.zeros((self.sample_steps, *noise.shape))
-        points = self.chain(self.predictor(params, obs), noise, zeros)
+    def generate_from(self, predict: Predict, first: Array) -> Array:
+        """Return actions from the first noise ``[..., A]``, without further noise: ``[..., A]``."""
+        points = self.chain(predict, first, jnp.zeros((self.sample_steps, *first.shape)))
         return jnp.clip(points[..., -1, :], -1.0, 1.0)

@@ -87,18 +87,13 @@ class Flow(Denoiser):
         times = self.step_times()
         return run_chain(lambda x, t: self.step(predict, x, t), first, times, self.checkpoint)[1]
 
-    def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
-        """Return the action ``[..., A]`` at the end of the flow from ``noise[..., A]``."""
-        points = self.chain(self.predictor(params, obs), noise)
-        return jnp.clip(points[..., -1, :], -1.0, 1.0)
+    def generate(self, predict: Predict, key: Key, shape: tuple[int, ...]) -> Array:
+        """Return actions ``[..., A]`` of the given shape."""
+        return self.generate_from(predict, jax.random.normal(row_key(key), shape))
 
-    def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Any]:
-        """Return an action ``[..., A]``, and an empty trace."""
-        return self.mode(params, obs, key), ()
-
-    def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
-        """Return a sample ``[..., A]``; there is no closed form of the most likely action."""
-        return self.from_noise(params, obs, first_noise(self, obs, key))
+    def generate_from(self, predict: Predict, first: Array) -> Array:
+        """Return the actions at the end of the flow from noise ``[..., A]``: ``[..., A]``."""
+        return jnp.clip(self.chain(predict, first)[..., -1, :], -1.0, 1.0)
 
 
 @hyper.dataclass
