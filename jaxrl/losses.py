@@ -112,6 +112,16 @@ def min_over_critics(q: Array, num: int | None, key: Key) -> Array:
     return jnp.min(q, axis=0)
 
 
+def pessimistic(q: Array, pessimism: Array | float | None) -> Array:
+    """Return ``mean - pessimism std`` of ``q[E, ...]`` over critics, or their minimum: ``[...]``.
+
+    The minimum is for a ``pessimism`` of None.
+    """
+    if pessimism is None:
+        return jnp.min(q, axis=0)
+    return jnp.mean(q, axis=0) - pessimism * jnp.std(q, axis=0)
+
+
 def value_of_action(q: Array, action: Array) -> Array:
     """``Q(s, a)`` from the values ``q[..., n]`` of all actions, for indices ``action[...]``.
 

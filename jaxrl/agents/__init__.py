@@ -5,9 +5,12 @@ from jaxrl.agents.cql import CQL, CalQL
 from jaxrl.agents.discrete_cql import DiscreteCQL
 from jaxrl.agents.dqn import DQN
 from jaxrl.agents.dsac import DSAC, DSACT
+from jaxrl.agents.dsrl import DSRL
 from jaxrl.agents.edac import EDAC
+from jaxrl.agents.edit import EditPolicy
 from jaxrl.agents.fqe import FQE
 from jaxrl.agents.iql import IQL
+from jaxrl.agents.pa_rl import PARL
 from jaxrl.agents.ppo import PPO
 from jaxrl.agents.pqn import PQN
 from jaxrl.agents.rebrac import ReBRAC
@@ -21,15 +24,18 @@ __all__ = [
     "DQN",
     "DSAC",
     "DSACT",
+    "DSRL",
     "EDAC",
     "CQL",
     "FQE",
     "IQL",
+    "PARL",
     "PPO",
     "PQN",
     "SAC",
     "TD3",
     "TD3BC",
+    "EditPolicy",
     "NormalizeObs",
     "ReBRAC",
     "CalQL",
