@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from jaxrl import hyper, optim
 from jaxrl.agents import protocol
-from jaxrl.hyper import number, part, size
-from jaxrl.losses import pessimistic
+from jaxrl.hyper import choice, number, part, size
+from jaxrl.losses import OverCritics, over_critics
 from jaxrl.metrics import Metrics, mean_of, merged
 from jaxrl.nn.critics import Critic
 from jaxrl.nn.flow import Flow, first_noise
@@ -50,6 +50,7 @@ class DSRL:
     """
 
     learns_from: ClassVar = "batches"
+    policy_at: ClassVar = ("policy",)
 
     policy: Any = part(Flow(**_SIZES), help="the frozen policy, which makes actions of noise")
     actor: Any = part(TanhGaussian(**_SIZES), help="policy family of noises")
@@ -64,9 +65,8 @@ class DSRL:
     gamma: float = number(0.99, 0, 1, help="discount")
     tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
     noise_scale: float = number(1.0, 0, help="the largest noise; 0 is the policy at noise 0")
-    pessimism: float | None = number(
-        0.5, 0, optional=True, help="targets are mean - this times std over critics; None: minimum"
-    )
+    target_q: OverCritics = choice("mean", OverCritics, help="over the critics, in targets")
+    pessimism: float = number(0.5, 0, help="deviations over the critics that targets are lower by")
     initial_alpha: float = number(1.0, above=0, help="initial temperature")
     target_entropy: float = number(
         -0.5, help="entropy per element, in nats, of noises within [-1, 1]"
@@ -100,10 +100,6 @@ class DSRL:
             target_critic=jax.tree.map(jnp.copy, critic),
         )
 
-    def with_policy(self, state: DSRLState, params: PyTree) -> DSRLState:
-        """Return the state with another frozen policy."""
-        return state._replace(policy=params)
-
     # Losses
 
     def critic_loss(
@@ -116,7 +112,8 @@ class DSRL:
         next_noise, _ = self.actor.dist(state.actor.params, batch.next_obs).sample(key)
         next_action = self.steered(state, batch.next_obs, next_noise)
         next_q = self.critic(state.target_critic, batch.next_obs, next_action)
-        target = batch.reward + batch.discount * pessimistic(next_q, self.pessimism)
+        next_value = over_critics(next_q, self.target_q, self.pessimism)
+        target = batch.reward + batch.discount * next_value
         q = self.critic(params, batch.obs, batch.action)
         return jnp.sum(jnp.mean(jnp.square(q - target), axis=-1)), {"q": mean_of(q)}
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxrl import hyper, optim
 from jaxrl.agents import protocol
 from jaxrl.agents.improvement import best, candidates
-from jaxrl.hyper import flag, number, part, size
-from jaxrl.losses import pessimistic
+from jaxrl.hyper import choice, flag, number, part, size
+from jaxrl.losses import OverCritics, over_critics
 from jaxrl.metrics import Metrics, mean_of, merged
 from jaxrl.nn.critics import Critic
 from jaxrl.nn.encoders import WithAction
@@ -70,17 +70,22 @@ class EditPolicy:
     num_candidates: int = size(
         1, help="samples that are edited; of several, the best acts, edited or not"
     )
-    pessimism: float | None = number(
-        0.5, 0, optional=True, help="targets are mean - this times std over critics; None: minimum"
-    )
+    target_q: OverCritics = choice("mean", OverCritics, help="over the critics, in targets")
+    pessimism: float = number(0.5, 0, help="deviations over the critics that targets are lower by")
     initial_alpha: float = number(1.0, above=0, help="initial temperature")
     target_entropy: float = number(-0.5, help="entropy per element of edits, in nats")
     policy_delay: int = size(1, help="gradient steps from one update of policies to the next")
 
+    @property
+    def policy_at(self) -> tuple[str, ...]:
+        """Where the policy's parameters are in the state."""
+        return ("policy",) if self.frozen else ("policy.params",)
+
     def bind(self, spec: Spec) -> EditPolicy:
         """Return the agent for ``spec``. Raises UsageError for discrete actions, as parts do."""
         protocol.require_continuous(self, spec)
-        protocol.require_methods(self, "policy", ["sample", "fit_loss"], "Flow")
+        needed = ["sample"] if self.frozen else ["sample", "fit_loss"]
+        protocol.require_methods(self, "policy", needed, "Flow")
         protocol.require_methods(self, "edit", ["dist"], "TanhGaussian")
         policy = self.policy.bind(spec)
         box = Box(-1.0, 1.0, (policy.action_dim,))
@@ -105,10 +110,6 @@ class EditPolicy:
             target_critic=jax.tree.map(jnp.copy, critic),
         )
 
-    def with_policy(self, state: EditState, params: PyTree) -> EditState:
-        """Return the state with another policy, whose optimiser starts anew."""
-        return state._replace(policy=params if self.frozen else self.optimizer.start(params))
-
     def policy_params(self, state: EditState) -> PyTree:
         """Return the parameters of the policy that is edited."""
         return state.policy if self.frozen else state.policy.params
@@ -123,7 +124,8 @@ class EditPolicy:
         ``Q'`` is pessimistic over the target critics, and ``a'`` are edited actions ``[B, A]``.
         """
         next_q = self.critic(state.target_critic, batch.next_obs, next_action)
-        target = batch.reward + batch.discount * pessimistic(next_q, self.pessimism)
+        next_value = over_critics(next_q, self.target_q, self.pessimism)
+        target = batch.reward + batch.discount * next_value
         q = self.critic(params, batch.obs, batch.action)
         return jnp.sum(jnp.mean(jnp.square(q - target), axis=-1)), {"q": mean_of(q)}
 

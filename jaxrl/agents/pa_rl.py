@@ -55,6 +55,7 @@ class PARL:
     """
 
     learns_from: ClassVar = "batches"
+    policy_at: ClassVar = ("policy.params",)
 
     policy: Any = part(Diffusion(), help="policy family, one that samples and imitates")
     critic: Any = part(Critic(**_NORMED, num_critics=10), help="ensemble of critics")
@@ -115,14 +116,6 @@ class PARL:
             value=start(self.value.init(value_key)) if self.critic_learning == "iql" else (),
             target_critic=jax.tree.map(jnp.copy, critic),
         )
-
-    def with_policy(self, state: PARLState, params: PyTree) -> PARLState:
-        """Return the state with another policy, whose optimiser starts anew."""
-        return state._replace(policy=self.optimizer.start(params))
-
-    def policy_params(self, state: PARLState) -> PyTree:
-        """Return the parameters of the policy that is distilled into."""
-        return state.policy.params
 
     # Losses
 
