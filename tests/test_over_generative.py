@@ -14,10 +14,21 @@ import numpy as np
 import pytest
 from shared import assert_same_bits
 
-from jaxrl import BC, DSRL, PARL, Dataset, EditPolicy, Offline, OffPolicy, UsageError, VectorEnv
+from jaxrl import (
+    BC,
+    DSRL,
+    PARL,
+    Dataset,
+    EditPolicy,
+    Offline,
+    OffPolicy,
+    UsageError,
+    VectorEnv,
+    hyper,
+    make,
+)
 from jaxrl import metrics as m
 from jaxrl.agents.improvement import Ascent
-from jaxrl.envs import make
 from jaxrl.nn.critics import Critic, ValueFunction
 from jaxrl.nn.diffusion import EDM, Diffusion
 from jaxrl.nn.flow import Flow, OneStep
@@ -404,11 +415,9 @@ SWEPT = {
 @pytest.mark.parametrize("name", SWEPT)
 def test_seeds_and_numbers_are_swept_by_vmap(name):
     """Members are what they are alone; seeds and numbers do act."""
-    from jaxrl import hyper
-
     agent = SWEPT[name].bind(ref.SPEC)
     batch = jax.tree.map(jnp.float32, batch_of())
-    start = jax.tree.map(lambda x: x, filled(agent))
+    start = filled(agent)
 
     def member(value, key):
         swept = hyper.replace(agent, {name: value})
@@ -461,7 +470,10 @@ def test_agents_go_from_offline_to_online(agent):
     ("agent", "line"),
     [
         (dsrl(policy=NORMAL), "DSRL needs a policy with from_noise.., which Gaussian lacks"),
-        (dsrl(policy=FLOW, actor=Deterministic()), "needs a actor with dist|needs an actor with"),
+        (
+            dsrl(policy=FLOW, actor=Deterministic()),
+            "DSRL needs an actor with dist.., which Deterministic lacks",
+        ),
         (edit(policy=ONE_STEP), "EditPolicy needs a policy with fit_loss.., which OneStep lacks"),
         (pa_rl(policy=ONE_STEP), "PARL needs a policy with fit_loss.., which OneStep lacks"),
         (pa_rl(improver=Ascent(4, 5)), "num_kept is 5, and there are 4 candidates; give at most 4"),

@@ -144,11 +144,11 @@ def require_discrete(agent: Any, spec: Spec) -> None:
 
 def require_methods(agent: Any, name: str, methods: Sequence[str], instead: str) -> None:
     """Raise UsageError unless the part ``name`` of an agent has ``methods``."""
-    part = getattr(agent, name)
+    part, article = getattr(agent, name), "an" if name[0] in "aeiou" else "a"
     for method in methods:
         if not hasattr(part, method):
             raise UsageError(
-                f"{type(agent).__name__} needs a {name} with {method}(), which "
+                f"{type(agent).__name__} needs {article} {name} with {method}(), which "
                 f"{type(part).__name__} lacks; give another, such as {instead}"
             )
 
