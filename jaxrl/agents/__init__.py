@@ -2,11 +2,15 @@
 
 from jaxrl.agents.bc import BC
 from jaxrl.agents.cql import CQL, CalQL
+from jaxrl.agents.diffusion_ql import DiffusionQL
 from jaxrl.agents.discrete_cql import DiscreteCQL
 from jaxrl.agents.dqn import DQN
 from jaxrl.agents.dsac import DSAC, DSACT
 from jaxrl.agents.edac import EDAC
 from jaxrl.agents.fqe import FQE
+from jaxrl.agents.fql import FQL
+from jaxrl.agents.idql import IDQL, IFQL
+from jaxrl.agents.improvement import Ascent, BestOf, Softmax
 from jaxrl.agents.iql import IQL
 from jaxrl.agents.ppo import PPO
 from jaxrl.agents.pqn import PQN
@@ -24,15 +28,22 @@ __all__ = [
     "EDAC",
     "CQL",
     "FQE",
+    "FQL",
+    "IDQL",
+    "IFQL",
     "IQL",
     "PPO",
     "PQN",
     "SAC",
     "TD3",
     "TD3BC",
+    "Ascent",
+    "BestOf",
     "NormalizeObs",
     "ReBRAC",
     "CalQL",
+    "DiffusionQL",
     "DiscreteCQL",
     "ScaleReward",
+    "Softmax",
 ]
