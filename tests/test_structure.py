@@ -121,12 +121,15 @@ def test_all_algorithms_are_found():
         "bc",
         "cql",
         "discrete_cql",
+        "diffusion_ql",
         "dqn",
         "dsac",
         "dsrl",
         "edac",
         "edit",
         "fqe",
+        "fql",
+        "idql",
         "iql",
         "pa_rl",
         "ppo",
@@ -141,11 +144,12 @@ def test_all_algorithms_are_found():
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_no_agent_has_a_base_class(name):
-    """A published refinement may extend its original in the same file: DSAC-T, and Cal-QL."""
+    """A published refinement may extend its original in the same file: DSAC-T, Cal-QL and IFQL."""
     bases = {c.name: [ast.unparse(base) for base in c.bases] for c in classes(name).values()}
     agents = {each: found for each, found in bases.items() if found != ["NamedTuple"]}
     assert agents.pop("DSACT", ["DSAC"]) == ["DSAC"]
     assert agents.pop("CalQL", ["CQL"]) == ["CQL"]
+    assert agents.pop("IFQL", ["IDQL"]) == ["IDQL"]
     assert not any(agents.values())
 
 

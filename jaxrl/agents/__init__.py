@@ -2,6 +2,7 @@
 
 from jaxrl.agents.bc import BC
 from jaxrl.agents.cql import CQL, CalQL
+from jaxrl.agents.diffusion_ql import DiffusionQL
 from jaxrl.agents.discrete_cql import DiscreteCQL
 from jaxrl.agents.dqn import DQN
 from jaxrl.agents.dsac import DSAC, DSACT
@@ -9,6 +10,9 @@ from jaxrl.agents.dsrl import DSRL
 from jaxrl.agents.edac import EDAC
 from jaxrl.agents.edit import EditPolicy
 from jaxrl.agents.fqe import FQE
+from jaxrl.agents.fql import FQL
+from jaxrl.agents.idql import IDQL, IFQL
+from jaxrl.agents.improvement import Ascent, BestOf, Softmax
 from jaxrl.agents.iql import IQL
 from jaxrl.agents.pa_rl import PARL
 from jaxrl.agents.ppo import PPO
@@ -28,6 +32,9 @@ __all__ = [
     "EDAC",
     "CQL",
     "FQE",
+    "FQL",
+    "IDQL",
+    "IFQL",
     "IQL",
     "PARL",
     "PPO",
@@ -36,9 +43,13 @@ __all__ = [
     "TD3",
     "TD3BC",
     "EditPolicy",
+    "Ascent",
+    "BestOf",
     "NormalizeObs",
     "ReBRAC",
     "CalQL",
+    "DiffusionQL",
     "DiscreteCQL",
     "ScaleReward",
+    "Softmax",
 ]

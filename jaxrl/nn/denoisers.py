@@ -21,8 +21,8 @@ from jaxrl.errors import UsageError
 from jaxrl.hyper import choice, flag, number, size, words
 from jaxrl.nn.activations import ACTIVATIONS
 from jaxrl.nn.encoders import POLICY_KEYS, chosen_keys
-from jaxrl.nn.networks import MLP
-from jaxrl.nn.part import NetworkPart, split_key
+from jaxrl.nn.networks import MLP, apply_network
+from jaxrl.nn.part import DropoutPart, split_key
 from jaxrl.nn.policies import check_reach, vector_size
 from jaxrl.rng import row_key
 from jaxrl.types import Array, Key, PyTree, Spec
@@ -83,6 +83,7 @@ class ResidualMLP(MLP):
 
     A layer to that width, then blocks ``x + Dense(act(Dense(LayerNorm(x))))``, one for each of
     ``hidden_dims``, then activation and head (Hansen-Estruch et al. 2023, "IDQL", figure 3).
+    Dropout is in front of the norms.
     """
 
     @nn.compact
@@ -91,7 +92,7 @@ class ResidualMLP(MLP):
         gain = 2.0**0.5
         x = self._dense("inputs", width, gain, x)
         for i, _ in enumerate(self.hidden_dims):
-            y = nn.LayerNorm(name=f"norm_{i}")(x)
+            y = nn.LayerNorm(name=f"norm_{i}")(self._thinned(x))
             y = act(self._dense(f"wide_{i}", 4 * width, gain, y))
             x = x + self._dense(f"layer_{i}", width, gain, y)
         x = act(x)
@@ -99,7 +100,7 @@ class ResidualMLP(MLP):
 
 
 @hyper.dataclass
-class Denoiser(NetworkPart):
+class Denoiser(DropoutPart):
     """What families that denoise have in common: the network, guidance, and many noises per row.
 
     With ``guided_by``, the named entries of dictionary observations are left out (zeros) from a
@@ -199,8 +200,8 @@ class Denoiser(NetworkPart):
         features = self.encoder(params["encoder"], obs)
 
         def predict(x: Array, time: Array) -> Array:
-            out: Any = self.denoiser.apply({"params": params["network"]}, x, time, features)
-            return out
+            inputs, key = (x, time, features), self.dropout_key
+            return apply_network(self.denoiser, params["network"], *inputs, dropout_key=key)
 
         return predict
 
@@ -215,12 +216,16 @@ class Denoiser(NetworkPart):
         return obs | {name: zeroed(obs[name]) for name in self.guided_by}
 
     def learner(self, params: PyTree, obs: PyTree, key: Key) -> Predict:
-        """Return the network at ``obs[B, *O]`` to learn with: some rows without guidance."""
+        """Return the network at ``obs[B, *O]`` to learn with.
+
+        It has dropout, and some rows are without guidance.
+        """
         if self.guided_by:
             rows = jax.tree.leaves(obs)[0].shape[:1]
             share = jax.random.bernoulli(row_key(key), self.unguided_share, rows)
             obs = self.without(obs, share)
-        return self._unguided(params, obs)
+        learner: Predict = self.dropping(key)._unguided(params, obs)
+        return learner
 
     # Acting
 

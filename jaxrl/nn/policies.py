@@ -27,7 +27,7 @@ from jaxrl.hyper import choice, flag, interval, number
 from jaxrl.nn import distributions
 from jaxrl.nn.distributions import Distribution, Trace
 from jaxrl.nn.encoders import POLICY_KEYS
-from jaxrl.nn.part import NetworkPart
+from jaxrl.nn.part import DropoutPart
 from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec
 
 Std = Literal["independent", "clipped", "softplus", "exp"]
@@ -39,7 +39,7 @@ STD_HELP = (
 
 
 @hyper.dataclass
-class _Policy(NetworkPart):
+class _Policy(DropoutPart):
     """A network from the observation to the action elements, or to what describes them."""
 
     head_scale: float = number(1.0, above=0, help="gain of an orthogonal head")
@@ -88,7 +88,7 @@ class _Density(_Policy):
 
     def fit_loss(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
         """Return ``-log pi(a | s)`` for given actions: ``[B]``."""
-        log_prob: Array = self.dist(params, obs).trace(action).log_prob
+        log_prob: Array = self.dropping(key).dist(params, obs).trace(action).log_prob
         return -log_prob
 
 
@@ -203,7 +203,8 @@ class Deterministic(_Policy):
 
     def fit_loss(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
         """Return the squared error, summed over action elements: ``[B]``."""
-        return jnp.sum(jnp.square(self.action(params, obs) - action), axis=-1)
+        own = self.dropping(key).action(params, obs)
+        return jnp.sum(jnp.square(own - action), axis=-1)
 
 
 @hyper.dataclass
