@@ -31,6 +31,7 @@ class BC:
     """
 
     learns_from: ClassVar = "batches"
+    policy_at: ClassVar = ("policy.params",)
 
     policy: Any = part(AutoPolicy(), help="policy family")
     optimizer: Any = part(Adam(), help="optimiser")

@@ -6,8 +6,11 @@ checks of its own does not mention them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from jaxrl import hyper
 from jaxrl.errors import UsageError
@@ -118,6 +121,80 @@ def policy_delay(agent: Any) -> int | None:
 def gradient_steps(agent: Any) -> int:
     """Return the gradient steps that one update on a rollout makes; 1 if the agent does not say."""
     return int(getattr(innermost(agent), "gradient_steps_per_update", 1))
+
+
+# --- the policy inside a state ------------------------------------------------------------------
+
+
+class LearntPolicy(NamedTuple):
+    """What a policy has learnt."""
+
+    params: PyTree
+    statistics: PyTree = ()  # of its observations, if they are normalised
+
+
+def learnt_policy(agent: Any, state: PyTree) -> LearntPolicy:
+    """Return what the agent's policy has learnt.
+
+    An agent that has a policy, in its field ``policy``, says where its parameters are:
+    ``policy_at = ("actor.params", "target_actor")`` is a path into the state, followed by those to
+    copies. If the state's field ``ema`` holds a moving average of them, that is returned.
+
+    Raises:
+        UsageError: for an agent without a policy.
+    """
+    method = getattr(agent, "learnt_policy", None)
+    if method is not None:
+        found: LearntPolicy = method(state)
+        return found
+    place = policy_at(agent)[0]
+    average = getattr(state, "ema", ())
+    return LearntPolicy(average if jax.tree.leaves(average) else _inside(state, place.split(".")))
+
+
+def with_policy(agent: Any, state: PyTree, policy: LearntPolicy) -> PyTree:
+    """Return a fresh state whose policy has learnt what another has, all copies of it included.
+
+    Entries of its parameters that the other's do not have stay fresh.
+
+    Raises:
+        UsageError: for an agent without a policy.
+    """
+    method = getattr(agent, "with_policy", None)
+    if method is not None:
+        return method(state, policy)
+    average = ("ema",) if hasattr(state, "ema") else ()
+    for place in (*policy_at(agent), *average):
+        state = _placed(state, place.split("."), policy.params)
+    return state
+
+
+def policy_at(agent: Any) -> tuple[str, ...]:
+    """Return the paths to the parameters of the agent's policy. Raises UsageError without any."""
+    places: tuple[str, ...] = getattr(agent, "policy_at", ())
+    if not places:
+        raise UsageError(
+            f"{type(agent).__name__} has no policy of its own; give an agent that has, such as PPO"
+        )
+    return places
+
+
+def _inside(node: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        node = node[name] if isinstance(node, Mapping) else getattr(node, name)
+    return node
+
+
+def _placed(node: Any, path: Sequence[str], params: PyTree) -> Any:
+    """Return ``node`` with ``params`` at ``path``, unless there is nothing to replace."""
+    if path:
+        inner = _placed(_inside(node, path[:1]), path[1:], params)
+        changed = {path[0]: inner}
+        return {**node, **changed} if isinstance(node, Mapping) else node._replace(**changed)
+    if not jax.tree.leaves(node):
+        return node
+    copied = jax.tree.map(jnp.copy, params)  # an array that is two leaves cannot be donated
+    return {**node, **copied} if isinstance(node, Mapping) else copied
 
 
 # --- checks that agents share, for their ``bind`` and ``check`` ---------------------------------

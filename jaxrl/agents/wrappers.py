@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxrl import hyper
 from jaxrl.agents import protocol
+from jaxrl.agents.protocol import LearntPolicy
 from jaxrl.hyper import bound, flag, number
 from jaxrl.metrics import Metrics
 from jaxrl.nn import running_statistics
@@ -93,6 +94,16 @@ class NormalizeObs:
         batch = batch._replace(obs=obs, next_obs=next_obs)
         return protocol.validation_loss(self.agent, state.agent, batch, key)
 
+    def learnt_policy(self, state: NormalizeObsState) -> LearntPolicy:
+        """Return what the inner agent's policy has learnt, and the statistics."""
+        inner = protocol.learnt_policy(self.agent, state.agent)
+        return inner._replace(statistics=state.statistics)
+
+    def with_policy(self, state: NormalizeObsState, policy: LearntPolicy) -> NormalizeObsState:
+        """Return a fresh state with another policy, and its statistics."""
+        inner = protocol.with_policy(self.agent, state.agent, policy)
+        return NormalizeObsState(jax.tree.map(jnp.copy, policy.statistics), inner)
+
     def seen(self, state: NormalizeObsState, obs: PyTree) -> PyTree:
         """Return ``obs[..., *O]`` as the inner agent sees it."""
         return running_statistics.normalise(state.statistics, obs, self.obs_clip)
@@ -144,6 +155,14 @@ class ScaleReward:
     def validation_loss(self, state: PyTree, batch: Batch, key: Key) -> Array:
         """Return the inner agent's loss; rewards of batches are transformed already."""
         return protocol.validation_loss(self.agent, state, batch, key)
+
+    def learnt_policy(self, state: PyTree) -> LearntPolicy:
+        """Return what the inner agent's policy has learnt."""
+        return protocol.learnt_policy(self.agent, state)
+
+    def with_policy(self, state: PyTree, policy: LearntPolicy) -> PyTree:
+        """Return the inner agent's fresh state with another policy."""
+        return protocol.with_policy(self.agent, state, policy)
 
     def seen(self, data: Any) -> Any:
         """Return data as the inner agent sees it: transitions with transformed rewards."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +108,10 @@ class Denoiser(DropoutPart):
     prediction without them: ``u + guidance (c - u)`` (Ho and Salimans 2022, "Classifier-Free
     Diffusion Guidance"). A guidance of 1 is the plain conditional policy.
     """
+
+    changeable: ClassVar[tuple[str, ...]] = (
+        *NetworkPart.changeable, "noise_samples", "checkpoint",
+    )  # fmt: skip
 
     residual: bool = flag(False, help="residual blocks of equal widths with LayerNorm")
     time_embedding: TimeEmbedding = choice(

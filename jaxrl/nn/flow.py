@@ -7,7 +7,7 @@ noise to action, to distil a flow into.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,10 @@ class Flow(Denoiser):
     the velocity is ``a - x_0``. The defaults are those of the code of Park et al. 2025 ("Flow
     Q-Learning"): ten Euler steps, at times ``i / K`` that enter the network as they are.
     """
+
+    changeable: ClassVar[tuple[str, ...]] = (
+        *Denoiser.changeable, "sample_steps", "solver", "time_distribution",
+    )  # fmt: skip
 
     time_embedding: TimeEmbedding = choice(
         "raw", TimeEmbedding, help="how time enters: as it is, or as fixed or learnt waves"
@@ -107,6 +111,8 @@ class NoisyFlow(Flow):
     the way; here only the action at the end is, which leaves the density exact.
     """
 
+    starts_from: ClassVar[type] = Flow  # whose parameters are all but the deviations' here
+
     sample_steps: int = size(4, help="steps K from noise to action")
     std_min: float = number(0.1, above=0, help="least deviation of a step")
     std_max: float = number(0.24, above=0, help="largest deviation of a step")
@@ -148,10 +154,14 @@ class NoisyFlow(Flow):
 
     def step_log_probs(self, params: PyTree, obs: PyTree, points: Array) -> Array:
         """Return log-densities of the steps between ``points[..., K + 1, A]``: ``[..., K, A]``."""
-        x = jnp.moveaxis(points, -2, 0)
-        times = over(self.step_times(), x[0])
-        mean = self.step(self.predictor(params, obs), x[:-1], times)
-        return jnp.moveaxis(normal_log_prob(x[1:], mean, self.stds(params, obs)), 0, -2)
+        mean, std = self.step_normals(params, obs, points)
+        return normal_log_prob(points[..., 1:, :], mean, std)
+
+    def step_normals(self, params: PyTree, obs: PyTree, points: Array) -> tuple[Array, Array]:
+        """Return means and deviations of the steps along ``points``: ``[..., K, A]`` both."""
+        x = jnp.moveaxis(points[..., :-1, :], -2, 0)
+        mean = self.step(self.predictor(params, obs), x, over(self.step_times(), x[0]))
+        return jnp.moveaxis(mean, 0, -2), jnp.moveaxis(self.stds(params, obs), 0, -2)
 
 
 @hyper.dataclass

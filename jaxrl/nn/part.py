@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -21,6 +21,9 @@ from jaxrl.types import Array, Key, PyTree
 @hyper.dataclass
 class NetworkPart:
     """An encoder of observations, and a network from its features to ``outputs`` numbers."""
+
+    # Static fields that do not say what trained parameters mean, and so may change later.
+    changeable: ClassVar[tuple[str, ...]] = ("initializer", "compute_dtype")
 
     hidden_dims: tuple[int, ...] = size((256, 256), help="widths of the hidden layers")
     activation: Activation = choice("relu", Activation, help="activation of the hidden layers")
