@@ -110,7 +110,7 @@ class Denoiser(DropoutPart):
     """
 
     changeable: ClassVar[tuple[str, ...]] = (
-        *NetworkPart.changeable, "noise_samples", "checkpoint",
+        *DropoutPart.changeable, "noise_samples", "checkpoint",
     )  # fmt: skip
 
     residual: bool = flag(False, help="residual blocks of equal widths with LayerNorm")
