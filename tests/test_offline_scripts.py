@@ -19,6 +19,7 @@ from jaxrl.data.shipped import FOLDER, shipped, shipped_path
 from jaxrl.record.writers import write_minari
 
 ALGORITHMS = ["bc", "td3_bc", "iql", "rebrac", "cql", "edac", "offline_to_online"]
+ALGORITHMS += ["pa_rl", "dsrl", "edit"]
 QUICK = "--eval-episodes 2 --devices 1 --quiet"
 
 

@@ -47,6 +47,7 @@ class DSRL:
     are those of a policy that has learnt nothing. The defaults are those of the code of Li and
     Levine 2026 ("Q-learning with Adjoint Matching"), where targets are pessimistic over ten
     critics, entropy counts in the actor's loss alone, and the target entropy is half that of SAC.
+    Departure: there the policy goes on imitating, and a moving average of it is steered.
     """
 
     learns_from: ClassVar = "batches"
