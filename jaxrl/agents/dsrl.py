@@ -146,9 +146,9 @@ class DSRL:
         target = self.target_entropy * self.actor.action_dim
         return jnp.exp(log_alpha) * (entropy - target), None
 
-    def steered(self, state: DSRLState, obs: PyTree, noise: Array) -> Array:
-        """Return the policy's actions ``[..., A]`` for the actor's ``noise[..., A]``."""
-        action: Array = self.policy.from_noise(state.policy, obs, self.noise_scale * noise)
+    def steered(self, state: DSRLState, obs: PyTree, u: Array) -> Array:
+        """Return the policy's actions ``[..., A]`` for the actor's ``u[..., A]`` in [-1, 1]."""
+        action: Array = self.policy.from_noise(state.policy, obs, self.noise_scale * u)
         return action
 
     # Update
