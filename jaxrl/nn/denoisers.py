@@ -326,5 +326,6 @@ def normal_log_prob(x: Array, mean: Array, std: Array) -> Array:
 
 def batch_shape(policy: Any, obs: PyTree) -> tuple[int, ...]:
     """Return the leading axes of observations, as the policy's encoder sees them."""
-    params = jax.eval_shape(policy.encoder.init, jax.random.key(0))
-    return jax.eval_shape(policy.encoder, params, obs).shape[:-1]
+    fresh = jax.eval_shape(policy.encoder.init, jax.random.key(0))
+    features = jax.eval_shape(policy.encoder, fresh, obs)
+    return features.shape[:-1]
