@@ -7,6 +7,7 @@ configure()
 from jaxrl.agents import (  # noqa: E402
     BC,
     CQL,
+    DPPO,
     DQN,
     DSAC,
     DSACT,
@@ -22,6 +23,7 @@ from jaxrl.agents import (  # noqa: E402
     DiscreteCQL,
     NormalizeObs,
     ReBRAC,
+    ReinFlow,
     ScaleReward,
 )
 from jaxrl.data import Dataset  # noqa: E402
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BC",
     "CQL",
+    "DPPO",
     "DQN",
     "DSAC",
     "DSACT",
@@ -59,6 +62,7 @@ __all__ = [
     "Phase",
     "Randomize",
     "ReBRAC",
+    "ReinFlow",
     "Run",
     "RunError",
     "ScaleReward",

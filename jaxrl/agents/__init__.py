@@ -3,6 +3,7 @@
 from jaxrl.agents.bc import BC
 from jaxrl.agents.cql import CQL, CalQL
 from jaxrl.agents.discrete_cql import DiscreteCQL
+from jaxrl.agents.dppo import DPPO
 from jaxrl.agents.dqn import DQN
 from jaxrl.agents.dsac import DSAC, DSACT
 from jaxrl.agents.edac import EDAC
@@ -11,6 +12,7 @@ from jaxrl.agents.iql import IQL
 from jaxrl.agents.ppo import PPO
 from jaxrl.agents.pqn import PQN
 from jaxrl.agents.rebrac import ReBRAC
+from jaxrl.agents.reinflow import ReinFlow
 from jaxrl.agents.sac import SAC
 from jaxrl.agents.td3 import TD3
 from jaxrl.agents.td3_bc import TD3BC
@@ -18,6 +20,7 @@ from jaxrl.agents.wrappers import NormalizeObs, ScaleReward
 
 __all__ = [
     "BC",
+    "DPPO",
     "DQN",
     "DSAC",
     "DSACT",
@@ -32,6 +35,7 @@ __all__ = [
     "TD3BC",
     "NormalizeObs",
     "ReBRAC",
+    "ReinFlow",
     "CalQL",
     "DiscreteCQL",
     "ScaleReward",
