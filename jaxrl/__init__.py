@@ -7,6 +7,7 @@ configure()
 from jaxrl.agents import (  # noqa: E402
     BC,
     CQL,
+    DPPO,
     DQN,
     DSAC,
     DSACT,
@@ -31,6 +32,7 @@ from jaxrl.agents import (  # noqa: E402
     EditPolicy,
     NormalizeObs,
     ReBRAC,
+    ReinFlow,
     ScaleReward,
     Softmax,
 )
@@ -48,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BC",
     "CQL",
+    "DPPO",
     "DQN",
     "DSAC",
     "DSACT",
@@ -78,6 +81,7 @@ __all__ = [
     "Phase",
     "Randomize",
     "ReBRAC",
+    "ReinFlow",
     "Run",
     "RunError",
     "ScaleReward",

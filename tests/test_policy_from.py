@@ -36,8 +36,9 @@ from jaxrl.data import Dataset
 from jaxrl.nn.critics import QNetwork, ValueFunction
 from jaxrl.nn.flow import Flow, NoisyFlow
 from jaxrl.nn.policies import Deterministic, Gaussian, TanhGaussian
+from jaxrl.record.rows import Member
 from jaxrl.run.devices import Placement, Programs
-from jaxrl.run.policy_from import check_alike
+from jaxrl.run.policy_from import PolicyFrom, check_alike
 from jaxrl.types import Box, Spec
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -207,6 +208,10 @@ def test_what_cannot_be_started_from_is_one_line(cloned, tmp_path):
     config = json.loads((swept / "config.json").read_text())
     (swept / "config.json").write_text(json.dumps(config | {"sweep": [{}, {}]}))
     empty.mkdir()
+    mine = tmp_path / "mine"  # in an environment that only its author has
+    shutil.copytree(cloned.run_dir, mine)
+    (mine / "config.json").write_text(json.dumps(config | {"env": "mine/rope"}))
+    assert PolicyFrom(mine, tuned(), [Member(0, {}, 9)]).policies.statistics.size == [64]
     (empty / "config.json").write_text(json.dumps(config))
     ppo = OnPolicy(PPO(update_epochs=1), discrete, num_steps=8)
     pendulum = VectorEnv(make("gymnax/Pendulum-v1"), 2)
@@ -223,7 +228,8 @@ def test_what_cannot_be_started_from_is_one_line(cloned, tmp_path):
             "PQN has no policy of its own; give an",
         ),
         (tuned(same), here, r".* sees normalised observations; wrap .* \(--normalize-obs\)"),
-        (wider, here, r".*does not fit .*float32\[2, 1\], expected float32\[2, 3\]"),
+        (wider, here, r"the policy of .*run has policy.encoder.shapes .* \(now ..3,.*; give the"),
+        (wider, mine, r".*does not fit .*float32\[2, 1\], expected float32\[2, 3\]"),
     ]:
         with pytest.raises(UsageError, match=f"^policy_from: {line}") as error:
             run(trainer, 32, policy_from=earlier, **SMALL)

@@ -4,6 +4,7 @@ from jaxrl.agents.bc import BC
 from jaxrl.agents.cql import CQL, CalQL
 from jaxrl.agents.diffusion_ql import DiffusionQL
 from jaxrl.agents.discrete_cql import DiscreteCQL
+from jaxrl.agents.dppo import DPPO
 from jaxrl.agents.dqn import DQN
 from jaxrl.agents.dsac import DSAC, DSACT
 from jaxrl.agents.dsrl import DSRL
@@ -18,6 +19,7 @@ from jaxrl.agents.pa_rl import PARL
 from jaxrl.agents.ppo import PPO
 from jaxrl.agents.pqn import PQN
 from jaxrl.agents.rebrac import ReBRAC
+from jaxrl.agents.reinflow import ReinFlow
 from jaxrl.agents.sac import SAC
 from jaxrl.agents.td3 import TD3
 from jaxrl.agents.td3_bc import TD3BC
@@ -25,6 +27,7 @@ from jaxrl.agents.wrappers import NormalizeObs, ScaleReward
 
 __all__ = [
     "BC",
+    "DPPO",
     "DQN",
     "DSAC",
     "DSACT",
@@ -47,6 +50,7 @@ __all__ = [
     "BestOf",
     "NormalizeObs",
     "ReBRAC",
+    "ReinFlow",
     "CalQL",
     "DiffusionQL",
     "DiscreteCQL",

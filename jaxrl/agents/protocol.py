@@ -138,7 +138,8 @@ def learnt_policy(agent: Any, state: PyTree) -> LearntPolicy:
 
     An agent that has a policy, in its field ``policy``, says where its parameters are:
     ``policy_at = ("actor.params", "target_actor")`` is a path into the state, followed by those to
-    copies. If the state's field ``ema`` holds a moving average of them, that is returned.
+    copies. If the state's field ``ema`` holds a moving average of them, that is returned. A wrapper
+    with a state of its own has the methods ``learnt_policy`` and ``with_policy``.
 
     Raises:
         UsageError: for an agent without a policy.
@@ -147,6 +148,8 @@ def learnt_policy(agent: Any, state: PyTree) -> LearntPolicy:
     if method is not None:
         found: LearntPolicy = method(state)
         return found
+    if hasattr(agent, "agent"):
+        return learnt_policy(agent.agent, state)
     place = policy_at(agent)[0]
     average = getattr(state, "ema", ())
     return LearntPolicy(average if jax.tree.leaves(average) else _inside(state, place.split(".")))
@@ -163,6 +166,8 @@ def with_policy(agent: Any, state: PyTree, policy: LearntPolicy) -> PyTree:
     method = getattr(agent, "with_policy", None)
     if method is not None:
         return method(state, policy)
+    if hasattr(agent, "agent"):
+        return with_policy(agent.agent, state, policy)
     average = ("ema",) if hasattr(state, "ema") else ()
     for place in (*policy_at(agent), *average):
         state = _placed(state, place.split("."), policy.params)

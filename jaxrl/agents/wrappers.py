@@ -156,14 +156,6 @@ class ScaleReward:
         """Return the inner agent's loss; rewards of batches are transformed already."""
         return protocol.validation_loss(self.agent, state, batch, key)
 
-    def learnt_policy(self, state: PyTree) -> LearntPolicy:
-        """Return what the inner agent's policy has learnt."""
-        return protocol.learnt_policy(self.agent, state)
-
-    def with_policy(self, state: PyTree, policy: LearntPolicy) -> PyTree:
-        """Return the inner agent's fresh state with another policy."""
-        return protocol.with_policy(self.agent, state, policy)
-
     def seen(self, data: Any) -> Any:
         """Return data as the inner agent sees it: transitions with transformed rewards."""
         if isinstance(data, Batch):

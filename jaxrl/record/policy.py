@@ -199,10 +199,10 @@ class Recorded(NamedTuple):
     seeds: list[int]
 
 
-def load_members(
-    run_dir: str | Path, *, classes: Sequence[type] = (), env: Environment | Spec | None = None
-) -> Recorded:
+def load_members(run_dir: str | Path, *, classes: Sequence[type], instead: Spec) -> Recorded:
     """Load the agent of a run without a sweep, and its states for all seeds, as ``load_policy``.
+
+    The environment is ``instead`` if ``make`` does not know the run's own.
 
     Raises:
         UsageError: for a run with a sweep, beside what ``load_policy`` refuses.
@@ -215,6 +215,7 @@ def load_members(
             f"{folder} has {len(stored['sweep'])} configurations, and one is needed; "
             "give a run without a sweep"
         )
+    env = None if stored["env"] in envs.names() else instead
     return _restore(folder, stored, 0, None, classes, env)
 
 

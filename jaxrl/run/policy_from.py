@@ -42,8 +42,8 @@ class PolicyFrom:
         agent, spec = self.trainer.agent, self.trainer.env.spec
         try:
             protocol.policy_at(protocol.innermost(agent))
-            found = load_members(self.run_dir, classes=classes_of(agent), env=spec)
-            earlier = found.agent.bind(spec)
+            found = load_members(self.run_dir, classes=classes_of(agent), instead=spec)
+            earlier = found.agent.bind(found.spec)
             learnt = protocol.learnt_policy(earlier, found.states)
         except (UsageError, CheckpointError) as error:
             raise UsageError(f"policy_from: {error}") from None
