@@ -19,7 +19,7 @@ from jaxrl.data.shipped import FOLDER, shipped, shipped_path
 from jaxrl.record.writers import write_minari
 
 ALGORITHMS = ["bc", "td3_bc", "iql", "rebrac", "cql", "edac", "offline_to_online"]
-ALGORITHMS += ["pa_rl", "dsrl", "edit"]
+ALGORITHMS += ["fql", "diffusion_ql", "idql", "ifql", "pa_rl", "dsrl", "edit"]
 QUICK = "--eval-episodes 2 --devices 1 --quiet"
 
 
@@ -122,7 +122,8 @@ TASKS = [
                       "full-replay")),
     *(f"antmaze-{maze}-v2" for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse",
                                         "large-play", "large-diverse")),
-    *("maze2d-umaze-v1", "pen-cloned-v1", "door-human-v1", "hammer-human-v1", "relocate-human-v1"),
+    *("maze2d-umaze-v1", "pen-cloned-v1", "pen-human-v1", "pen-expert-v1", "door-human-v1"),
+    *("hammer-human-v1", "hammer-cloned-v1", "relocate-human-v1", "relocate-cloned-v1"),
     *("kitchen-partial-v0", "gymnax/Pendulum-v1", "maze/Stitch-v0"),
 ]  # fmt: skip
 
