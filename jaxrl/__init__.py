@@ -19,6 +19,7 @@ from jaxrl.agents import (  # noqa: E402
     TD3,
     TD3BC,
     CalQL,
+    Chunks,
     DiscreteCQL,
     NormalizeObs,
     ReBRAC,
@@ -26,7 +27,7 @@ from jaxrl.agents import (  # noqa: E402
 )
 from jaxrl.data import Dataset  # noqa: E402
 from jaxrl.data.formats import load as load_dataset  # noqa: E402
-from jaxrl.envs import VectorEnv, make  # noqa: E402
+from jaxrl.envs import ChunkActions, VectorEnv, make  # noqa: E402
 from jaxrl.envs.randomize import Randomize  # noqa: E402
 from jaxrl.errors import RunError, UsageError  # noqa: E402
 from jaxrl.record import load_policy  # noqa: E402
@@ -50,6 +51,8 @@ __all__ = [
     "TD3",
     "TD3BC",
     "CalQL",
+    "ChunkActions",
+    "Chunks",
     "Dataset",
     "DiscreteCQL",
     "NormalizeObs",

@@ -1,6 +1,7 @@
 """Agents: one algorithm per file, and the wrappers that compose with them."""
 
 from jaxrl.agents.bc import BC
+from jaxrl.agents.chunks import Chunks
 from jaxrl.agents.cql import CQL, CalQL
 from jaxrl.agents.discrete_cql import DiscreteCQL
 from jaxrl.agents.dqn import DQN
@@ -33,6 +34,7 @@ __all__ = [
     "NormalizeObs",
     "ReBRAC",
     "CalQL",
+    "Chunks",
     "DiscreteCQL",
     "ScaleReward",
 ]
