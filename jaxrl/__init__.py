@@ -27,6 +27,7 @@ from jaxrl.agents import (  # noqa: E402
     Ascent,
     BestOf,
     CalQL,
+    Chunks,
     DiffusionQL,
     DiscreteCQL,
     EditPolicy,
@@ -38,7 +39,7 @@ from jaxrl.agents import (  # noqa: E402
 )
 from jaxrl.data import Dataset  # noqa: E402
 from jaxrl.data.formats import load as load_dataset  # noqa: E402
-from jaxrl.envs import VectorEnv, make  # noqa: E402
+from jaxrl.envs import ChunkActions, VectorEnv, make  # noqa: E402
 from jaxrl.envs.randomize import Randomize  # noqa: E402
 from jaxrl.errors import RunError, UsageError  # noqa: E402
 from jaxrl.record import load_policy  # noqa: E402
@@ -70,6 +71,8 @@ __all__ = [
     "Ascent",
     "BestOf",
     "CalQL",
+    "ChunkActions",
+    "Chunks",
     "Dataset",
     "DiffusionQL",
     "DiscreteCQL",

@@ -119,6 +119,7 @@ def test_all_algorithms_are_found():
     names = {name.rpartition(".")[2] for name in ALGORITHMS}
     assert names == {
         "bc",
+        "chunks",
         "cql",
         "discrete_cql",
         "diffusion_ql",

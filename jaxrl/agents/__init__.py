@@ -1,6 +1,7 @@
 """Agents: one algorithm per file, and the wrappers that compose with them."""
 
 from jaxrl.agents.bc import BC
+from jaxrl.agents.chunks import Chunks
 from jaxrl.agents.cql import CQL, CalQL
 from jaxrl.agents.diffusion_ql import DiffusionQL
 from jaxrl.agents.discrete_cql import DiscreteCQL
@@ -52,6 +53,7 @@ __all__ = [
     "ReBRAC",
     "ReinFlow",
     "CalQL",
+    "Chunks",
     "DiffusionQL",
     "DiscreteCQL",
     "ScaleReward",

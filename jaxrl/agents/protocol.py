@@ -19,8 +19,11 @@ from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec, Transition
 
 def init_carry(agent: Any, key: Key, n: int) -> PyTree:
     """Return the memory ``[n, ...]`` with which ``n`` episodes begin; ``()`` without memory."""
-    method = getattr(innermost(agent), "init_carry", None)
-    return () if method is None else method(key, n)
+    while not hasattr(agent, "init_carry"):  # the outermost's, which holds those inside of it
+        if not hasattr(agent, "agent"):
+            return ()
+        agent = agent.agent
+    return agent.init_carry(key, n)
 
 
 def observe(agent: Any, state: PyTree, transitions: Transition) -> PyTree:
@@ -92,9 +95,9 @@ def validation_loss(agent: Any, state: PyTree, batch: Any, key: Key) -> Array:
 
 
 def batch_extras(agent: Any) -> tuple[str, ...]:
-    """Return the names of what the agent reads from ``Batch.extras``; none by default."""
-    names: tuple[str, ...] = getattr(innermost(agent), "batch_extras", ())
-    return names
+    """Return the names of what an agent and its wrappers read from ``Batch.extras``."""
+    names: tuple[str, ...] = getattr(agent, "batch_extras", ())
+    return names + batch_extras(agent.agent) if hasattr(agent, "agent") else names
 
 
 def learns_from(agent: Any) -> str:

@@ -135,7 +135,7 @@ class Denoiser(DropoutPart):
 
         Raises:
             UsageError: for discrete actions, widths that do not fit residual blocks, or guidance by
-                entries that are not observed.
+                entries that are not observed, or that the encoder does not see.
         """
         check_reach(self, spec)
         if self.time_features % 2:
@@ -156,6 +156,12 @@ class Denoiser(DropoutPart):
                 )
             chosen_keys(spec.observation, self.guided_by, POLICY_KEYS)
         encoder = self.encoder.bind(spec.observation, POLICY_KEYS)
+        seen = getattr(encoder, "keys", self.guided_by)
+        if not set(self.guided_by) <= set(seen):
+            raise UsageError(
+                f"guided_by is {self.guided_by}, and the encoder sees {', '.join(seen)}; give it "
+                f"obs_keys {tuple(dict.fromkeys((*seen, *self.guided_by)))}"
+            )
         return dataclasses.replace(self, encoder=encoder, action_dim=vector_size(self, spec))
 
     # The network

@@ -5,6 +5,7 @@
     policy.sample(params, obs, key) -> action, trace
     policy.mode(params, obs, key) -> action
     policy.fit_loss(params, obs, action, key) -> [B]     # to imitate given actions
+    policy.errors(params, obs, action, key) -> [B, A]    # the same, element by element
     policy.dist(params, obs) -> Distribution             # families with a density
 
 ``dist`` evaluates the network once, so a loss that needs a sample and its density calls it once.
@@ -163,6 +164,11 @@ class Gaussian(_Density):
         family = distributions.ClippedNormal if self.squash_mean else distributions.Normal
         return family(*self.mean_and_std(params, obs))
 
+    def errors(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
+        """Return ``-log pi(a_i | s)`` for each element of given actions: ``[B, A]``."""
+        log_probs: Array = self.dropping(key).dist(params, obs).log_probs(action)
+        return -log_probs
+
 
 @hyper.dataclass
 class TanhGaussian(Gaussian):
@@ -203,8 +209,11 @@ class Deterministic(_Policy):
 
     def fit_loss(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
         """Return the squared error, summed over action elements: ``[B]``."""
-        own = self.dropping(key).action(params, obs)
-        return jnp.sum(jnp.square(own - action), axis=-1)
+        return jnp.sum(self.errors(params, obs, action, key), axis=-1)
+
+    def errors(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
+        """Return the squared error of each action element: ``[B, A]``."""
+        return jnp.square(self.dropping(key).action(params, obs) - action)
 
 
 @hyper.dataclass
