@@ -3,11 +3,12 @@
 python experiments/make_dataset.py --env gymnax/Pendulum-v1 --out runs/data
 python experiments/make_dataset.py --env mjx/Hopper-v5 --total-steps 1000000 --rows 1000000
 python experiments/make_dataset.py --env maze/Stitch-v0
+python experiments/make_dataset.py --env maze/Goals-v0 --rows 6000
 
 SAC is trained, and its policies are recorded with sampled actions. The expert is the last policy;
 the medium one is the first whose return has come a third of the way from the random policy's to the
 expert's, and medium-replay is the replay buffer at that moment. Mazes have a scripted dataset
-instead: ways to the bend and ways from the bend.
+instead: ways to the bend and ways from the bend, or ways from the start to each of several goals.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from jaxrl.data.dataset import Dataset
 from jaxrl.data.describe import describe, lines
 from jaxrl.data.replay import Replay
 from jaxrl.data.scores import Reference
-from jaxrl.envs.maze import PointMaze
+from jaxrl.envs.maze import GoalMaze, PointMaze
 from jaxrl.record.recorder import from_replay, record
 from jaxrl.record.writers import write_d4rl
-from jaxrl.types import Array, Key, Mode, PyTree, TrainState
+from jaxrl.types import Array, Key, Mode, PyTree, Spec, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,11 @@ def main() -> None:
     env = make(config.env, **config.env_settings)
     if isinstance(env, PointMaze):
         reference = Reference(0.0, 1.0, "the rate of success")
-        write(config, env, {"stitch": stitching(env, config)}, reference)
+        if isinstance(env, GoalMaze):
+            spec = dataclasses.replace(env.spec, observation=env.spec.observation["state"])
+            write(config, spec, {"goals": ways(env, config)}, reference)
+        else:
+            write(config, env.spec, {"stitch": stitching(env, config)}, reference)
         return
 
     venv = VectorEnv(env, config.num_envs, config.reset_mode, max_steps=config.max_steps)
@@ -94,7 +99,7 @@ def main() -> None:
         "medium-expert": concatenate([half(medium), half(expert)]),
         "expert": expert,
     }
-    write(config, env, found, Reference(worst, best, "mean returns of random and expert"))
+    write(config, env.spec, found, Reference(worst, best, "mean returns of random and expert"))
 
 
 class Moment(NamedTuple):
@@ -132,12 +137,12 @@ def half(data: Dataset) -> Dataset:
     return data.filter(np.arange(data.num_episodes) < max(data.num_episodes // 2, 1))
 
 
-def write(config: Config, env: Any, found: dict[str, Dataset], reference: Reference) -> None:
+def write(config: Config, spec: Spec, found: dict[str, Dataset], reference: Reference) -> None:
     """Write the datasets, and print what they hold."""
     for quality, data in found.items():
         path = Path(config.out) / config.env / f"{quality}.hdf5"
         metadata = {"env": config.env, "env_options": config.env_settings, "seed": config.seed}
-        write_d4rl(data, path, env.spec, metadata, reference=reference, next_observations=False)
+        write_d4rl(data, path, spec, metadata, reference=reference, next_observations=False)
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
         for line in lines(describe(data, references=reference)):
             print(f"  {line}")
@@ -204,6 +209,33 @@ def stitching(env: PointMaze, config: Config) -> Dataset:
     everywhere = VectorEnv(dataclasses.replace(env, anywhere=True), 64, max_steps=60)
     agent = Wanderer(env)
     return record((agent, ()), everywhere, jax.random.key(config.seed), steps=config.rows)
+
+
+@struct.dataclass
+class Walker:
+    """Walks straight to the goal that it observes, with noise."""
+
+    env: GoalMaze = struct.field(pytree_node=False)
+    noise: float = 0.3
+
+    def bind(self, spec: Any) -> Walker:
+        """Return the same."""
+        return self
+
+    def act(
+        self, state: PyTree, carry: PyTree, obs: dict[str, Array], key: Key, mode: Mode
+    ) -> tuple[Array, PyTree, dict]:
+        """Return actions ``[N, 2]``."""
+        rows, columns = self.env.cells.shape
+        towards = (obs["goal"] - obs["state"]) * jnp.array([columns, rows])
+        ahead = towards / jnp.abs(towards).max(axis=-1, keepdims=True)
+        return ahead + self.noise * jax.random.normal(key, ahead.shape), carry, {}
+
+
+def ways(env: GoalMaze, config: Config) -> Dataset:
+    """Return ways from the start to the goals, without the goals: their positions alone."""
+    data = record((Walker(env), ()), env, jax.random.key(config.seed), steps=config.rows)
+    return data._replace(obs=data.obs["state"], next_obs=data.next_obs["state"])
 
 
 if __name__ == "__main__":

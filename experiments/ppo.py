@@ -2,6 +2,7 @@
 
 python experiments/ppo.py
 python experiments/ppo.py --env gymnax/CartPole-v1 --num-seeds 32
+python experiments/ppo.py --env gymnax/Pendulum-v1 --policy-from runs/bc
 python experiments/ppo.py --env brax/reacher --learning-rate 1e-3 --sweep gamma=0.95,0.99
 """
 
@@ -14,7 +15,7 @@ from jaxrl.cli.presets import ppo
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(cli.OnPolicyOptions):
+class Config(cli.FineTuningOptions):
     """Proximal policy optimisation. Defaults are those tuned for the environment's family."""
 
     agent: PPO = PPO()
@@ -33,7 +34,7 @@ def main() -> None:
     if config.reward_scale != 1.0:
         agent = ScaleReward(agent, config.reward_scale)
     if config.normalize_obs:
-        agent = NormalizeObs(agent)
+        agent = NormalizeObs(agent, frozen=config.policy_from is not None)
     trainer = OnPolicy(agent, env, num_steps=config.num_steps)
 
     result = run(trainer, config.total_steps, **config.run_options(trainer))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import UsageError
 from jaxrl.sharding import shard_count, shard_mean
 from jaxrl.types import Array, Key
+
+OverCritics = Literal["min", "mean"]
 
 
 def gae(
@@ -110,6 +114,15 @@ def min_over_critics(q: Array, num: int | None, key: Key) -> Array:
     if num is not None:
         q = q[jax.random.permutation(key, q.shape[0])[:num]]
     return jnp.min(q, axis=0)
+
+
+def over_critics(q: Array, how: OverCritics, pessimism: Array | float) -> Array:
+    """Return the minimum or the mean of ``q[E, ...]``, less ``pessimism`` deviations: ``[...]``.
+
+    The mean less one deviation of two critics is their minimum.
+    """
+    value = jnp.min(q, axis=0) if how == "min" else jnp.mean(q, axis=0)
+    return value - pessimism * jnp.std(q, axis=0)
 
 
 def value_of_action(q: Array, action: Array) -> Array:

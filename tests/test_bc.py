@@ -13,7 +13,7 @@ from jaxprs import equations
 from jaxrl import BC, DQN, NormalizeObs, Offline, UsageError, VectorEnv, make
 from jaxrl.data import Dataset
 from jaxrl.nn.policies import AutoPolicy, Categorical, Deterministic, Gaussian, TanhGaussian
-from jaxrl.types import Box, Discrete, Spec, Step
+from jaxrl.types import Batch, Box, Discrete, Spec, Step
 
 KEY = jax.random.key(0)
 OBS, ROWS = 3, 2_000
@@ -158,6 +158,39 @@ def test_policies_that_cannot_be_fitted_or_do_not_suit_the_actions_are_refused()
         "Deterministic needs continuous actions, and the environment has 3 discrete ones; "
         "choose another policy, such as Categorical"
     )
+
+
+def test_the_moving_average_acts_and_has_a_closed_form():
+    """``decay^n p_0 + (1 - decay) sum_k decay^(n - k) p_k``; the policy itself learns the same."""
+    decay, steps = 0.7, 4
+    rows = jax.tree.map(lambda x: x[:32], demonstrations())
+    batch = Batch(rows.obs, rows.action, rows.reward, rows.reward, rows.next_obs, {})
+    plain, averaged = (
+        BC(policy=Deterministic(hidden_dims=(8,)), learning_rate=0.03, ema_decay=each).bind(
+            Imitation().spec
+        )
+        for each in (None, decay)
+    )
+    alone, state = plain.init(KEY), averaged.init(KEY)
+    assert alone.ema == ()
+    both = jax.jit(lambda a, b: (plain.update(a, batch, KEY)[0], averaged.update(b, batch, KEY)[0]))
+    expected = state.policy.params
+    for _ in range(steps):
+        alone, state = both(alone, state)
+        mix = lambda old, new: decay * old + (1 - decay) * new  # noqa: E731
+        expected = jax.tree.map(mix, expected, state.policy.params)
+    pairs = (state.ema, expected), (state.policy.params, alone.policy.params)
+    for a, b in zip(
+        jax.tree.leaves([x for x, _ in pairs]), jax.tree.leaves([x for _, x in pairs]), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    obs = unseen()
+    for mode in ("greedy", "sample"):
+        action, _, _ = averaged.act(state, (), obs, KEY, mode)
+        np.testing.assert_allclose(action, plain.policy.mode(expected, obs), atol=1e-5)
+        assert np.abs(action - plain.act(alone, (), obs, KEY, mode)[0]).max() > 1e-3
+    loss = averaged.validation_loss(state, batch, KEY)
+    assert loss == pytest.approx(float(plain.policy_loss(expected, batch, KEY)[0]), rel=1e-5)
 
 
 # --- offline training ---------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from jaxrl.nn.policies import TanhGaussian
 from jaxrl.types import Batch, Transition
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-SCRIPTS = {name: EXPERIMENTS / f"minimal_{name}.py" for name in ("ppo", "sac", "iql")}
+SCRIPTS = {name: EXPERIMENTS / f"minimal_{name}.py" for name in ("ppo", "sac", "iql", "flow_bc")}
 STEPS, SEEDS, N, T = 60_000, 8, 8, 64
 CART_POLE = make("gymnax/CartPole-v1")
 AGENT = PPO(learning_rate=1e-3, entropy_coef=0.01).bind(CART_POLE.spec)
@@ -56,6 +56,12 @@ def minimal_sac():
 def minimal_iql():
     """The names of IQL's script."""
     return names_of("iql")
+
+
+@pytest.fixture(scope="module")
+def minimal_flow_bc():
+    """The names of the flow's script."""
+    return names_of("flow_bc")
 
 
 # --- all scripts --------------------------------------------------------------------------------
@@ -113,6 +119,9 @@ def test_it_has_less_than_250_lines_of_code(script):
         ("iql", ["--expectile", "1.5"], "expectile is 1.5: it must be at most 1"),
         ("iql", ["--temperature", "nan"], "temperature is nan: it must be at least 0"),
         ("iql", ["--dataset", "absent.hdf5"], "dataset is 'absent.hdf5': "),
+        ("flow_bc", ["--ema-decay", "1.5"], "ema_decay is 1.5: it must be at most 1"),
+        ("flow_bc", ["--top", "-1"], "top is -1.0: it must be at least 0"),
+        ("flow_bc", ["--dataset", "absent.hdf5"], "dataset is 'absent.hdf5': "),
     ],
 )
 def test_bad_input_is_one_line(script, options, says, monkeypatch, capsys, request):

@@ -1,12 +1,18 @@
-"""Activations and products of layers against numpy in float64."""
+"""Activations and products of layers against numpy in float64; dropout."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import special, stats
 
 from jaxrl.nn.activations import gelu
+from jaxrl.nn.denoisers import ResidualMLP
+from jaxrl.nn.diffusion import Diffusion
+from jaxrl.nn.networks import MLP, apply_network, init_network
+from jaxrl.nn.policies import Deterministic, Gaussian
 from jaxrl.nn.products import bfloat16_product
+from jaxrl.types import Box, Spec
 
 RNG = np.random.default_rng(0)
 
@@ -59,3 +65,56 @@ def test_gradients_of_bfloat16_gradients_round_their_operands_too():
     for mine, exact in zip(found, expected, strict=True):
         assert mine.dtype == jnp.float32
         np.testing.assert_allclose(mine, exact, rtol=1e-5, atol=1e-5)
+
+
+KEY = jax.random.key(0)
+SPEC = Spec(Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,)), 10)
+
+
+def test_dropout_drops_a_share_and_keeps_the_mean():
+    """Of one hidden layer, each row has its own zeros; the others grow by 1 / (1 - rate)."""
+    network = MLP((400,), None, "relu", "lecun")
+    params, x = init_network(network, KEY, 4), jnp.ones((50, 4))
+    plain = np.asarray(apply_network(network, params, x))[0]
+
+    @jax.jit
+    def dropped(rate):
+        return apply_network(network.clone(dropout=rate), params, x, dropout_key=KEY)
+
+    found, alive = np.asarray(dropped(0.3)), plain > 0
+    kept = found[:, alive] > 0
+    assert abs(kept.mean() - 0.7) < 0.02 and len(np.unique(kept, axis=0)) == 50
+    expected = np.broadcast_to(plain[alive], kept.shape)[kept] / 0.7
+    np.testing.assert_allclose(found[:, alive][kept], expected, rtol=1e-5)
+    np.testing.assert_allclose(dropped(0.0)[0], plain, rtol=1e-6)
+    assert not dropped(1.0).any()
+
+
+def test_residual_blocks_drop_before_their_norms():
+    """With all inputs of the blocks dropped, they add what their norms' biases make: 0."""
+    network = ResidualMLP((6, 6), 2, "relu", "lecun", dropout=1.0)
+    params, x = init_network(network, KEY, 4), jnp.ones((3, 4))
+    found = apply_network(network, params, x, dropout_key=KEY)
+    x = np.maximum(x @ params["inputs"]["kernel"] + params["inputs"]["bias"], 0)
+    expected = x @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", [Gaussian, Deterministic, Diffusion])
+def test_only_imitation_has_dropout(family):
+    policy = family(hidden_dims=(16, 16)).bind(SPEC)
+    params, obs, action = policy.init(KEY), jnp.ones((4, 3)), jnp.zeros((4, 2))
+
+    @jax.jit
+    def found(rate):
+        dropping = policy if rate is None else policy.replace(dropout=rate)
+        loss = dropping.fit_loss(params, obs, action, KEY)
+        gradient = jax.grad(lambda p: dropping.fit_loss(p, obs, action, KEY).sum())(params)
+        return loss, dropping.sample(params, obs, KEY)[0], gradient
+
+    loss, sample, _ = found(None)
+    many, samples, gradients = jax.jit(jax.vmap(found))(jnp.array([0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(many[0], loss, rtol=1e-5)
+    assert (np.abs(many[1] - loss) > 1e-4).all()
+    np.testing.assert_allclose(samples, np.broadcast_to(sample, samples.shape), rtol=1e-4)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))

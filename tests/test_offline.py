@@ -42,7 +42,7 @@ from jaxrl.types import Transition
 KEY = jax.random.key(0)
 ROWS = 60
 LEARNERS = ["SAC", "TD3", "DSAC", "DSACT", "DQN", "BC", "TD3BC", "IQL", "ReBRAC", "CQL", "CalQL"]
-LEARNERS += ["EDAC", "DiscreteCQL"]
+LEARNERS += ["EDAC", "DiscreteCQL", "FQL", "DiffusionQL", "IDQL", "IFQL"]
 MIXTURES = [None, Mixed(0.5, UniformReplay(2)), Pooled()]
 PENDULUM = VectorEnv(make("gymnax/Pendulum-v1"), 1)
 

@@ -12,6 +12,7 @@ from shared import run_script, script_module, trainer_of
 
 from jaxrl import NormalizeObs, ScaleReward, UsageError, load_policy, make
 from jaxrl.cli.presets import lookup
+from jaxrl.data import with_goals
 from jaxrl.data.describe import describe
 from jaxrl.data.formats import load, metadata, reference
 from jaxrl.data.samplers import UniformDataset, WeightedDataset
@@ -19,6 +20,8 @@ from jaxrl.data.shipped import FOLDER, shipped, shipped_path
 from jaxrl.record.writers import write_minari
 
 ALGORITHMS = ["bc", "td3_bc", "iql", "rebrac", "cql", "edac", "offline_to_online"]
+ALGORITHMS += ["fql", "diffusion_ql", "idql", "ifql", "pa_rl", "dsrl", "edit"]
+ALGORITHMS += ["diffusion_bc", "flow_bc", "beso"]
 QUICK = "--eval-episodes 2 --devices 1 --quiet"
 
 
@@ -69,6 +72,26 @@ def test_from_a_new_dataset_through_minari_offline_and_online_to_a_loaded_policy
     assert np.isfinite(policy(replay.obs[:5])).all()
 
 
+def test_a_policy_of_chunks_is_loaded_with_its_queue(tmp_path):
+    """With a moving average, and normalised observations; two of three actions are played."""
+    run = tmp_path / "run"
+    words = (
+        f"--horizon 3 --execute 2 --obs-horizon 2 --policy.hidden-dims 8 {QUICK} --run-dir {run}"
+    )
+    with script_module("flow_bc") as script:
+        run_script(script, f"{words} --total-steps 64 --batch-size 8 --normalize-obs".split())
+    policy = load_policy(run)
+    obs = load(shipped_path("gymnax/Pendulum-v1/expert")).obs[:4]
+    first, carry = policy.step(policy.start(4), obs)
+    second, later = policy.step(carry, 2.0 * obs)
+    queue = carry.queue[:, 0]
+    np.testing.assert_allclose(second, 2.0 * queue, rtol=1e-6)  # Pendulum's torques are twice it
+    assert np.abs(second - policy.step(policy.start(4), 2.0 * obs)[0]).max() > 0
+    assert first.shape == (4, 1) and (later.left == 0).all()
+    with pytest.raises(UsageError, match="BC has a memory; play it with carry = policy.start"):
+        policy(obs)
+
+
 def test_datasets_hold_what_they_were_made_of(made):
     known = metadata(made / "medium.hdf5")
     assert known["env"] == "gymnax/Pendulum-v1" and known["seed"] == 0
@@ -87,7 +110,9 @@ def test_shipped_datasets_are_whole_and_of_their_task(name):
     env, _, quality = name.rpartition("/")
     data = load(shipped_path(name))
     data.check()
-    data.check_spec(make(env).spec)
+    spec = make(env).spec
+    data = with_goals(data) if isinstance(spec.observation, dict) else data
+    data.check_spec(spec)
     known = reference(shipped_path(name))
     assert known.random < known.expert and known.name == "normalized"
     found = describe(data, references=known)
@@ -121,7 +146,8 @@ TASKS = [
                       "full-replay")),
     *(f"antmaze-{maze}-v2" for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse",
                                         "large-play", "large-diverse")),
-    *("maze2d-umaze-v1", "pen-cloned-v1", "door-human-v1", "hammer-human-v1", "relocate-human-v1"),
+    *("maze2d-umaze-v1", "pen-cloned-v1", "pen-human-v1", "pen-expert-v1", "door-human-v1"),
+    *("hammer-human-v1", "hammer-cloned-v1", "relocate-human-v1", "relocate-cloned-v1"),
     *("kitchen-partial-v0", "gymnax/Pendulum-v1", "maze/Stitch-v0"),
 ]  # fmt: skip
 

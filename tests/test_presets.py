@@ -14,7 +14,7 @@ from jaxrl.cli.presets import Preset, lookup
 from jaxrl.cli.presets.preset import networks
 from jaxrl.envs import names
 
-ALGORITHMS = ["ppo", "pqn", "dqn", "sac", "td3", "dsac_t"]
+ALGORITHMS = ["ppo", "pqn", "dqn", "sac", "td3", "dsac_t", "dppo", "reinflow"]
 
 
 def presets_of(algorithm):

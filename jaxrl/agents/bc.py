@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from jaxrl import hyper
+from jaxrl import hyper, optim
 from jaxrl.agents import protocol
 from jaxrl.hyper import number, part
 from jaxrl.metrics import Metrics
@@ -17,9 +18,10 @@ from jaxrl.types import Array, Batch, Extras, Key, Mode, PyTree, Spec
 
 
 class BCState(NamedTuple):
-    """The trained policy."""
+    """The trained policy, and the moving average of its parameters; () without ``ema_decay``."""
 
     policy: Trained
+    ema: PyTree = ()
 
 
 @hyper.dataclass
@@ -27,14 +29,24 @@ class BC:
     """Behaviour cloning with any policy family; the family defines the loss.
 
     Families with a density maximise the likelihood of the dataset's actions, ``Deterministic``
-    minimises squared errors.
+    minimises squared errors, and those that denoise learn to predict what was added to an action.
+
+    With ``ema_decay``, acting and validation use an exponential moving average of the parameters:
+    ``ema <- decay ema + (1 - decay) params`` after every gradient step.
+
+    Action elements that a batch's extra ``valid`` marks false are left out of the loss.
     """
 
     learns_from: ClassVar = "batches"
+    policy_at: ClassVar = ("policy.params",)
+    reads_valid: ClassVar = True
 
     policy: Any = part(AutoPolicy(), help="policy family")
     optimizer: Any = part(Adam(), help="optimiser")
     learning_rate: float = number(3e-4, above=0, help="step size")
+    ema_decay: float | None = number(
+        None, 0, 1, help="decay of a moving average of the policy, which then acts; None has none"
+    )
 
     def bind(self, spec: Spec) -> BC:
         """Return the agent for ``spec``. Raises UsageError as the policy does."""
@@ -43,27 +55,43 @@ class BC:
 
     def init(self, key: Key) -> BCState:
         """Return a fresh policy."""
-        return BCState(self.optimizer.start(self.policy.init(key)))
+        params = self.policy.init(key)
+        ema = () if self.ema_decay is None else jax.tree.map(jnp.copy, params)
+        return BCState(self.optimizer.start(params), ema)
 
     def policy_loss(self, params: PyTree, batch: Batch, key: Key) -> tuple[Array, None]:
-        """The mean of the family's ``fit_loss`` over ``[B]``."""
-        return jnp.mean(self.policy.fit_loss(params, batch.obs, batch.action, key)), None
+        """The mean of the family's ``fit_loss`` over ``[B]``.
+
+        With an extra ``valid[B, A]`` or ``[B]``, ``fit_loss`` is the sum over valid elements.
+        """
+        valid = batch.extras.get("valid")
+        if valid is None:
+            return jnp.mean(self.policy.fit_loss(params, batch.obs, batch.action, key)), None
+        errors = self.policy.errors(params, batch.obs, batch.action, key)
+        valid = valid.reshape(*valid.shape, *[1] * (errors.ndim - valid.ndim))
+        return jnp.sum(jnp.where(valid, errors, 0.0)) / valid[..., 0].size, None
 
     def validation_loss(self, state: BCState, batch: Batch, key: Key) -> Array:
         """Return the loss on ``[B]`` that are not learnt from."""
-        return self.policy_loss(state.policy.params, batch, key)[0]
+        return self.policy_loss(self.acting(state), batch, key)[0]
+
+    def acting(self, state: BCState) -> PyTree:
+        """Return the parameters that act: the moving average, if there is one."""
+        return state.policy.params if self.ema_decay is None else state.ema
 
     def update(self, state: BCState, batch: Batch, key: Key) -> tuple[BCState, Metrics]:
         """One gradient step on ``[B]``."""
         policy, _, metrics = self.optimizer.minimize(
             self.policy_loss, state.policy, self.learning_rate, batch, key
         )
-        return BCState(policy), metrics
+        if self.ema_decay is None:
+            return BCState(policy), metrics
+        return BCState(policy, optim.polyak(state.ema, policy.params, 1 - self.ema_decay)), metrics
 
     def act(
         self, state: BCState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
         """Return a sampled action ``[..., *A]``, or with ``greedy`` the mode, carry and extras."""
         if mode == "greedy":
-            return self.policy.mode(state.policy.params, obs, key), carry, {}
-        return self.policy.sample(state.policy.params, obs, key)[0], carry, {}
+            return self.policy.mode(self.acting(state), obs, key), carry, {}
+        return self.policy.sample(self.acting(state), obs, key)[0], carry, {}

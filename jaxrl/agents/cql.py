@@ -55,6 +55,7 @@ class CQL:
     """
 
     learns_from: ClassVar = "batches"
+    policy_at: ClassVar = ("actor.params",)
 
     policy: Any = part(TanhGaussian(**_SIZES), help="policy family")
     critic: Any = part(Critic(**_SIZES), help="ensemble of critics")

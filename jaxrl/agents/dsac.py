@@ -67,6 +67,7 @@ class DSAC:
     """
 
     learns_from: ClassVar = "batches"
+    policy_at: ClassVar = ("actor.params", "target_actor")
 
     policy: Any = part(TanhGaussian(log_std_range=(-20.0, 0.5), **_SIZES), help="policy family")
     critic: Any = part(Critic(num_critics=1, **_SIZES), help="return distribution")

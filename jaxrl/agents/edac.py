@@ -44,6 +44,7 @@ class EDAC:
     """
 
     learns_from: ClassVar = "batches"
+    policy_at: ClassVar = ("actor.params",)
 
     policy: Any = part(
         TanhGaussian(log_std_range=(-5.0, 2.0), head_scale=1 / 3, **_SIZES), help="policy family"

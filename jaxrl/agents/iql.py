@@ -51,6 +51,7 @@ class IQL:
     """
 
     learns_from: ClassVar = "batches"
+    policy_at: ClassVar = ("actor.params",)
 
     policy: Any = part(
         AutoPolicy(head_scale=2.0**0.5, **_ORTHOGONAL, **_NORMAL), help="policy family"

@@ -55,6 +55,7 @@ class PPO:
     """
 
     learns_from: ClassVar = "rollouts"
+    policy_at: ClassVar = ("networks.params.policy",)
 
     policy: Any = part(AutoPolicy(head_scale=0.01, std="independent", **_SIZES), help="policy")
     critic: Any = part(ValueFunction(**_SIZES), help="value function")

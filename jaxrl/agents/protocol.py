@@ -6,8 +6,11 @@ checks of its own does not mention them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from jaxrl import hyper
 from jaxrl.errors import UsageError
@@ -16,8 +19,11 @@ from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec, Transition
 
 def init_carry(agent: Any, key: Key, n: int) -> PyTree:
     """Return the memory ``[n, ...]`` with which ``n`` episodes begin; ``()`` without memory."""
-    method = getattr(innermost(agent), "init_carry", None)
-    return () if method is None else method(key, n)
+    while not hasattr(agent, "init_carry"):  # the outermost's, which holds those inside of it
+        if not hasattr(agent, "agent"):
+            return ()
+        agent = agent.agent
+    return agent.init_carry(key, n)
 
 
 def observe(agent: Any, state: PyTree, transitions: Transition) -> PyTree:
@@ -89,9 +95,9 @@ def validation_loss(agent: Any, state: PyTree, batch: Any, key: Key) -> Array:
 
 
 def batch_extras(agent: Any) -> tuple[str, ...]:
-    """Return the names of what the agent reads from ``Batch.extras``; none by default."""
-    names: tuple[str, ...] = getattr(innermost(agent), "batch_extras", ())
-    return names
+    """Return the names of what an agent and its wrappers read from ``Batch.extras``."""
+    names: tuple[str, ...] = getattr(agent, "batch_extras", ())
+    return names + batch_extras(agent.agent) if hasattr(agent, "agent") else names
 
 
 def learns_from(agent: Any) -> str:
@@ -120,6 +126,85 @@ def gradient_steps(agent: Any) -> int:
     return int(getattr(innermost(agent), "gradient_steps_per_update", 1))
 
 
+# --- the policy inside a state ------------------------------------------------------------------
+
+
+class LearntPolicy(NamedTuple):
+    """What a policy has learnt."""
+
+    params: PyTree
+    statistics: PyTree = ()  # of its observations, if they are normalised
+
+
+def learnt_policy(agent: Any, state: PyTree) -> LearntPolicy:
+    """Return what the agent's policy has learnt.
+
+    An agent that has a policy, in its field ``policy``, says where its parameters are:
+    ``policy_at = ("actor.params", "target_actor")`` is a path into the state, followed by those to
+    copies. If the state's field ``ema`` holds a moving average of them, that is returned. A wrapper
+    with a state of its own has the methods ``learnt_policy`` and ``with_policy``.
+
+    Raises:
+        UsageError: for an agent without a policy.
+    """
+    method = getattr(agent, "learnt_policy", None)
+    if method is not None:
+        found: LearntPolicy = method(state)
+        return found
+    if hasattr(agent, "agent"):
+        return learnt_policy(agent.agent, state)
+    place = policy_at(agent)[0]
+    average = getattr(state, "ema", ())
+    return LearntPolicy(average if jax.tree.leaves(average) else _inside(state, place.split(".")))
+
+
+def with_policy(agent: Any, state: PyTree, policy: LearntPolicy) -> PyTree:
+    """Return a fresh state whose policy has learnt what another has, all copies of it included.
+
+    Entries of its parameters that the other's do not have stay fresh.
+
+    Raises:
+        UsageError: for an agent without a policy.
+    """
+    method = getattr(agent, "with_policy", None)
+    if method is not None:
+        return method(state, policy)
+    if hasattr(agent, "agent"):
+        return with_policy(agent.agent, state, policy)
+    average = ("ema",) if hasattr(state, "ema") else ()
+    for place in (*policy_at(agent), *average):
+        state = _placed(state, place.split("."), policy.params)
+    return state
+
+
+def policy_at(agent: Any) -> tuple[str, ...]:
+    """Return the paths to the parameters of the agent's policy. Raises UsageError without any."""
+    places: tuple[str, ...] = getattr(agent, "policy_at", ())
+    if not places:
+        raise UsageError(
+            f"{type(agent).__name__} has no policy of its own; give an agent that has, such as PPO"
+        )
+    return places
+
+
+def _inside(node: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        node = node[name] if isinstance(node, Mapping) else getattr(node, name)
+    return node
+
+
+def _placed(node: Any, path: Sequence[str], params: PyTree) -> Any:
+    """Return ``node`` with ``params`` at ``path``, unless there is nothing to replace."""
+    if path:
+        inner = _placed(_inside(node, path[:1]), path[1:], params)
+        changed = {path[0]: inner}
+        return {**node, **changed} if isinstance(node, Mapping) else node._replace(**changed)
+    if not jax.tree.leaves(node):
+        return node
+    copied = jax.tree.map(jnp.copy, params)  # an array that is two leaves cannot be donated
+    return {**node, **copied} if isinstance(node, Mapping) else copied
+
+
 # --- checks that agents share, for their ``bind`` and ``check`` ---------------------------------
 
 
@@ -144,11 +229,11 @@ def require_discrete(agent: Any, spec: Spec) -> None:
 
 def require_methods(agent: Any, name: str, methods: Sequence[str], instead: str) -> None:
     """Raise UsageError unless the part ``name`` of an agent has ``methods``."""
-    part = getattr(agent, name)
+    part, article = getattr(agent, name), "an" if name[0] in "aeiou" else "a"
     for method in methods:
         if not hasattr(part, method):
             raise UsageError(
-                f"{type(agent).__name__} needs a {name} with {method}(), which "
+                f"{type(agent).__name__} needs {article} {name} with {method}(), which "
                 f"{type(part).__name__} lacks; give another, such as {instead}"
             )
 

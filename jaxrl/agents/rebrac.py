@@ -44,6 +44,7 @@ class ReBRAC:
     """
 
     learns_from: ClassVar = "batches"
+    policy_at: ClassVar = ("actor.params", "target_actor")
     batch_extras: ClassVar = ("next_action", "has_next_action")
 
     policy: Any = part(Deterministic(head_scale=1 / 3, **_ACTOR), help="policy family")

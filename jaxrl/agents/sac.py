@@ -47,6 +47,7 @@ class SAC:
     """
 
     learns_from: ClassVar = "batches"
+    policy_at: ClassVar = ("actor.params",)
 
     policy: Any = part(TanhGaussian(), help="policy family")
     critic: Any = part(Critic(), help="ensemble of critics")

@@ -40,6 +40,7 @@ class TD3BC:
     """
 
     learns_from: ClassVar = "batches"
+    policy_at: ClassVar = ("actor.params", "target_actor")
 
     policy: Any = part(Deterministic(), help="policy family")
     critic: Any = part(Critic(), help="ensemble of critics")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxrl import hyper
 from jaxrl.agents import protocol
+from jaxrl.agents.protocol import LearntPolicy
 from jaxrl.hyper import bound, flag, number
 from jaxrl.metrics import Metrics
 from jaxrl.nn import running_statistics
@@ -92,6 +93,16 @@ class NormalizeObs:
         obs, next_obs = (self.seen(state, x) for x in (batch.obs, batch.next_obs))
         batch = batch._replace(obs=obs, next_obs=next_obs)
         return protocol.validation_loss(self.agent, state.agent, batch, key)
+
+    def learnt_policy(self, state: NormalizeObsState) -> LearntPolicy:
+        """Return what the inner agent's policy has learnt, and the statistics."""
+        inner = protocol.learnt_policy(self.agent, state.agent)
+        return inner._replace(statistics=state.statistics)
+
+    def with_policy(self, state: NormalizeObsState, policy: LearntPolicy) -> NormalizeObsState:
+        """Return a fresh state with another policy, and its statistics."""
+        inner = protocol.with_policy(self.agent, state.agent, policy)
+        return NormalizeObsState(jax.tree.map(jnp.copy, policy.statistics), inner)
 
     def seen(self, state: NormalizeObsState, obs: PyTree) -> PyTree:
         """Return ``obs[..., *O]`` as the inner agent sees it."""

@@ -10,6 +10,7 @@ from jaxrl.cli.launching import launch, report
 from jaxrl.cli.options import (
     AnnealOptions,
     EpsilonOptions,
+    FineTuningOptions,
     OfflineOptions,
     OffPolicyOptions,
     OnPolicyOptions,
@@ -21,6 +22,7 @@ from jaxrl.cli.parsing import parse
 __all__ = [
     "AnnealOptions",
     "EpsilonOptions",
+    "FineTuningOptions",
     "OffPolicyOptions",
     "OfflineOptions",
     "OnPolicyOptions",

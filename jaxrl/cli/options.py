@@ -209,6 +209,20 @@ class OnPolicyOptions(AnnealOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class FineTuningOptions(OnPolicyOptions):
+    """Options of every script that trains on rollouts, and may go on from an earlier policy."""
+
+    policy_from: str | None = None
+    """The folder of a run whose policy, of the same family and sizes, the agent starts from.
+
+    With --normalize-obs, the statistics of observations stay those of that run."""
+
+    def run_options(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the options of ``run``, with ``policy_from``."""
+        return {**super().run_options(trainer), "policy_from": self.policy_from}
+
+
+@dataclasses.dataclass(frozen=True)
 class OffPolicyOptions(TrainingOptions):
     """Options of every script that trains from a replay buffer."""
 

@@ -2,6 +2,7 @@
 
 from jaxrl.data.dataset import Dataset, concatenate
 from jaxrl.data.describe import describe
+from jaxrl.data.goals import Hindsight, with_goals
 from jaxrl.data.replay import ReplayBuffer
 from jaxrl.data.samplers import (
     Mixed,
@@ -9,13 +10,14 @@ from jaxrl.data.samplers import (
     UniformDataset,
     UniformReplay,
     WeightedDataset,
-    Windows,
 )
 from jaxrl.data.scores import d4rl_score, normalized
 from jaxrl.data.weights import weighted
+from jaxrl.data.windows import Windows
 
 __all__ = [
     "Dataset",
+    "Hindsight",
     "Mixed",
     "Pooled",
     "ReplayBuffer",
@@ -28,4 +30,5 @@ __all__ = [
     "describe",
     "normalized",
     "weighted",
+    "with_goals",
 ]

@@ -111,7 +111,7 @@ class UniformDataset:
         self, store: Any, data: Dataset, key: Key, shape: tuple[int, ...], gamma: Array | float
     ) -> Batch:
         """Return a batch ``[*shape]``."""
-        return _transitions(data, self.rows(data, key, shape), self.n_step, gamma)
+        return transitions(data, self.rows(data, key, shape), self.n_step, gamma)
 
     def rows(self, data: Dataset, key: Key, shape: tuple[int, ...]) -> Array:
         """Return the first rows of the transitions ``int32[*shape]``."""
@@ -139,36 +139,6 @@ class WeightedDataset(UniformDataset):
         bits = jax.random.bits(row_key(key), shape)
         row = jnp.searchsorted(data.cumulative, bits, side="right").astype(jnp.int32)
         return jnp.minimum(row, data.size - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Windows:
-    """Windows of ``horizon`` steps of the dataset, which never cross the end of an episode.
-
-    A batch ``[*shape]`` has fields ``[*shape, H, ...]`` and an extra ``valid``, false for steps
-    behind the end, which repeat the episode's last one. Every row begins a window.
-    """
-
-    horizon: int
-    needs_replay: ClassVar[bool] = False
-    needs_data: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "horizon", plain(self.horizon))
-
-    def check(self) -> None:
-        """Raise UsageError for a ``horizon`` below 1."""
-        require_integer("horizon", self.horizon)
-
-    def sample(
-        self, store: Any, data: Dataset, key: Key, shape: tuple[int, ...], gamma: Array | float
-    ) -> Batch:
-        """Return a batch of windows ``[*shape, H, ...]``."""
-        first = uniform_rows(data, key, shape)[..., None]
-        row = first + jnp.arange(self.horizon)
-        last = jnp.asarray(data.end)[first] - 1
-        batch = _transitions(data, jnp.minimum(row, last), 1, gamma)
-        return batch._replace(extras=batch.extras | {"valid": row <= last})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,13 +251,18 @@ def uniform_rows(data: Dataset, key: Key, shape: tuple[int, ...]) -> Array:
     return (bits % jnp.uint32(data.size)).astype(jnp.int32)
 
 
-def _transitions(data: Dataset, first: Array, n_step: int, gamma: Array | float) -> Batch:
+def rows_at(x: Array, row: Array) -> Array:
+    """Return rows of ``x[D, ...]``, all of which there are."""
+    return jnp.asarray(x).at[row].get(mode="promise_in_bounds")
+
+
+def transitions(data: Dataset, first: Array, n_step: int, gamma: Array | float) -> Batch:
     """Return the dataset's transitions that begin in rows ``first``, of up to ``n_step`` steps."""
 
     def rows(k: Array | int) -> Callable[[Array], Array]:
         # Behind the last row nothing is summed: there an episode has ended.
         row = first if isinstance(k, int) else jnp.minimum(first + k, data.size - 1)
-        return lambda x: jnp.asarray(x).at[row].get(mode="promise_in_bounds")
+        return lambda x: rows_at(x, row)
 
     batch, last = _summed(data, rows, n_step, gamma)
     return batch._replace(extras=jax.tree.map(rows(0 if n_step == 1 else last), data.extras))

@@ -1,4 +1,8 @@
-"""Environments by name: ``make("gymnax/CartPole-v1")``, ``make("brax/ant", backend="mjx")``."""
+"""Environments by name: ``make("gymnax/CartPole-v1")``, ``make("brax/ant", backend="mjx")``.
+
+With the option ``execute`` an environment plays chunks of actions: ``make("mjx/Hopper-v5",
+execute=4)`` is ``ChunkActions(make("mjx/Hopper-v5"), 4)``, whose other options may be given too.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,13 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from jaxrl.envs import brax, gymnax, maze, mjx, playground, probe
+from jaxrl.envs import brax, chunks, gymnax, maze, mjx, playground, probe
+from jaxrl.envs.chunks import ChunkActions
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError, nearest
 from jaxrl.types import Environment
 
-__all__ = ["SUITES", "VectorEnv", "make", "make_recorded", "names"]
+__all__ = ["SUITES", "ChunkActions", "VectorEnv", "make", "make_recorded", "names"]
 
 # A suite is a module with ``TASKS``, a tuple of names, and ``make(task, **options)``.
 SUITES: dict[str, ModuleType] = {
@@ -39,17 +44,23 @@ def names(suite: str | None = None) -> list[str]:
 def make(name: str, /, **options: Any) -> Environment:
     """The environment ``"<suite>/<task>"``. The suites' modules describe their options.
 
+    With ``execute`` among them it is one of ``ChunkActions``.
+
     Raises:
         UsageError: unknown name, option or value. A wrong name answers before anything heavy is
             imported.
     """
     suite, _, task = name.partition("/")
     if suite in SUITES and task in SUITES[suite].TASKS:
-        env = SUITES[suite].make(task, **options)
+        known = chunks.OPTIONS if "execute" in options else ()
+        chunking = {option: options.pop(option) for option in known if option in options}
+        env: Any = SUITES[suite].make(task, **options)
         # A run records its environment by name and options, as JSON.
         chosen = getattr(env, "options", options)
         plain = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in chosen.items()}
         object.__setattr__(env, "options", plain)
+        if chunking:
+            env = ChunkActions(env, **chunking)
         return env
     wanted = (task or suite).lower()
     same = [known for known in names() if known.partition("/")[2].lower() == wanted]

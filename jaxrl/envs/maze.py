@@ -3,12 +3,16 @@
 ``maze/Stitch-v0`` is a corridor in the form of a U. Its data (``experiments/make_dataset.py``) has
 ways from the start to the bend and ways from the bend to the goal, and none from start to goal: an
 agent has to stitch them together, which imitation cannot do.
+
+``maze/Goals-v0`` is a room with six goals around the start, one of which is drawn for each episode
+and observed. Its data are ways to all of them, as plain positions: where the goal is not observed,
+a policy has to represent six answers at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +31,15 @@ MAPS = {
 #   #   #
 #   #   #
 #       #
+#########
+""",
+    "Goals-v0": """\
+#########
+#G  G  G#
+#       #
+#   S   #
+#       #
+#G  G  G#
 #########
 """,
 }
@@ -78,15 +91,22 @@ class PointMaze:
 
     def step(self, key: Key, state: Array, action: Array) -> tuple[Array, Step]:
         """Advance one step. Raises as ``check_action`` does."""
+        goal = jnp.array(self.centre("G"), jnp.float32)
+        state, reward, reached = self.moved(state, action, goal)
+        return state, Step(self.observe(state), reward, reached, jnp.zeros_like(reached), {})
+
+    def moved(self, position: Array, action: Array, goal: Array) -> tuple[Array, Array, Array]:
+        """Return the position ``[2]`` after a step, its reward, and whether it is at the goal.
+
+        Positions are in cells. Raises as ``check_action`` does.
+        """
         action, legal = check_action(self.spec.action, action)
         move = STEP * jnp.clip(action, -1.0, 1.0)
         for axis in (0, 1):
-            moved = state.at[axis].add(move[axis])
-            state = jnp.where(self._is_wall(moved), state, moved)
-        distance = jnp.linalg.norm(state - jnp.array(self.centre("G"), jnp.float32))
-        reached = distance <= RADIUS
-        reward = refuse(legal, reached.astype(jnp.float32))
-        return state, Step(self.observe(state), reward, reached, jnp.zeros_like(reached), {})
+            further = position.at[axis].add(move[axis])
+            position = jnp.where(self._is_wall(further), position, further)
+        reached = jnp.linalg.norm(position - goal) <= RADIUS
+        return position, refuse(legal, reached.astype(jnp.float32)), reached
 
     def observe(self, state: Array) -> Array:
         """Return the position ``[2]``, in cells, scaled to [-1, 1]."""
@@ -95,23 +115,80 @@ class PointMaze:
 
     def picture(self, state: Any) -> np.ndarray:
         """Return a picture of the maze ``uint8[H, W, 3]``, with the point and the goal."""
+        return self.drawn(np.asarray(state), self.centre("G"))
+
+    def drawn(self, position: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        """Return a picture ``uint8[H, W, 3]`` of the maze, a point and a goal, both in cells."""
         walls = np.kron(self.cells == "#", np.ones((_PIXELS, _PIXELS), bool))
         image = np.where(walls[..., None], 70, 255) * np.ones(3)
         y, x = (np.indices(walls.shape) + 0.5) / _PIXELS
         for centre, radius, colour in (
-            (self.centre("G"), RADIUS, (0, 158, 115)),
-            (np.asarray(state), 0.2, (0, 114, 178)),
+            (goal, RADIUS, (0, 158, 115)),
+            (position, 0.2, (0, 114, 178)),
         ):
             image[np.hypot(x - centre[0], y - centre[1]) <= radius] = colour
         return image.astype(np.uint8)
 
     def centre(self, mark: str) -> np.ndarray:
-        """Return the centre ``[x, y]`` of the cell with a mark, ``"S"`` or ``"G"``."""
-        return np.argwhere(self.cells == mark)[0][::-1] + 0.5
+        """Return the centre ``[x, y]`` of the first cell with a mark, ``"S"`` or ``"G"``."""
+        return self.centres(mark)[0]
+
+    def centres(self, mark: str) -> np.ndarray:
+        """Return the centres ``[cells, 2]`` of all cells with a mark."""
+        return np.argwhere(self.cells == mark)[:, ::-1] + 0.5
 
     def _is_wall(self, position: Array) -> Array:
         column, row = jnp.floor(position).astype(jnp.int32)
         return jnp.array(self.cells == "#")[row, column]
+
+
+class GoalState(NamedTuple):
+    """A position and the goal of the episode, both ``[2]`` in cells."""
+
+    position: Array
+    goal: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class GoalMaze(PointMaze):
+    """A point maze with several goals, one of which is drawn for each episode.
+
+    Observations are dictionaries: ``state`` is the position, and ``goal`` the centre of the goal,
+    both as ``PointMaze`` scales positions. The reward is 1 at the drawn goal, where the episode
+    terminates, else 0, also at the other goals.
+    """
+
+    task: str = "Goals-v0"
+
+    @property
+    def spec(self) -> Spec:
+        """Entries ``state`` and ``goal`` and actions ``[2]``, all in [-1, 1]; 50 steps."""
+        box = Box(-1.0, 1.0, (2,))
+        return Spec({"state": box, "goal": box}, box, 50)
+
+    def reset(self, key: Key) -> tuple[GoalState, dict[str, Array]]:  # type: ignore[override]
+        """Draw a position and a goal. Returns the state, and the observation."""
+        start_key, goal_key = jax.random.split(key)
+        position, _ = super().reset(start_key)
+        goal = jax.random.choice(goal_key, jnp.array(self.centres("G"), jnp.float32))
+        state = GoalState(position, goal)
+        return state, self.seen(state)
+
+    def step(  # type: ignore[override]
+        self, key: Key, state: GoalState, action: Array
+    ) -> tuple[GoalState, Step]:
+        """Advance one step. Raises as ``check_action`` does."""
+        position, reward, reached = self.moved(state.position, action, state.goal)
+        state = GoalState(position, state.goal)
+        return state, Step(self.seen(state), reward, reached, jnp.zeros_like(reached), {})
+
+    def seen(self, state: GoalState) -> dict[str, Array]:
+        """Return the observation of a state."""
+        return {"state": self.observe(state.position), "goal": self.observe(state.goal)}
+
+    def picture(self, state: Any) -> np.ndarray:
+        """Return a picture of the maze ``uint8[H, W, 3]``, with the point and the drawn goal."""
+        return self.drawn(np.asarray(state.position), np.asarray(state.goal))
 
 
 def make(task: str, /, **options: Any) -> PointMaze:
@@ -125,4 +202,5 @@ def make(task: str, /, **options: Any) -> PointMaze:
         raise UsageError(
             f"maze/{task}: anywhere is {options['anywhere']!r}; it must be True or False"
         )
-    return PointMaze(task, **options)
+    kind = GoalMaze if MAPS[task].count("G") > 1 else PointMaze
+    return kind(task, **options)

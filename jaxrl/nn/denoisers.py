@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ from jaxrl.errors import UsageError
 from jaxrl.hyper import choice, flag, number, size, words
 from jaxrl.nn.activations import ACTIVATIONS
 from jaxrl.nn.encoders import POLICY_KEYS, chosen_keys
-from jaxrl.nn.networks import MLP
-from jaxrl.nn.part import NetworkPart, split_key
+from jaxrl.nn.networks import MLP, apply_network
+from jaxrl.nn.part import DropoutPart, split_key
 from jaxrl.nn.policies import check_reach, vector_size
 from jaxrl.rng import row_key
 from jaxrl.types import Array, Key, PyTree, Spec
@@ -83,6 +83,7 @@ class ResidualMLP(MLP):
 
     A layer to that width, then blocks ``x + Dense(act(Dense(LayerNorm(x))))``, one for each of
     ``hidden_dims``, then activation and head (Hansen-Estruch et al. 2023, "IDQL", figure 3).
+    Dropout is in front of the norms.
     """
 
     @nn.compact
@@ -91,7 +92,7 @@ class ResidualMLP(MLP):
         gain = 2.0**0.5
         x = self._dense("inputs", width, gain, x)
         for i, _ in enumerate(self.hidden_dims):
-            y = nn.LayerNorm(name=f"norm_{i}")(x)
+            y = nn.LayerNorm(name=f"norm_{i}")(self._thinned(x))
             y = act(self._dense(f"wide_{i}", 4 * width, gain, y))
             x = x + self._dense(f"layer_{i}", width, gain, y)
         x = act(x)
@@ -99,7 +100,7 @@ class ResidualMLP(MLP):
 
 
 @hyper.dataclass
-class Denoiser(NetworkPart):
+class Denoiser(DropoutPart):
     """What families that denoise have in common: the network, guidance, and many noises per row.
 
     With ``guided_by``, the named entries of dictionary observations are left out (zeros) from a
@@ -107,6 +108,10 @@ class Denoiser(NetworkPart):
     prediction without them: ``u + guidance (c - u)`` (Ho and Salimans 2022, "Classifier-Free
     Diffusion Guidance"). A guidance of 1 is the plain conditional policy.
     """
+
+    changeable: ClassVar[tuple[str, ...]] = (
+        *DropoutPart.changeable, "noise_samples", "checkpoint",
+    )  # fmt: skip
 
     residual: bool = flag(False, help="residual blocks of equal widths with LayerNorm")
     time_embedding: TimeEmbedding = choice(
@@ -130,7 +135,7 @@ class Denoiser(NetworkPart):
 
         Raises:
             UsageError: for discrete actions, widths that do not fit residual blocks, or guidance by
-                entries that are not observed.
+                entries that are not observed, or that the encoder does not see.
         """
         check_reach(self, spec)
         if self.time_features % 2:
@@ -151,6 +156,12 @@ class Denoiser(NetworkPart):
                 )
             chosen_keys(spec.observation, self.guided_by, POLICY_KEYS)
         encoder = self.encoder.bind(spec.observation, POLICY_KEYS)
+        seen = getattr(encoder, "keys", self.guided_by)
+        if not set(self.guided_by) <= set(seen):
+            raise UsageError(
+                f"guided_by is {self.guided_by}, and the encoder sees {', '.join(seen)}; give it "
+                f"obs_keys {tuple(dict.fromkeys((*seen, *self.guided_by)))}"
+            )
         return dataclasses.replace(self, encoder=encoder, action_dim=vector_size(self, spec))
 
     # The network
@@ -199,8 +210,8 @@ class Denoiser(NetworkPart):
         features = self.encoder(params["encoder"], obs)
 
         def predict(x: Array, time: Array) -> Array:
-            out: Any = self.denoiser.apply({"params": params["network"]}, x, time, features)
-            return out
+            inputs, key = (x, time, features), self.dropout_key
+            return apply_network(self.denoiser, params["network"], *inputs, dropout_key=key)
 
         return predict
 
@@ -215,12 +226,39 @@ class Denoiser(NetworkPart):
         return obs | {name: zeroed(obs[name]) for name in self.guided_by}
 
     def learner(self, params: PyTree, obs: PyTree, key: Key) -> Predict:
-        """Return the network at ``obs[B, *O]`` to learn with: some rows without guidance."""
+        """Return the network at ``obs[B, *O]`` to learn with.
+
+        It has dropout, and some rows are without guidance.
+        """
         if self.guided_by:
             rows = jax.tree.leaves(obs)[0].shape[:1]
             share = jax.random.bernoulli(row_key(key), self.unguided_share, rows)
             obs = self.without(obs, share)
-        return self._unguided(params, obs)
+        learner: Predict = self.dropping(key)._unguided(params, obs)
+        return learner
+
+    # Acting
+
+    def generate(self, predict: Predict, key: Key, shape: tuple[int, ...]) -> Array:
+        """Return actions ``[..., A]`` of the given shape, made of noise by ``predict``."""
+        raise AssertionError("a family defines how samples are made")
+
+    def generate_from(self, predict: Predict, first: Array) -> Array:
+        """Return actions from the first noise ``[..., A]``, without further noise: ``[..., A]``."""
+        raise AssertionError("a family defines how samples are made")
+
+    def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Any]:
+        """Return an action ``[..., A]``, and an empty trace."""
+        return self.mode(params, obs, key), ()
+
+    def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
+        """Return a sample ``[..., A]``; there is no closed form of the most likely action."""
+        shape = (*batch_shape(self, obs), self.action_dim)
+        return self.generate(self.predictor(params, obs), key, shape)
+
+    def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
+        """Return the action ``[..., A]`` of the first noise ``[..., A]``, without further noise."""
+        return self.generate_from(self.predictor(params, obs), noise)
 
     # Learning
 
@@ -294,5 +332,6 @@ def normal_log_prob(x: Array, mean: Array, std: Array) -> Array:
 
 def batch_shape(policy: Any, obs: PyTree) -> tuple[int, ...]:
     """Return the leading axes of observations, as the policy's encoder sees them."""
-    params = jax.eval_shape(policy.encoder.init, jax.random.key(0))
-    return jax.eval_shape(policy.encoder, params, obs).shape[:-1]
+    fresh = jax.eval_shape(policy.encoder.init, jax.random.key(0))
+    features = jax.eval_shape(policy.encoder, fresh, obs)
+    return features.shape[:-1]

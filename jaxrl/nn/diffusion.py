@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,10 @@ class Diffusion(Denoiser):
     ``variance="forward"``. A clip is to [-1, 1], as all actions are.
     """
 
+    changeable: ClassVar[tuple[str, ...]] = (
+        *Denoiser.changeable, "sample_steps", "clip", "variance",
+    )  # fmt: skip
+
     num_steps: int = size(5, help="denoising steps K of training")
     sample_steps: int | None = size(None, help="denoising steps when acting; None: all")
     schedule: Schedule = choice("vp", Schedule, help="noise of each step")
@@ -120,12 +124,17 @@ class Diffusion(Denoiser):
 
     # Sampling
 
+    @property
+    def chain_steps(self) -> int:
+        """The steps K of a chain when acting."""
+        return self.sample_steps or self.num_steps
+
     def steps(self, exploring: bool = False) -> Step:
         """Return the steps of a chain, the noisiest first: ``[K]`` each.
 
         With ``exploring``, deviations are at least ``min_std``.
         """
-        count = self.sample_steps or self.num_steps
+        count = self.chain_steps
         index = (np.arange(count) + 1) * self.num_steps // count - 1
         alpha_bar = self.alpha_bars[index][::-1].copy()
         following = np.append(alpha_bar[1:], 1.0)
@@ -157,39 +166,50 @@ class Diffusion(Denoiser):
         spread = jnp.sqrt(jnp.maximum(1.0 - step.next_alpha_bar - jnp.square(step.std), 0.0))
         return jnp.sqrt(step.next_alpha_bar) * action + spread * noise
 
-    def chain(self, predict: Predict, first: Array, noise: Array, exploring: bool) -> Array:
-        """Return all points ``[..., K + 1, A]`` from noise ``[..., A]`` and ``[K, ..., A]``."""
+    def chain(
+        self,
+        predict: Predict,
+        first: Array,
+        noise: Array,
+        exploring: bool,
+        part: slice = slice(None),
+    ) -> Array:
+        """Return all points ``[..., K + 1, A]`` from noise ``[..., A]`` and ``[K, ..., A]``.
+
+        With ``part``, those of some steps alone, from the point ``first[..., A]`` before them.
+        """
 
         def step(x: Array, row: tuple[Step, Array]) -> Array:
             table, z = row
             x = self.mean(predict, x, table) + table.noise_std * z
             return jnp.clip(x, -1.0, 1.0) if self.clip == "samples" else x
 
-        steps = self.steps(exploring)
-        return run_chain(step, first, (steps, noise), self.checkpoint)[1]
+        steps = jax.tree.map(lambda table: table[part], self.steps(exploring))
+        return run_chain(step, first, (steps, noise[part]), self.checkpoint)[1]
+
+    def generate(self, predict: Predict, key: Key, shape: tuple[int, ...]) -> Array:
+        """Return actions ``[..., A]``, without the noise that exploring adds (``min_std``)."""
+        return self._ends(self._points(predict, key, shape, exploring=False))
+
+    def generate_from(self, predict: Predict, first: Array) -> Array:
+        """Return the actions ``[..., A]`` that DDIM makes of the first noise ``[..., A]``."""
+        plain = dataclasses.replace(self, eta=0.0)
+        zeros = jnp.zeros((self.chain_steps, *first.shape))
+        return self._ends(plain.chain(predict, first, zeros, exploring=False))
 
     def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Chain]:
         """Return an action ``[..., A]``, and the chain that led to it."""
-        points = self._points(params, obs, key, exploring=True)
-        log_prob = jnp.sum(self.step_log_prob(params, obs, points), axis=-1)
-        return jnp.clip(points[..., -1, :], -1.0, 1.0), Chain(points, log_prob)
-
-    def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
-        """Return a sample ``[..., A]`` without the noise that exploring adds (``min_std``)."""
-        points = self._points(params, obs, key, exploring=False)
-        return jnp.clip(points[..., -1, :], -1.0, 1.0)
-
-    def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
-        """Return the action ``[..., A]`` that DDIM makes of the first noise ``[..., A]``."""
-        plain = dataclasses.replace(self, eta=0.0)
-        zeros = jnp.zeros((self.sample_steps or self.num_steps, *noise.shape))
-        points = plain.chain(plain.predictor(params, obs), noise, zeros, exploring=False)
-        return jnp.clip(points[..., -1, :], -1.0, 1.0)
-
-    def _points(self, params: PyTree, obs: PyTree, key: Key, exploring: bool) -> Array:
         shape = (*batch_shape(self, obs), self.action_dim)
-        first, noise = normals(key, self.sample_steps or self.num_steps, shape)
-        return self.chain(self.predictor(params, obs), first, noise, exploring)
+        points = self._points(self.predictor(params, obs), key, shape, exploring=True)
+        log_prob = jnp.sum(self.step_log_prob(params, obs, points), axis=-1)
+        return self._ends(points), Chain(points, log_prob)
+
+    def _points(self, predict: Predict, key: Key, shape: tuple[int, ...], exploring: bool) -> Array:
+        first, noise = normals(key, self.chain_steps, shape)
+        return self.chain(predict, first, noise, exploring)
+
+    def _ends(self, points: Array) -> Array:
+        return jnp.clip(points[..., -1, :], -1.0, 1.0)
 
     # The chain as a policy of K actions
 
@@ -198,14 +218,23 @@ class Diffusion(Denoiser):
         return jnp.sum(self.step_log_probs(params, obs, points), axis=-1)
 
     def step_log_probs(self, params: PyTree, obs: PyTree, points: Array) -> Array:
-        """Return the same by action element: ``[..., K, A]``.
+        """Return the same by action element: ``[..., K, A]``."""
+        mean, std = self.step_normals(params, obs, points)
+        return normal_log_prob(points[..., 1:, :], mean, std)
 
-        The normals of exploring steps, whose deviation is at least ``min_std``.
+    def step_normals(
+        self, params: PyTree, obs: PyTree, points: Array, part: slice = slice(None)
+    ) -> tuple[Array, Array]:
+        """Return means ``[..., K, A]`` and deviations ``[K, 1]`` of the steps along ``points``.
+
+        Those of exploring steps, whose deviation is at least ``min_std``. With ``part``, of some
+        steps alone; ``points[..., K + 1, A]`` are then those before and behind these.
         """
-        x = jnp.moveaxis(points, -2, 0)
-        steps = jax.tree.map(lambda table: over(table, x[0]), self.steps(exploring=True))
-        mean = self.mean(self.predictor(params, obs), x[:-1], steps)
-        return jnp.moveaxis(normal_log_prob(x[1:], mean, steps.noise_std), 0, -2)
+        x = jnp.moveaxis(points[..., :-1, :], -2, 0)
+        tables = jax.tree.map(lambda table: table[part], self.steps(exploring=True))
+        steps = jax.tree.map(lambda table: over(table, x[0]), tables)
+        mean = self.mean(self.predictor(params, obs), x, steps)
+        return jnp.moveaxis(mean, 0, -2), tables.noise_std[:, None]
 
 
 class Level(NamedTuple):
@@ -225,6 +254,10 @@ class EDM(Denoiser):
     ``sigma_min`` and ``sigma_max``. Solvers are Euler's, which is DDIM, Heun's, whose steps cost
     two evaluations, and ancestral Euler, which adds noise.
     """
+
+    changeable: ClassVar[tuple[str, ...]] = (
+        *Denoiser.changeable, "sample_steps", "solver", "sigma_schedule",
+    )  # fmt: skip
 
     sample_steps: int = size(3, help="denoising steps when acting")
     solver: Solver = choice("euler", Solver, help="euler (DDIM), heun, or ancestral Euler")
@@ -307,19 +340,12 @@ class EDM(Denoiser):
         rows = (self.levels(), noise)
         return run_chain(step, self.sigma_max * first, rows, self.checkpoint)[1]
 
-    def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Any]:
-        """Return an action ``[..., A]``, and an empty trace."""
-        return self.mode(params, obs, key), ()
-
-    def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
-        """Return a sample ``[..., A]``; there is no closed form of the most likely action."""
-        shape = (*batch_shape(self, obs), self.action_dim)
-        first, noise = normals(key, self.sample_steps, shape)
-        points = self.chain(self.predictor(params, obs), first, noise)
+    def generate(self, predict: Predict, key: Key, shape: tuple[int, ...]) -> Array:
+        """Return actions ``[..., A]`` of the given shape."""
+        points = self.chain(predict, *normals(key, self.sample_steps, shape))
         return jnp.clip(points[..., -1, :], -1.0, 1.0)
 
-    def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
-        """Return the action ``[..., A]`` of the first noise ``[..., A]``, without further noise."""
-        zeros = jnp.zeros((self.sample_steps, *noise.shape))
-        points = self.chain(self.predictor(params, obs), noise, zeros)
+    def generate_from(self, predict: Predict, first: Array) -> Array:
+        """Return actions from the first noise ``[..., A]``, without further noise: ``[..., A]``."""
+        points = self.chain(predict, first, jnp.zeros((self.sample_steps, *first.shape)))
         return jnp.clip(points[..., -1, :], -1.0, 1.0)

@@ -108,6 +108,11 @@ class Normal(NamedTuple):
         """Return log-densities ``[...]``."""
         return self._log_prob(trace.raw)
 
+    def log_probs(self, action: Array) -> Array:
+        """Return log-densities of ``action[..., A]``, element by element: ``[..., A]``."""
+        z = (action - self.mean) / self.std
+        return -(0.5 * z**2 + jnp.log(self.std) + _HALF_LOG_TWO_PI)
+
     def _log_prob(self, x: Array) -> Array:
         z = (x - self.mean) / self.std
         return -jnp.sum(0.5 * z**2 + jnp.log(self.std) + _HALF_LOG_TWO_PI, axis=-1)
@@ -167,6 +172,11 @@ class TanhNormal(NamedTuple):
     def log_prob(self, trace: Trace) -> Array:
         """Return log-densities of the actions ``tanh(raw)``: ``[...]``."""
         return self._squashed(self.base.trace(trace.raw)).log_prob
+
+    def log_probs(self, action: Array) -> Array:
+        """Return log-densities of ``action[..., A]``, element by element: ``[..., A]``."""
+        raw = jnp.arctanh(jnp.clip(action, -_LARGEST_TANH, _LARGEST_TANH))
+        return self.base.log_probs(raw) - log_det_tanh(raw)
 
     def _squashed(self, trace: Trace) -> Trace:
         return Trace(trace.raw, trace.log_prob - jnp.sum(log_det_tanh(trace.raw), axis=-1))

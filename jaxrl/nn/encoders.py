@@ -21,7 +21,7 @@ from flax import linen as nn
 
 from jaxrl import hyper
 from jaxrl.errors import UsageError, nearest
-from jaxrl.hyper import bound, size, words
+from jaxrl.hyper import bound, part, size, words
 from jaxrl.nn.initializers import orthogonal
 from jaxrl.nn.networks import apply_network
 from jaxrl.types import Array, Box, Key, PyTree
@@ -141,6 +141,39 @@ class CNN:
         leading = x.shape[:-3]
         out = apply_network(self.network, params, x.reshape(-1, *self.shape))
         return out.reshape(*leading, self.features)
+
+
+@hyper.dataclass
+class WithAction:
+    """The features of an observation, and a given action beside them.
+
+    It encodes pairs ``(obs[..., *O], action[..., A])``, and is bound to pairs of their boxes.
+    """
+
+    encoder: Any = part(Flatten(), help="encoder of the observation")
+    elements: int = bound(0)  # of the action
+
+    def bind(self, observation: Any, default: tuple[str, ...]) -> WithAction:
+        """Return the encoder of a pair. Raises UsageError as the observation's encoder does."""
+        observed, action = observation
+        encoder = self.encoder.bind(observed, default)
+        return dataclasses.replace(self, encoder=encoder, elements=math.prod(action.shape))
+
+    @property
+    def features(self) -> int:
+        """The number of features ``F``."""
+        return int(self.encoder.features) + self.elements
+
+    def init(self, key: Key) -> PyTree:
+        """Return the parameters of the observation's encoder."""
+        return self.encoder.init(key)
+
+    def __call__(self, params: PyTree, obs: tuple[PyTree, Array]) -> Array:
+        """Return features ``[..., F]``; observations may lack leading axes of the actions."""
+        observed, action = obs
+        features = self.encoder(params, observed)
+        features = jnp.broadcast_to(features, (*action.shape[:-1], features.shape[-1]))
+        return jnp.concatenate([features, action], axis=-1)
 
 
 class _Convolutions(nn.Module):

@@ -7,7 +7,7 @@ noise to action, to distil a flow into.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,10 @@ class Flow(Denoiser):
     the velocity is ``a - x_0``. The defaults are those of the code of Park et al. 2025 ("Flow
     Q-Learning"): ten Euler steps, at times ``i / K`` that enter the network as they are.
     """
+
+    changeable: ClassVar[tuple[str, ...]] = (
+        *Denoiser.changeable, "sample_steps", "solver", "time_distribution",
+    )  # fmt: skip
 
     time_embedding: TimeEmbedding = choice(
         "raw", TimeEmbedding, help="how time enters: as it is, or as fixed or learnt waves"
@@ -87,18 +91,13 @@ class Flow(Denoiser):
         times = self.step_times()
         return run_chain(lambda x, t: self.step(predict, x, t), first, times, self.checkpoint)[1]
 
-    def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
-        """Return the action ``[..., A]`` at the end of the flow from ``noise[..., A]``."""
-        points = self.chain(self.predictor(params, obs), noise)
-        return jnp.clip(points[..., -1, :], -1.0, 1.0)
+    def generate(self, predict: Predict, key: Key, shape: tuple[int, ...]) -> Array:
+        """Return actions ``[..., A]`` of the given shape."""
+        return self.generate_from(predict, jax.random.normal(row_key(key), shape))
 
-    def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Any]:
-        """Return an action ``[..., A]``, and an empty trace."""
-        return self.mode(params, obs, key), ()
-
-    def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
-        """Return a sample ``[..., A]``; there is no closed form of the most likely action."""
-        return self.from_noise(params, obs, first_noise(self, obs, key))
+    def generate_from(self, predict: Predict, first: Array) -> Array:
+        """Return the actions at the end of the flow from noise ``[..., A]``: ``[..., A]``."""
+        return jnp.clip(self.chain(predict, first)[..., -1, :], -1.0, 1.0)
 
 
 @hyper.dataclass
@@ -111,6 +110,8 @@ class NoisyFlow(Flow):
     time, and keeps them between ``std_min`` and ``std_max``. The authors clip points and noise on
     the way; here only the action at the end is, which leaves the density exact.
     """
+
+    starts_from: ClassVar[type] = Flow  # whose parameters are all but the deviations' here
 
     sample_steps: int = size(4, help="steps K from noise to action")
     std_min: float = number(0.1, above=0, help="least deviation of a step")
@@ -153,10 +154,14 @@ class NoisyFlow(Flow):
 
     def step_log_probs(self, params: PyTree, obs: PyTree, points: Array) -> Array:
         """Return log-densities of the steps between ``points[..., K + 1, A]``: ``[..., K, A]``."""
-        x = jnp.moveaxis(points, -2, 0)
-        times = over(self.step_times(), x[0])
-        mean = self.step(self.predictor(params, obs), x[:-1], times)
-        return jnp.moveaxis(normal_log_prob(x[1:], mean, self.stds(params, obs)), 0, -2)
+        mean, std = self.step_normals(params, obs, points)
+        return normal_log_prob(points[..., 1:, :], mean, std)
+
+    def step_normals(self, params: PyTree, obs: PyTree, points: Array) -> tuple[Array, Array]:
+        """Return means and deviations of the steps along ``points``: ``[..., K, A]`` both."""
+        x = jnp.moveaxis(points[..., :-1, :], -2, 0)
+        mean = self.step(self.predictor(params, obs), x, over(self.step_times(), x[0]))
+        return jnp.moveaxis(mean, 0, -2), jnp.moveaxis(self.stds(params, obs), 0, -2)
 
 
 @hyper.dataclass

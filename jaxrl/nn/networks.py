@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxrl.nn.activations import ACTIVATIONS, Activation
 from jaxrl.nn.initializers import Initializer, bias_init, kernel_init
 from jaxrl.nn.products import ComputeDtype, dot_general
+from jaxrl.rng import row_key
 from jaxrl.types import Array, Key, PyTree
 
 
@@ -20,7 +21,8 @@ class MLP(nn.Module):
 
     With orthogonal initialisation the hidden layers have gain sqrt(2) and the head ``head_scale``.
     ``layer_norm`` normalises the hidden layers before their activation, ``post_norm`` behind it.
-    ``outputs=None``: no head.
+    ``outputs=None``: no head. ``dropout`` is the share of hidden units that are left out where the
+    network is applied with a key.
     """
 
     hidden_dims: tuple[int, ...]
@@ -31,6 +33,7 @@ class MLP(nn.Module):
     layer_norm: bool = False
     post_norm: bool = False
     compute_dtype: ComputeDtype = "float32"
+    dropout: Array | float | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -41,6 +44,7 @@ class MLP(nn.Module):
             x = ACTIVATIONS[self.activation](x)
             if self.post_norm:
                 x = nn.LayerNorm(name=f"post_norm_{i}")(x)
+            x = self._thinned(x)
         return x if self.outputs is None else self._dense("head", self.outputs, self.head_scale, x)
 
     def _dense(self, name: str, width: int, scale: float, x: Array) -> Array:
@@ -51,6 +55,19 @@ class MLP(nn.Module):
         layer = nn.Dense(width, kernel_init=kernel, bias_init=bias, dot_general=multiply, name=name)
         out: Array = layer(x)
         return out
+
+    def _thinned(self, x: Array) -> Array:
+        """Return ``x`` with a share ``dropout`` of its elements at zero, and larger others.
+
+        (Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from
+        Overfitting".) The rate may be traced, and is exact to 1 / 65536.
+        """
+        if self.dropout is None or not self.has_rng("dropout"):
+            return x
+        # Sixteen bits a number: a training loop draws all its numbers before it begins.
+        bits = jax.random.bits(row_key(self.make_rng("dropout")), x.shape, jnp.uint16)
+        keeps = bits.astype(jnp.float32) >= 65536.0 * self.dropout
+        return jnp.where(keeps, x / jnp.maximum(1.0 - self.dropout, 1.0 / 65536.0), 0.0)
 
 
 class Dueling(MLP):
@@ -71,6 +88,7 @@ class Dueling(MLP):
             layer_norm=self.layer_norm,
             post_norm=self.post_norm,
             compute_dtype=self.compute_dtype,
+            dropout=self.dropout,
         )
         if shared:
             x = stream(shared, None, name="shared")(x)
@@ -84,9 +102,15 @@ def init_network(network: nn.Module, key: Key, inputs: int) -> PyTree:
     return network.init(key, jnp.zeros(inputs))["params"]
 
 
-def apply_network(network: nn.Module, params: PyTree, x: Array) -> Array:
-    """Return the network's outputs ``[..., outputs]`` for ``x[..., inputs]``."""
-    out: Any = network.apply({"params": params}, x)
+def apply_network(
+    network: nn.Module, params: PyTree, *inputs: Array, dropout_key: Key | None = None
+) -> Array:
+    """Return the network's outputs ``[..., outputs]`` for ``x[..., inputs]``, or several inputs.
+
+    With a key, hidden units are left out as the network's ``dropout`` says.
+    """
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    out: Any = network.apply({"params": params}, *inputs, rngs=rngs)
     return out
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 
 from jaxrl import hyper
-from jaxrl.hyper import bound, choice, flag, part, size
+from jaxrl.hyper import bound, choice, flag, held, number, part, size
 from jaxrl.nn.activations import Activation
 from jaxrl.nn.encoders import Flatten
 from jaxrl.nn.initializers import Initializer
@@ -20,6 +21,9 @@ from jaxrl.types import Array, Key, PyTree
 @hyper.dataclass
 class NetworkPart:
     """An encoder of observations, and a network from its features to ``outputs`` numbers."""
+
+    # Static fields that do not say what trained parameters mean, and so may change later.
+    changeable: ClassVar[tuple[str, ...]] = ("initializer", "compute_dtype")
 
     hidden_dims: tuple[int, ...] = size((256, 256), help="widths of the hidden layers")
     activation: Activation = choice("relu", Activation, help="activation of the hidden layers")
@@ -70,6 +74,36 @@ class NetworkPart:
         """Return the network's outputs ``[..., outputs]`` at ``obs[..., *O]``."""
         features = self.encoder(params["encoder"], obs)
         return apply_network(self.network, params["network"], features)
+
+
+@hyper.dataclass
+class DropoutPart(NetworkPart):
+    """A network whose hidden units are left out at random while it imitates, and never else."""
+
+    dropout: float | None = number(
+        None, 0, 1, help="share of hidden units left out in the loss of imitation; None: no dropout"
+    )
+    dropout_key: Any = held()
+
+    @property
+    def network(self) -> MLP:
+        """The network from features to outputs, which leaves units out where it gets a key."""
+        return super().network.clone(dropout=self.dropout)
+
+    def dropping(self, key: Key) -> Any:
+        """Return the part that leaves units out, by a key of its own made of ``key``.
+
+        Without dropout it is the part itself.
+        """
+        if self.dropout is None:
+            return self
+        return dataclasses.replace(self, dropout_key=jax.random.fold_in(key, 1))
+
+    def output(self, params: PyTree, obs: PyTree) -> Array:
+        """Return the network's outputs ``[..., outputs]`` at ``obs[..., *O]``."""
+        features = self.encoder(params["encoder"], obs)
+        key = self.dropout_key
+        return apply_network(self.network, params["network"], features, dropout_key=key)
 
 
 def split_key(encoder: Any, key: Key) -> tuple[Key, Key]:

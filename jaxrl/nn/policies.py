@@ -5,6 +5,7 @@
     policy.sample(params, obs, key) -> action, trace
     policy.mode(params, obs, key) -> action
     policy.fit_loss(params, obs, action, key) -> [B]     # to imitate given actions
+    policy.errors(params, obs, action, key) -> [B, A]    # the same, element by element
     policy.dist(params, obs) -> Distribution             # families with a density
 
 ``dist`` evaluates the network once, so a loss that needs a sample and its density calls it once.
@@ -27,7 +28,7 @@ from jaxrl.hyper import choice, flag, interval, number
 from jaxrl.nn import distributions
 from jaxrl.nn.distributions import Distribution, Trace
 from jaxrl.nn.encoders import POLICY_KEYS
-from jaxrl.nn.part import NetworkPart
+from jaxrl.nn.part import DropoutPart
 from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec
 
 Std = Literal["independent", "clipped", "softplus", "exp"]
@@ -39,7 +40,7 @@ STD_HELP = (
 
 
 @hyper.dataclass
-class _Policy(NetworkPart):
+class _Policy(DropoutPart):
     """A network from the observation to the action elements, or to what describes them."""
 
     head_scale: float = number(1.0, above=0, help="gain of an orthogonal head")
@@ -88,7 +89,7 @@ class _Density(_Policy):
 
     def fit_loss(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
         """Return ``-log pi(a | s)`` for given actions: ``[B]``."""
-        log_prob: Array = self.dist(params, obs).trace(action).log_prob
+        log_prob: Array = self.dropping(key).dist(params, obs).trace(action).log_prob
         return -log_prob
 
 
@@ -163,6 +164,11 @@ class Gaussian(_Density):
         family = distributions.ClippedNormal if self.squash_mean else distributions.Normal
         return family(*self.mean_and_std(params, obs))
 
+    def errors(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
+        """Return ``-log pi(a_i | s)`` for each element of given actions: ``[B, A]``."""
+        log_probs: Array = self.dropping(key).dist(params, obs).log_probs(action)
+        return -log_probs
+
 
 @hyper.dataclass
 class TanhGaussian(Gaussian):
@@ -203,7 +209,11 @@ class Deterministic(_Policy):
 
     def fit_loss(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
         """Return the squared error, summed over action elements: ``[B]``."""
-        return jnp.sum(jnp.square(self.action(params, obs) - action), axis=-1)
+        return jnp.sum(self.errors(params, obs, action, key), axis=-1)
+
+    def errors(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
+        """Return the squared error of each action element: ``[B, A]``."""
+        return jnp.square(self.dropping(key).action(params, obs) - action)
 
 
 @hyper.dataclass

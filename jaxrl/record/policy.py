@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from jaxrl.config import from_config
 from jaxrl.envs.absent import NO_ENVIRONMENT, NoEnvironment
 from jaxrl.envs.vector import rescale
 from jaxrl.errors import UsageError
-from jaxrl.nn import critics, encoders, policies
+from jaxrl.nn import composition, critics, diffusion, encoders, flow, policies
 from jaxrl.record import checkpoint
 from jaxrl.require import require_choice
 from jaxrl.types import Agent, Array, Environment, Key, Mode, PyTree, Spec
@@ -35,7 +35,7 @@ def _classes(module: ModuleType) -> dict[str, type]:
 
 # The library's classes that a record may name: agents, wrappers, and all kinds of parts.
 CLASSES: dict[str, type] = {name: getattr(jaxrl.agents, name) for name in jaxrl.agents.__all__}
-for _module in (policies, critics, encoders, optim):
+for _module in (policies, diffusion, flow, composition, critics, encoders, optim):
     CLASSES |= _classes(_module)
 
 
@@ -183,7 +183,52 @@ def load_policy_and_env(
     configurations = stored["sweep"] or [{}]
     if not 0 <= config < len(configurations):
         raise UsageError(f"config is {config}; {folder} has 0 to {len(configurations) - 1}")
+    found = _restore(folder, stored, config, iteration, classes, env)
+    member = config * len(seeds) + seeds.index(seed)
+    state = jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x)[member]), found.states)
+    return Policy(found.agent, state, found.spec, mode), found.env
 
+
+class Recorded(NamedTuple):
+    """The agent of a run, not bound, with the states of all members, and its environment."""
+
+    agent: Any
+    states: PyTree  # numpy [M, ...], seeds varying fastest
+    spec: Spec
+    env: Environment
+    seeds: list[int]
+
+
+def load_members(run_dir: str | Path, *, classes: Sequence[type], instead: Spec) -> Recorded:
+    """Load the agent of a run without a sweep, and its states for all seeds, as ``load_policy``.
+
+    The environment is ``instead`` if ``make`` does not know the run's own.
+
+    Raises:
+        UsageError: for a run with a sweep, beside what ``load_policy`` refuses.
+        CheckpointError: if no checkpoint is intact.
+    """
+    folder = Path(run_dir)
+    stored = _read_config(folder)
+    if len(stored["sweep"]) > 1:
+        raise UsageError(
+            f"{folder} has {len(stored['sweep'])} configurations, and one is needed; "
+            "give a run without a sweep"
+        )
+    env = None if stored["env"] in envs.names() else instead
+    return _restore(folder, stored, 0, None, classes, env)
+
+
+def _restore(
+    folder: Path,
+    stored: dict[str, Any],
+    config: int,
+    iteration: int | None,
+    classes: Sequence[type],
+    env: Environment | Spec | None,
+) -> Recorded:
+    """Read the agent's states from a checkpoint; ``stored`` is the run's ``config.json``."""
+    seeds, configurations = stored["seeds"], stored["sweep"] or [{}]
     members = len(seeds) * len(configurations)
     made: list[tuple[Any, Spec, Environment]] = []
 
@@ -199,10 +244,8 @@ def load_policy_and_env(
     restored = checkpoint.restore(
         folder / "checkpoints", template, iteration, prefix="agent", report=warnings.warn
     )
-    member = config * len(seeds) + seeds.index(seed)
-    state = jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x)[member]), restored.state)
     agent, spec, task = made[-1]
-    return Policy(agent, state, spec, mode), task
+    return Recorded(agent, restored.state, spec, task, seeds)
 
 
 def make_agent(config: Mapping[str, Any], classes: Sequence[type] = ()) -> Any:

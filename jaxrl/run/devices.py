@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrl import hyper
+from jaxrl.agents import protocol
 from jaxrl.errors import UsageError
 from jaxrl.metrics import Metrics
 from jaxrl.training.evaluate import Evaluation
@@ -125,15 +126,26 @@ class Programs:
         trainer = hyper.replace(self.trainer, sweep)
         return dataclasses.replace(trainer, axis=SHARD if self.placement.shards > 1 else None)
 
-    def init(self, sweep: dict[str, Array], keys: Key, data: PyTree = ()) -> TrainState:
-        """Return the initial states ``[M, ...]``."""
+    def init(
+        self, sweep: dict[str, Array], keys: Key, data: PyTree = (), policies: PyTree = ()
+    ) -> TrainState:
+        """Return the initial states ``[M, ...]``, with ``policies[M, ...]`` to start from if given.
 
-        def start(sweep: dict[str, Array], key: Key, data: PyTree) -> TrainState:
-            return self._member(sweep).init(key, data)
+        Then they are as behind a phase of no steps that has trained these policies.
+        """
 
-        specs = (P(MEMBER), P(MEMBER), P())
+        def start(sweep: dict[str, Array], key: Key, policy: PyTree, data: PyTree) -> TrainState:
+            trainer = self._member(sweep)
+            ts = trainer.init(key, data)
+            if not jax.tree.leaves(policy):
+                return ts
+            agent = protocol.with_policy(trainer.agent, ts.agent, policy)
+            before = ts._replace(agent=agent, env_steps=jnp.zeros_like(ts.env_steps))
+            return trainer.continue_from(before, data)
+
+        specs = (P(MEMBER), P(MEMBER), P(MEMBER), P())
         place = self._place(over_members(start, shared=1), specs, STATE)
-        return place(sweep, keys, data)
+        return place(sweep, keys, policies, data)
 
     def continue_from(
         self, sweep: dict[str, Array], ts: TrainState, data: PyTree = ()
@@ -197,6 +209,10 @@ class Programs:
     def put(self, ts: TrainState) -> TrainState:
         """Put a state from the host onto the devices, as the programs expect it."""
         return TrainState(*(self._put(part, spec) for part, spec in zip(ts, STATE, strict=True)))
+
+    def put_policies(self, policies: PyTree) -> PyTree:
+        """Put policies ``[M, ...]`` from the host onto the devices of their members."""
+        return self._put(policies, STATE.agent)
 
     def put_data(self, data: PyTree) -> PyTree:
         """Put a dataset onto the devices: one copy on each, whatever the number of members."""

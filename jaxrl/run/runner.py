@@ -22,6 +22,7 @@ from jaxrl.run import devices as placing
 from jaxrl.run.logs import check_writers
 from jaxrl.run.memory import check_dataset, check_states, out_of_memory_reported
 from jaxrl.run.phases import Phase, Plan, as_phases, check_one_agent, make_plan
+from jaxrl.run.policy_from import PolicyFrom
 from jaxrl.run.population import population
 from jaxrl.run.session import Session
 from jaxrl.run.signals import interruptible
@@ -68,6 +69,7 @@ def run(
     sweep: Mapping[str, Sequence[float]] | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
+    policy_from: str | Path | None = None,
     eval_every: int | None = None,
     eval_episodes: int = 32,
     eval_mode: Mode = "greedy",
@@ -95,6 +97,11 @@ def run(
         sweep: values of hyper-parameters, by name; every combination is a configuration.
         run_dir: the folder of the record; None keeps everything in memory.
         resume: continue the run in ``run_dir`` from its newest intact checkpoint.
+        policy_from: the folder of an earlier run, whose policy the agent starts from. Both have the
+            same policy family and sizes, and both normalise observations or neither does. What is
+            taken is the newest checkpoint's policy (its moving average if the agent keeps one) and
+            the statistics of observations; everything else starts fresh. A seed that the earlier
+            run has too starts from that seed's policy, any other from that of its first seed.
         eval_every: steps between evaluations; default a tenth of the run, or of each phase. The
             first is at step 0.
         eval_episodes: episodes per evaluation and member, the same starts each time.
@@ -156,6 +163,9 @@ def run(
         check_configurations(each, configurations)
     members = [Member(i, c, seed) for i, c in enumerate(configurations) for seed in seed_list]
     plan = make_plan(phases, eval_every, log_every, checkpoint_every)
+    start = None if policy_from is None else PolicyFrom(Path(policy_from), trainers[0], members)
+    if start is not None and not resume:  # which finds the policies in its own checkpoint
+        start.policies  # noqa: B018
     config = {
         **describe(plan),
         "data": {"checksum": checksum(data)},
@@ -167,10 +177,11 @@ def run(
         "max_skipped": int(max_skipped),
         "max_nonfinite": float(max_nonfinite),
         "log": list(log),
+        **({} if policy_from is None else {"policy_from": str(policy_from)}),
         "placement": placement.describe(),
         **provenance(),
     }
-    session = Session(plan, placement, config, members, data, quiet)
+    session = Session(plan, placement, config, members, data, quiet, start)
     with (
         session.records.opened(run_dir, resume, log),
         interruptible() as interrupted,

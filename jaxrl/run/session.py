@@ -16,6 +16,7 @@ from jaxrl.record.rows import Member, Position, evaluation_rows, latest_return, 
 from jaxrl.run.devices import Compiled, Placement, Programs
 from jaxrl.run.health import DivergenceGuard
 from jaxrl.run.phases import Plan, Stage
+from jaxrl.run.policy_from import PolicyFrom
 from jaxrl.run.progress import ProgressBar
 from jaxrl.run.records import Records
 from jaxrl.training.evaluate import EVALUATION_SEED
@@ -36,6 +37,7 @@ class Session:
         members: Sequence[Member],
         data: PyTree,
         quiet: bool,
+        policy_from: PolicyFrom | None = None,
     ) -> None:
         self.plan, self.config, self.members, self.quiet = plan, config, members, quiet
         mode = config["eval_mode"]
@@ -43,7 +45,7 @@ class Session:
         self.records = Records(plan, config, quiet)
         self.guard = DivergenceGuard(members, config, self.records.report, self.records.saved)
         self.stage = plan.stages[0]
-        self._data = data
+        self._data, self._policy_from = data, policy_from
         self._trained = 0  # steps of all members in this session
         self._seconds = 0.0  # of training in this session
 
@@ -148,8 +150,11 @@ class Session:
         return shapes
 
     def _first_state(self) -> TrainState:
-        data = self.data(self.stage)
-        return self._timed(lambda: jax.jit(self.programs[0].init)(self.sweep, self.keys, data))
+        data, policies = self.data(self.stage), ()
+        if self._policy_from is not None:
+            policies = self.programs[0].put_policies(self._policy_from.policies)
+        init = jax.jit(self.programs[0].init)
+        return self._timed(lambda: init(self.sweep, self.keys, data, policies))
 
     def begin(self, stage: Stage, ts: TrainState) -> TrainState:
         """Return the first state of the next stage, from the last one of the stage before."""

@@ -1,0 +1,151 @@
+"""Two trained policies as one: a search over the weight with which their predictions are mixed.
+
+python experiments/flow_bc.py --seed 0 --run-dir runs/one
+python experiments/flow_bc.py --seed 1 --run-dir runs/other
+python experiments/compose.py runs/one runs/other
+
+At every denoising step the prediction is ``weight first + (1 - weight) second``. All weights are
+played as one program, on the same episodes. The one with the highest mean return is chosen, and its
+return is that on other episodes: the best of many weights is too good on those that chose it. The
+results are ``compose.json`` and ``compose.png``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl import UsageError, cli, hyper
+from jaxrl.agents import protocol
+from jaxrl.nn.composition import Composed, require_same_process
+from jaxrl.record.policy import Policy, load_policy_and_env
+from jaxrl.require import require
+from jaxrl.training.evaluate import EVALUATION_SEED, evaluate
+from jaxrl.types import Array, Environment, Key, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A mixture of two policies, and the weight that does best."""
+
+    first: str
+    """The folder of a run of a policy that denoises, such as flow_bc."""
+    second: str
+    """That of another one, of the same environment, family and steps."""
+    num_weights: int = 11
+    """Weights of the first policy, evenly from 0 to 1, both included."""
+    episodes: int = 100
+    """Episodes that choose among weights, and as many others that are reported."""
+    seed: int | None = None
+    """The seed whose policies are taken; default the first of each run."""
+    out: str = "runs/compose"
+    """The folder of the results; it must not exist."""
+
+
+def composition(first: Policy, second: Policy) -> tuple[Any, PyTree]:
+    """Return an agent that acts with the mixture of two policies, and its state.
+
+    Raises:
+        UsageError: for policies that do not denoise by the same process, or that see observations
+            by other statistics.
+    """
+    one, other = (protocol.innermost(each.agent).policy for each in (first, second))
+    require_same_process(one, other)
+    if first.spec != second.spec or one.action_dim != other.action_dim:
+        raise UsageError("the policies act in different environments; give two runs of one")
+    learnt = [protocol.learnt_policy(each.agent, each.state) for each in (first, second)]
+    statistics = [jax.tree.leaves(each.statistics) for each in learnt]
+    same = len(statistics[0]) == len(statistics[1])
+    if not same or not all(map(np.allclose, *statistics)):
+        raise UsageError(
+            "the policies normalise observations by different statistics; give two runs on one "
+            "dataset, or without --normalize-obs"
+        )
+    params = {"first": learnt[0].params, "second": learnt[1].params}
+    state = protocol.with_policy(first.agent, first.state, learnt[0]._replace(params=params))
+    return with_policy(first.agent, Composed(one, other)), state
+
+
+def with_policy(agent: Any, policy: Any) -> Any:
+    """Return the agent, in its wrappers, with another policy."""
+    if hasattr(agent, "agent"):
+        return dataclasses.replace(agent, agent=with_policy(agent.agent, policy))
+    return dataclasses.replace(agent, policy=policy)
+
+
+def returns_of(agent: Any, state: PyTree, env: Environment, weights: Array, keys: Key) -> Array:
+    """Return the returns ``[W, E]`` of all weights on the episodes of ``keys[E]``."""
+
+    def at(weight: Array) -> Array:
+        each = hyper.replace(agent, {"policy.weight": weight})
+        return evaluate(each, state, env, keys).returns
+
+    return jax.vmap(at)(weights)
+
+
+def draw(rows: list[dict[str, float]], chosen: float, path: Path) -> None:
+    """Draw the mean returns against the weight, with intervals of two standard errors."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    ax = figure.subplots()
+    weights = [row["weight"] for row in rows]
+    for name, label in (("selection", "episodes that choose"), ("report", "other episodes")):
+        middle = [row[name] for row in rows]
+        ax.errorbar(weights, middle, [2 * row[f"{name}_error"] for row in rows], capsize=3,
+                    fmt="o-", label=label)  # fmt: skip
+    ax.axvline(chosen, color="0.3", linestyle="--", linewidth=0.8, label="chosen")
+    ax.set(xlabel="weight of the first policy", ylabel="mean return")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Load, search, and write the table and the figure."""
+    import tyro
+
+    required = (tyro.conf.PositionalRequiredArgs,)
+    config = tyro.cli(Config, description=__doc__, config=required)
+    cli.prepare(None)
+    require("num_weights", config.num_weights, 2, 10**4)
+    require("episodes", config.episodes, 2, 10**6)
+    folder = Path(config.out)
+    if folder.exists():
+        raise UsageError(f"out is {folder}, which exists; give another folder")
+    first, env = load_policy_and_env(config.first, config.seed)
+    second, _ = load_policy_and_env(config.second, config.seed)
+    agent, state = composition(first, second)
+
+    weights = np.linspace(0.0, 1.0, config.num_weights)
+    keys = jax.random.split(jax.random.key(EVALUATION_SEED), 2 * config.episodes)
+    played = jax.jit(lambda state, keys: returns_of(agent, state, env, jnp.array(weights), keys))
+    halves = {"selection": keys[: config.episodes], "report": keys[config.episodes :]}
+    returns = {name: np.asarray(played(state, half)) for name, half in halves.items()}
+
+    rows = [{"weight": float(weight)} for weight in weights]
+    for name, found in returns.items():
+        for row, each in zip(rows, found, strict=True):
+            row[name] = float(each.mean())
+            row[f"{name}_error"] = float(each.std(ddof=1) / np.sqrt(len(each)))
+    chosen = max(rows, key=lambda row: row["selection"])
+    folder.mkdir(parents=True)
+    record = {"config": dataclasses.asdict(config), "chosen": chosen, "rows": rows}
+    (folder / "compose.json").write_text(json.dumps(record, indent=2) + "\n")
+    draw(rows, chosen["weight"], folder / "compose.png")
+
+    print("weight   choosing         others")
+    for row in rows:
+        pairs = [f"{row[name]:9.2f} +- {row[f'{name}_error']:<6.2f}" for name in returns]
+        print(f"{row['weight']:6.2f} {' '.join(pairs)}{' *' if row is chosen else ''}")
+    print(f"chosen {chosen['weight']:.2f}: {chosen['report']:.2f} on other episodes")
+
+
+if __name__ == "__main__":
+    cli.launch(main)

@@ -1,0 +1,212 @@
+"""DPPO (Ren et al. 2024, "Diffusion Policy Policy Optimization")."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl import hyper, losses
+from jaxrl.agents import chains, minibatches, protocol
+from jaxrl.agents.chains import Minibatch
+from jaxrl.errors import UsageError
+from jaxrl.hyper import flag, number, part, size
+from jaxrl.metrics import Metrics
+from jaxrl.nn.critics import ValueFunction
+from jaxrl.nn.denoisers import batch_shape, normal_log_prob, normals
+from jaxrl.nn.diffusion import Diffusion
+from jaxrl.optim import Adam, Trained
+from jaxrl.require import require
+from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
+
+CLIP_GROWTH = 3.0  # of the clipping range over the denoising steps, in the exponent
+
+
+class DPPOState(NamedTuple):
+    """The fine-tuned policy, the value function, the policy before, and finished updates."""
+
+    actor: Trained
+    critic: Trained
+    pretrained: PyTree  # of the steps that are not fine-tuned; () if all are
+    updates: Array  # int32, calls of ``update``
+
+
+@hyper.dataclass
+class DPPO:
+    """PPO on the denoising steps of a diffusion policy, each an action of its own.
+
+    A step is ``x_{k+1} ~ N(mu(x_k, k, s), std_k^2)`` with a deviation of at least
+    ``policy.min_std``, and all fine-tuned steps of an action have its advantage, discounted towards
+    the noisier ones. Log-densities are means over the action's elements, which is why clipping
+    ranges are small. The value function depends on the state alone. Pre-train the policy by ``BC``
+    and hand it over by ``run(..., policy_from=RUN)``.
+
+    With ``normalize_ratio`` the ratio is that of "GRPO-Guard" (2025): its logarithm is
+    ``mean (x - mu_old) (mu - mu_old) / std``, of mean zero and of one scale at all noise levels.
+
+    Defaults are those of the authors' code for locomotion, beside the policy's (K 20 with the last
+    10 fine-tuned, a cosine schedule, blocks of 512). Departures: minibatches are of environment
+    steps with all their denoising steps, where theirs draw pairs of both; densities are those of
+    the noise as it is, neither clipped nor bounded; rewards are not scaled by a running deviation;
+    the value function is no residual network; and no ``target_kl`` (theirs, 1, is never reached).
+    """
+
+    learns_from: ClassVar = "rollouts"
+    policy_at: ClassVar = ("actor.params", "pretrained")
+
+    policy: Any = part(Diffusion(min_std=0.1), help="diffusion policy, with noise in every step")
+    critic: Any = part(
+        ValueFunction(hidden_dims=(256, 256, 256), activation="mish"), help="value function"
+    )
+    optimizer: Any = part(Adam(), help="optimiser of each network")
+    actor_learning_rate: float = number(1e-4, above=0, help="step size of the policy")
+    critic_learning_rate: float = number(1e-3, above=0, help="step size of the value function")
+    lr_decay_steps: float = number(
+        0.0, 0, help="updates over which the learning rates fall to 0; 0 keeps them"
+    )
+    gamma: float = number(0.99, 0, 1, help="discount")
+    gamma_denoising: float = number(
+        0.99, 0, 1, help="factor of the advantage for each denoising step before the last"
+    )
+    gae_lambda: float = number(0.95, 0, 1, help="lambda of the advantage estimates")
+    clip_eps: float = number(
+        0.01, above=0, help="clipping range of the probability ratio, of the last denoising step"
+    )
+    first_clip_eps: float | None = number(
+        None, above=0, help="of the first, growing to clip_eps; None: clip_eps for all"
+    )
+    normalize_ratio: bool = flag(
+        False, help="GRPO-Guard's ratio, of one scale for all denoising steps"
+    )
+    fine_tuned_steps: int | None = size(
+        None, help="denoising steps that are fine-tuned, the last ones; None: all"
+    )
+    target_kl: float | None = number(
+        None,
+        above=0,
+        help="stop an update once a minibatch's KL divergence from the acting policy exceeds this",
+    )
+    update_epochs: int = size(5, help="passes over a rollout")
+    num_minibatches: int = size(
+        4, help="minibatches of each pass; divides the transitions, at least two in each"
+    )
+
+    @property
+    def gradient_steps_per_update(self) -> int:
+        """``update_epochs * num_minibatches``."""
+        return self.update_epochs * self.num_minibatches
+
+    @property
+    def frozen_steps(self) -> int:
+        """The denoising steps before the fine-tuned ones."""
+        return self.policy.chain_steps - (self.fine_tuned_steps or self.policy.chain_steps)
+
+    def bind(self, spec: Spec) -> DPPO:
+        """Return the agent for ``spec``.
+
+        Raises:
+            UsageError: for a policy that is no diffusion, or more fine-tuned steps than it has.
+        """
+        protocol.require_methods(self, "policy", ["chain_steps", "step_normals"], "Diffusion")
+        if self.frozen_steps < 0:
+            raise UsageError(
+                f"fine_tuned_steps is {self.fine_tuned_steps}, and the policy has "
+                f"{self.policy.chain_steps} steps; give at most {self.policy.chain_steps}"
+            )
+        policy, critic = self.policy.bind(spec), self.critic.bind(spec)
+        return dataclasses.replace(self, policy=policy, critic=critic)
+
+    def check(self, rows: int) -> None:
+        """Raise UsageError for steps without noise, or minibatches that do not divide."""
+        require("policy.min_std", self.policy.min_std, 0, above=True)
+        minibatches.check_divides(self.num_minibatches, rows, least=2)
+
+    def init(self, key: Key) -> DPPOState:
+        """Return fresh networks."""
+        policy_key, critic_key = jax.random.split(key)
+        actor = self.policy.init(policy_key)
+        return DPPOState(
+            actor=self.optimizer.start(actor),
+            critic=self.optimizer.start(self.critic.init(critic_key)),
+            pretrained=jax.tree.map(jnp.copy, actor) if self.frozen_steps else (),
+            updates=jnp.int32(0),
+        )
+
+    # Losses
+
+    def step_normals(self, params: PyTree, obs: PyTree, points: Array) -> tuple[Array, Array]:
+        """Return means ``[..., K', A]`` and deviations ``[K', 1]`` of the fine-tuned steps."""
+        part = slice(self.frozen_steps, None)
+        normals: tuple[Array, Array] = self.policy.step_normals(params, obs, points, part)
+        return normals
+
+    def log_ratio(self, params: PyTree, batch: Minibatch) -> Array:
+        """Return the logarithm of each step's probability ratio ``[B, K']``: a mean over A."""
+        mean, std = self.step_normals(params, batch.obs, batch.points)
+        x, old = batch.points[..., 1:, :], batch.old
+        if self.normalize_ratio:
+            return jnp.mean((x - old) / std * (mean - old), axis=-1)
+        return jnp.mean(normal_log_prob(x, mean, std) - normal_log_prob(x, old, std), axis=-1)
+
+    def clip_ranges(self) -> Array:
+        """``e_1 + (e - e_1) (exp(3 u) - 1) / (exp(3) - 1)``, u from 0 to 1 over steps: ``[K']``."""
+        steps = self.policy.chain_steps - self.frozen_steps
+        first = self.clip_eps if self.first_clip_eps is None else self.first_clip_eps
+        u = jnp.linspace(0.0, 1.0, steps) if steps > 1 else jnp.ones(1)
+        growth = jnp.expm1(CLIP_GROWTH * u) / jnp.expm1(CLIP_GROWTH)
+        return first + (self.clip_eps - first) * growth
+
+    def actor_loss(self, params: PyTree, batch: Minibatch) -> tuple[Array, Metrics]:
+        """``-mean min(r_k A_k, clip(r_k, 1 - e_k, 1 + e_k) A_k)`` over ``[B, K']``.
+
+        ``A_k`` is the advantage times ``gamma_denoising`` to the steps that follow.
+        """
+        log_ratio = self.log_ratio(params, batch)
+        following = jnp.arange(log_ratio.shape[-1])[::-1]
+        advantage = losses.normalised(batch.advantage)[:, None] * self.gamma_denoising**following
+        return chains.clipped_loss(log_ratio, advantage, self.clip_ranges())
+
+    # Update
+
+    def update(self, state: DPPOState, rollout: Transition, key: Key) -> tuple[DPPOState, Metrics]:
+        """Epochs of minibatch steps on a rollout ``[T, N]``.
+
+        The means of the acting policy are computed anew from its parameters, so that the ratio is
+        1 before the first step.
+        """
+        points = rollout.extras["trace"]
+        old, _ = self.step_normals(state.actor.params, rollout.obs, points)
+        updated: tuple[DPPOState, Metrics] = chains.update(self, state, rollout, points, old, key)
+        return updated
+
+    # Acting
+
+    def points(self, state: DPPOState, obs: PyTree, key: Key, exploring: bool) -> Array:
+        """Return the points before, between and behind the fine-tuned steps ``[..., K' + 1, A]``.
+
+        The steps before these are the pre-trained policy's.
+        """
+        policy, frozen = self.policy, self.frozen_steps
+        shape = (*batch_shape(policy, obs), policy.action_dim)
+        first, noise = normals(key, policy.chain_steps, shape)
+        if frozen:
+            predict = policy.predictor(state.pretrained, obs)
+            before = policy.chain(predict, first, noise, exploring, slice(0, frozen))
+            first = before[..., -1, :]
+        predict = policy.predictor(state.actor.params, obs)
+        points: Array = policy.chain(predict, first, noise, exploring, slice(frozen, None))
+        return points
+
+    def act(
+        self, state: DPPOState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
+    ) -> tuple[Array, PyTree, Extras]:
+        """Return a sampled action with its chain in the extras.
+
+        With ``greedy`` the noise of the steps is the policy's own, without ``min_std``.
+        """
+        greedy = mode == "greedy"
+        points = self.points(state, obs, key, not greedy)
+        action = jnp.clip(points[..., -1, :], -1.0, 1.0)
+        return action, carry, {} if greedy else {"trace": points}

@@ -1,0 +1,19 @@
+"""Presets of fine-tuning by PPO on chains: those of the authors for locomotion, and of Pendulum."""
+
+from jaxrl.cli.presets.preset import Settings, networks
+
+FINE_TUNING: Settings = dict(
+    total_steps=2_000_000,
+    num_envs=40,
+    num_steps=500,
+    normalize_obs=True,
+    reward_scale=1.0,
+    agent={},
+)
+PENDULUM: Settings = dict(
+    total_steps=300_000,
+    num_envs=16,
+    num_steps=256,
+    reward_scale=0.1,
+    agent=dict(gamma=0.95, **networks(hidden_dims=(128, 128))),
+)

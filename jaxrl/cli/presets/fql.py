@@ -1,0 +1,26 @@
+"""Presets of flow Q-learning: the authors', by the family of the dataset.
+
+They have none for locomotion, where values are divided by their size as by default.
+"""
+
+from jaxrl.cli.presets.offline import PAPER, SMALL
+from jaxrl.cli.presets.preset import Preset
+
+ONE_STEP = dict(agent=dict(one_step=dict(hidden_dims=(128, 128))))
+MAZE = dict(reward_shift=-1.0, agent=dict(normalize_q_loss=False, alpha=10.0))
+HAND = dict(normalize_q_loss=False, target_q="min")
+
+PRESETS = [
+    Preset("*", PAPER, total_steps=500_000),
+    Preset("antmaze*", MAZE),
+    Preset("antmaze-large*", agent=dict(alpha=3.0)),
+    Preset("pen*", agent=dict(HAND, alpha=1e4)),
+    Preset("pen[_-]expert-v*", agent=dict(alpha=3e3)),
+    Preset("door*", agent=dict(HAND, alpha=3e4)),
+    Preset("hammer*", agent=dict(HAND, alpha=3e4)),
+    Preset("hammer[_-]cloned-v*", agent=dict(alpha=1e4)),
+    Preset("relocate*", agent=dict(HAND, alpha=3e4)),
+    Preset("relocate[_-]human-v*", agent=dict(alpha=1e4)),
+    Preset("gymnax/*", SMALL, ONE_STEP),
+    Preset("maze/*", SMALL, ONE_STEP),
+]

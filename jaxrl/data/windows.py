@@ -1,0 +1,79 @@
+"""Windows of consecutive steps of a dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.data.dataset import Dataset
+from jaxrl.data.samplers import UniformDataset, rows_at, transitions
+from jaxrl.errors import UsageError
+from jaxrl.require import plain, require_integer
+from jaxrl.types import Array, Batch, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Windows of ``horizon`` steps of the dataset, which never cross the end of an episode.
+
+    A batch ``[*shape]`` has fields ``[*shape, H, ...]`` and an extra ``valid``, false for steps
+    behind the end, which repeat the episode's last one. ``first`` draws the rows where windows
+    begin; by default each is as likely.
+
+    With ``obs_horizon = n``, ``obs[*shape, n, *O]`` are instead the last ``n`` observations at the
+    window's first step, and ``next_obs`` those after its last valid one, as policies of action
+    chunks see them (``jaxrl.Chunks``). Before the episode's start they repeat its first one; an
+    extra ``observed[*shape, n]`` is false for these in ``obs``.
+    """
+
+    horizon: int
+    obs_horizon: int | None = None
+    first: UniformDataset = UniformDataset()
+    needs_replay: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "obs_horizon"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+
+    def check(self) -> None:
+        """Raise UsageError for sizes below 1, and for rewards that are summed."""
+        require_integer("horizon", self.horizon)
+        require_integer("obs_horizon", self.obs_horizon, optional=True)
+        if self.first.n_step != 1:
+            raise UsageError(
+                f"n_step is {self.first.n_step}, and windows keep every step's reward; it must be 1"
+            )
+
+    def sample(
+        self, store: Any, data: Dataset, key: Key, shape: tuple[int, ...], gamma: Array | float
+    ) -> Batch:
+        """Return a batch of windows ``[*shape, H, ...]``."""
+        first = self.first.rows(data, key, shape)[..., None]
+        row = first + jnp.arange(self.horizon)
+        last = jnp.asarray(data.end)[first] - 1
+        batch = transitions(data, jnp.minimum(row, last), 1, gamma)
+        batch = batch._replace(extras=batch.extras | {"valid": row <= last})
+        return batch if self.obs_horizon is None else self._histories(batch, data, first)
+
+    def _histories(self, batch: Batch, data: Dataset, first: Array) -> Batch:
+        """Return the batch with the observations up to its ``first[*shape, 1]`` rows, and after."""
+        assert self.obs_horizon is not None
+        start = jnp.asarray(data.start)[first]
+        final = jnp.minimum(first + self.horizon, jnp.asarray(data.end)[first]) - 1
+        back = jnp.arange(1 - self.obs_horizon, 1)
+        older = final + 1 + back[:-1]
+
+        def after(obs: Array, next_obs: Array) -> Array:
+            parts = [rows_at(obs, jnp.maximum(older, start)), rows_at(next_obs, final)]
+            return jnp.concatenate(parts, axis=first.ndim - 1)
+
+        row = jnp.maximum(first + back, start)
+        return batch._replace(
+            obs=jax.tree.map(lambda x: rows_at(x, row), data.obs),
+            next_obs=jax.tree.map(after, data.obs, data.next_obs),
+            extras=batch.extras | {"observed": first + back >= start},
+        )

@@ -1,0 +1,121 @@
+"""Starting from the policy of an earlier run, whatever agent trained it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrl import hyper
+from jaxrl.agents import protocol
+from jaxrl.agents.protocol import LearntPolicy
+from jaxrl.errors import UsageError
+from jaxrl.record.checkpoint import CheckpointError
+from jaxrl.record.policy import Recorded, classes_of, load_members
+from jaxrl.record.rows import Member
+from jaxrl.require import shown
+from jaxrl.training.trainer import Trainer
+from jaxrl.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyFrom:
+    """The run whose policies the members of another, trained by ``trainer``, start from."""
+
+    run_dir: Path
+    trainer: Trainer
+    members: Sequence[Member]
+
+    @cached_property
+    def policies(self) -> LearntPolicy:
+        """What every member starts from, on the host: ``[M, ...]``.
+
+        Raises:
+            UsageError: if there is no such run, it has no policy, or not one of the same family,
+                of the same sizes, and with observations normalised alike.
+        """
+        agent, spec = self.trainer.agent, self.trainer.env.spec
+        try:
+            protocol.policy_at(protocol.innermost(agent))
+            found = load_members(self.run_dir, classes=classes_of(agent), instead=spec)
+            earlier = found.agent.bind(found.spec)
+            learnt = protocol.learnt_policy(earlier, found.states)
+        except (UsageError, CheckpointError) as error:
+            raise UsageError(f"policy_from: {error}") from None
+        check_alike(earlier, agent, str(self.run_dir))
+        self._check_shapes(learnt)
+        rows = [_row(found, member.seed) for member in self.members]
+        return jax.tree.map(lambda x: np.asarray(x)[rows], learnt)
+
+    def _check_shapes(self, learnt: LearntPolicy) -> None:
+        """Raise UsageError unless the agent's state is of the same shapes with these policies."""
+        agent = self.trainer.agent
+        fresh = jax.eval_shape(agent.init, jax.random.key(0))
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), learnt)
+        made = jax.eval_shape(lambda state, policy: protocol.with_policy(agent, state, policy),
+                              fresh, one)  # fmt: skip
+        if _shapes(made) != _shapes(fresh):
+            raise UsageError(
+                f"policy_from: the policy of {self.run_dir} has parameters or observations of "
+                "other shapes; give both agents the same policy and environment"
+            )
+
+
+def _row(found: Recorded, seed: int) -> int:
+    return found.seeds.index(seed) if seed in found.seeds else 0
+
+
+def _shapes(tree: PyTree) -> tuple[list, Any]:
+    leaves, structure = jax.tree.flatten(tree)
+    return [(leaf.shape, leaf.dtype) for leaf in leaves], structure
+
+
+def check_alike(earlier: Any, agent: Any, run: str) -> None:
+    """Raise UsageError unless the policy of ``earlier`` can be that of ``agent``; both are bound.
+
+    Their families are the same, or that of ``agent`` names the other as one it ``starts_from``. All
+    their static fields are the same, except for those that the family calls ``changeable``.
+    """
+    old, new = (protocol.innermost(each).policy for each in (earlier, agent))
+    if type(old) not in (type(new), getattr(new, "starts_from", None)):
+        raise UsageError(
+            f"policy_from: the policy of {run} is a {type(old).__name__}, and "
+            f"{type(protocol.innermost(agent)).__name__} has a {type(new).__name__}; "
+            "give both the same family"
+        )
+    differing = list(differences(old, new, "policy"))
+    if differing:
+        lines = [f"{name} {shown(was)} (now {shown(now)})" for name, was, now in differing]
+        raise UsageError(f"policy_from: the policy of {run} has {', '.join(lines)}; give the same")
+    if _normalises(earlier) != _normalises(agent):
+        had, now = ("normalised", "wrap") if _normalises(earlier) else ("raw", "do not wrap")
+        option = "--normalize-obs" if _normalises(earlier) else "--no-normalize-obs"
+        raise UsageError(
+            f"policy_from: the policy of {run} sees {had} observations; {now} the agent in "
+            f"NormalizeObs ({option})"
+        )
+
+
+def _normalises(agent: Any) -> bool:
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    return bool(jax.tree.leaves(protocol.learnt_policy(agent, state).statistics))
+
+
+def differences(old: Any, new: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name and both values of every field that makes parameters mean something else."""
+    free = getattr(old, "changeable", ()) + getattr(new, "changeable", ())
+    for field in dataclasses.fields(old):
+        was, now = getattr(old, field.name), getattr(new, field.name)
+        path = f"{name}.{field.name}"
+        if hyper.is_node(was) and type(was) is type(now):
+            yield from differences(was, now, path)
+        elif field.metadata.get("pytree_node", True) and not hyper.is_node(was):
+            continue  # a number
+        elif was != now and field.name not in free:
+            names = [type(x).__name__ if hyper.is_node(x) else x for x in (was, now)]
+            yield path, names[0], names[1]
