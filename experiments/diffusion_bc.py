@@ -25,7 +25,7 @@ class Config(cli.OfflineOptions):
     horizon: int = size(1, help="actions that are predicted at once")
     execute: int | None = same_as(Chunks, "execute")
     obs_horizon: int = same_as(Chunks, "obs_horizon")
-    agent: BC = BC(policy=Diffusion(), optimizer=AdamW(weight_decay=1e-6), ema_decay=0.995)
+    agent: BC = BC(Diffusion(), AdamW(weight_decay=1e-6), ema_decay=0.995)
 
 
 def main() -> None:

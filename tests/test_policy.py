@@ -16,6 +16,7 @@ import jaxrl.agents
 from jaxrl import (
     PPO,
     SAC,
+    Chunks,
     NormalizeObs,
     OnPolicy,
     ScaleReward,
@@ -298,11 +299,15 @@ def test_unknown_classes_and_environments_say_what_to_pass(own, call):
         call(own.run_dir, classes=[Mine])
 
 
-@pytest.mark.parametrize("name", sorted({*jaxrl.agents.__all__} - {"NormalizeObs", "ScaleReward"}))
+WRAPPERS = {"NormalizeObs", "ScaleReward", "Chunks"}
+
+
+@pytest.mark.parametrize("name", sorted({*jaxrl.agents.__all__} - WRAPPERS))
 def test_agents_of_the_library_are_read_from_their_record(name):
     """Once they are bound, and once they are not."""
     others = {"evaluated": SAC()} if name == "FQE" else {}
-    agent = NormalizeObs(ScaleReward(getattr(jaxrl.agents, name)(optimizer=AdamW(), **others), 0.5))
+    agent = getattr(jaxrl.agents, name)(optimizer=AdamW(), **others)
+    agent = NormalizeObs(ScaleReward(Chunks(agent, 3, 2) if name == "BC" else agent, 0.5))
     spec = make("gymnax/Pendulum-v1").spec
     try:
         agent.bind(spec)

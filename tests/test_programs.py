@@ -25,6 +25,7 @@ from jaxrl import (
     TD3,
     TD3BC,
     CalQL,
+    Chunks,
     DiscreteCQL,
     NormalizeObs,
     Offline,
@@ -37,8 +38,9 @@ from jaxrl import (
     make,
     rng,
 )
-from jaxrl.data import Dataset, Mixed, UniformDataset
+from jaxrl.data import Dataset, Mixed, UniformDataset, Windows
 from jaxrl.nn.critics import Critic, QNetwork
+from jaxrl.nn.flow import Flow
 from jaxrl.nn.policies import AutoPolicy, Deterministic
 from jaxrl.types import Batch, Box, Discrete, Spec, Transition
 
@@ -46,6 +48,7 @@ PARTS = ("policy", "critic", "value", "q_network")
 DRAWS = {"random_bits", "random_fold_in", "random_split", "random_seed", "random_gamma"}
 MINIBATCHES = {"update_epochs": 2, "num_minibatches": 2}
 REDQ = {"critic": Critic(num_critics=3), "num_min_critics": 2, "policy_delay": 2}
+CHUNKED = make("gymnax/Pendulum-v1", execute=3, obs_horizon=2)
 NORMALISED = NormalizeObs(ScaleReward(SAC(), 0.1))
 
 
@@ -107,6 +110,8 @@ TRAINERS = {
     "wrappers": off_policy(NORMALISED, n_step=3),
     "BC": offline(BC()),
     "BC of actions": offline(BC(policy=Deterministic())),
+    "BC of chunks": offline(Chunks(BC(Flow(), ema_decay=0.9), 3), sampler=Windows(3, 1)),
+    "PPO in chunks": OnPolicy(PPO(**MINIBATCHES), VectorEnv(CHUNKED, 2), num_steps=8),
     "SAC offline": offline(SAC(**REDQ)),
     "IQL": offline(IQL()),
     "IQL of indices, online": off_policy(IQL(policy_delay=2), "CartPole", num_updates=4),
