@@ -34,6 +34,8 @@ from jaxrl.nn.flow import Flow, NoisyFlow
 from jaxrl.nn.policies import Gaussian
 from jaxrl.training import rollout
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 KEY = jax.random.key(0)
 SIZES = {"hidden_dims": (4,), "activation": "tanh", "time_embedding": "raw"}
 CRITIC = ValueFunction(hidden_dims=(4,), activation="tanh")
@@ -215,7 +217,7 @@ def test_one_update_equals_a_numpy_transcription(name):
         for x, y in zip(jax.tree.leaves(found.params), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-4)
     values = m.values(metrics)
-    assert values["skipped_updates"] == 0 and values["clip_fraction"] > 0.1 and values["kl"] > 0
+    assert values["skipped_updates"] == 0 and values["clip_fraction"] > 0.03 and values["kl"] > 0
     assert int(new.updates) == 2
     if name == "dppo":  # the frozen steps stay as they are
         assert_same_bits(new.pretrained, state.pretrained)
@@ -246,12 +248,26 @@ def test_the_chain_s_log_probability_is_the_sum_of_its_normal_steps(name):
     assert by_hand.std() > 0.5
 
 
+@jax.jit
+def exactly_one(agent, params, batch):
+    """Whether all ratios are 1 where the policy that acted is the present one."""
+    points = batch.extras["trace"]
+    if isinstance(agent, ReinFlow):
+        old, _ = agent.log_prob(params, batch.obs, points)
+        log_ratio = agent.log_prob(params, batch.obs, points)[0] - old
+    else:
+        old, _ = agent.step_normals(params, batch.obs, points)
+        log_ratio = agent.log_ratio(params, chains.Minibatch(batch.obs, points, old, (), ()))
+    return jnp.all(jnp.exp(log_ratio) == 1.0)
+
+
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_ratio_is_one_before_the_first_step(name):
     agent, state, batch = played(name)
     still = agent.replace(update_epochs=1, num_minibatches=4, actor_learning_rate=1e-30)
     values = m.values(update(still, state, batch, jax.random.key(3))[1])
     assert abs(values["kl"]) < 1e-10 and values["clip_fraction"] == 0
+    assert exactly_one(agent, state.actor.params, batch)
     # and is not one after a step
     after = m.values(update(agent, state, batch, jax.random.key(3))[1])
     assert after["kl"] > 1e-7
@@ -281,7 +297,7 @@ def test_the_normalised_ratio_is_that_of_grpo_guard():
     np.testing.assert_allclose(guarded, std[:, 0] * plain + apart / (2 * std[:, 0]), atol=1e-5)
     # One scale and mean zero for all steps, which the plain ratios have not.
     spread, center = (np.asarray(f(guarded, axis=0)) for f in (np.std, np.mean))
-    assert spread.max() < 1.5 * spread.min() and np.abs(center).max() < 0.01
+    assert spread.max() < 1.5 * spread.min() and np.abs(center).max() < 0.02
     assert plain.std(0)[2] > 5 * plain.std(0)[0] and plain.mean(0)[2] < -0.05
 
 
@@ -330,12 +346,14 @@ def test_reinflow_with_hardly_any_noise_is_the_plain_flow():
 # --- learning -----------------------------------------------------------------------------------
 
 
-@pytest.mark.optimized
-@pytest.mark.parametrize("kind", [dppo, reinflow])
-def test_it_solves_the_probe_of_actions(kind):
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [(dppo, {"num_steps": 3}), (reinflow, {"sample_steps": 2})]
+)
+def test_it_solves_the_probe_of_actions(kind, sizes):
     env = make("probe/both", continuous=True)
     agent = kind(gamma=0.9, actor_learning_rate=3e-3, critic_learning_rate=1e-2, clip_eps=0.2)
-    agent = agent.replace(policy=agent.policy.replace(hidden_dims=(16,), activation="relu"))
+    policy = agent.policy.replace(hidden_dims=(16,), activation="relu", **sizes)
+    agent = agent.replace(policy=policy)
     trainer = OnPolicy(agent, VectorEnv(env, 16), num_steps=32)
     ts, metrics = jax.jit(trainer.train, static_argnums=1)(KEY, 20_000)
     obs = jnp.tile(jnp.array([[-1.0], [1.0]]), (32, 1))

@@ -13,6 +13,7 @@ from jaxprs import equations, names, products
 from jaxrl import (
     BC,
     CQL,
+    DPPO,
     DQN,
     DSAC,
     DSACT,
@@ -32,6 +33,7 @@ from jaxrl import (
     OffPolicy,
     OnPolicy,
     ReBRAC,
+    ReinFlow,
     ScaleReward,
     VectorEnv,
     hyper,
@@ -96,6 +98,8 @@ TRAINERS = {
         PPO(policy=AutoPolicy(squash=True, std="softplus"), **MINIBATCHES), "Pendulum", "pool"
     ),
     "PPO with a target KL": on_policy(NormalizeObs(PPO(target_kl=0.02, **MINIBATCHES))),
+    "DPPO": on_policy(DPPO(fine_tuned_steps=2, **MINIBATCHES), "Pendulum"),
+    "ReinFlow": on_policy(ReinFlow(**MINIBATCHES), "Pendulum"),
     "PQN": on_policy(PQN(**MINIBATCHES)),
     "DQN": off_policy(DQN(), "CartPole"),
     "TD3": off_policy(TD3()),

@@ -81,7 +81,7 @@ def clipped_loss(log_ratio: Array, advantage: Array, clip: Array | float) -> tup
     ratio = jnp.exp(log_ratio)
     loss = jnp.mean(losses.clipped_surrogate(ratio, advantage, clip))
     metrics: Metrics = {
-        "kl": mean_of(ratio - 1.0 - log_ratio),
+        "kl": mean_of(jnp.expm1(log_ratio) - log_ratio),
         "clip_fraction": mean_of(jnp.abs(ratio - 1.0) > clip),
     }
     return loss, metrics
