@@ -14,7 +14,8 @@ from shared import assert_same_bits
 from jaxrl import BC, IQL, ChunkActions, Chunks, NormalizeObs, Offline, UsageError, VectorEnv, make
 from jaxrl.agents import protocol
 from jaxrl.chunked import chunked
-from jaxrl.data import Dataset, UniformDataset, Windows
+from jaxrl.data import Dataset, Hindsight, UniformDataset, WeightedDataset, Windows, weighted
+from jaxrl.data.dataset import Split
 from jaxrl.envs import make_recorded
 from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.flow import Flow
@@ -347,3 +348,14 @@ def test_what_cannot_work_is_one_line(make_it, line):
     with pytest.raises(UsageError, match=line) as error:
         make_it()
     assert "\n" not in str(error.value)
+
+
+def test_windows_are_validated_on_too():
+    """Of held-out episodes, every window as likely, whatever weights the others are drawn by."""
+    sampler = Windows(HORIZON, SEEN, WeightedDataset())
+    assert sampler.uniform() == Windows(HORIZON, SEEN)
+    assert Hindsight(sampler, 3).uniform() == Hindsight(Windows(HORIZON, SEEN), 3)
+    trainer = Offline(AGENT, DRIFT.spec, batch_size=8, num_updates=2, sampler=sampler)
+    data = Split(weighted(dataset(), "return"), dataset(seed=1))
+    _, metrics = jax.eval_shape(lambda data: trainer.train(KEY, 2, data), data)
+    assert metrics["validation_loss"].shape == (1,)

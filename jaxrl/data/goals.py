@@ -66,6 +66,11 @@ class Hindsight:
         require_integer("goal_horizon", self.goal_horizon, optional=True)
         self.sampler.check()
 
+    def uniform(self) -> Hindsight:
+        """Return the sampler of which every row is as likely, as validation needs it."""
+        uniform = getattr(self.sampler, "uniform", UniformDataset)()
+        return dataclasses.replace(self, sampler=uniform)
+
     def sample(
         self, store: Any, data: Dataset, key: Key, shape: tuple[int, ...], gamma: Array | float
     ) -> Batch:

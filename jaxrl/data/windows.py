@@ -48,6 +48,10 @@ class Windows:
                 f"n_step is {self.first.n_step}, and windows keep every step's reward; it must be 1"
             )
 
+    def uniform(self) -> Windows:
+        """Return the sampler of which every window is as likely, as validation needs it."""
+        return dataclasses.replace(self, first=UniformDataset())
+
     def sample(
         self, store: Any, data: Dataset, key: Key, shape: tuple[int, ...], gamma: Array | float
     ) -> Batch:

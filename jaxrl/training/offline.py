@@ -98,9 +98,10 @@ class Offline(Trainer):
         return ts, metrics
 
     def _validate(self, agent: PyTree, data: Dataset, key: Key) -> m.Metrics:
-        """The loss on a batch of rows that are not learnt from."""
+        """The loss on a batch of rows that are not learnt from, all as likely."""
         sample_key, loss_key = jax.random.split(jax.random.fold_in(key, 1))
         shape = (self.batch_size // shard_count(),)
-        batch = sample(self.agent, UniformDataset(), (), data, sample_key, shape)
+        sampler = getattr(self.sampler, "uniform", UniformDataset)()
+        batch = sample(self.agent, sampler, (), data, sample_key, shape)
         loss = protocol.validation_loss(self.agent, agent, batch, loss_key)
         return {"validation_loss": m.mean_of(loss)}
