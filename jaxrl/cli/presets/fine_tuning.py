@@ -10,7 +10,7 @@ FINE_TUNING: Settings = dict(
     reward_scale=1.0,
     agent={},
 )
-# With one action element, a mean over elements is no smaller than the sum that PPO clips at 0.2: the
+# With one action element, a mean over elements is as large as the sum that PPO clips at 0.2: the
 # authors' range of 0.01 hardly moved a clone in 120,000 steps.
 PENDULUM: Settings = dict(
     total_steps=300_000,
