@@ -10,10 +10,14 @@ FINE_TUNING: Settings = dict(
     reward_scale=1.0,
     agent={},
 )
+# With one action element, a mean over elements is as large as the sum that PPO clips at 0.2: the
+# authors' range of 0.01 hardly moved a clone in 120,000 steps.
 PENDULUM: Settings = dict(
     total_steps=300_000,
     num_envs=16,
     num_steps=256,
     reward_scale=0.1,
-    agent=dict(gamma=0.95, **networks(hidden_dims=(128, 128))),
+    agent=dict(
+        gamma=0.95, clip_eps=0.1, actor_learning_rate=1e-3, **networks(hidden_dims=(128, 128))
+    ),
 )
