@@ -95,15 +95,17 @@ def draw(rows: list[dict[str, float]], chosen: float, path: Path) -> None:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     ax = figure.subplots()
-    weights = [row["weight"] for row in rows]
-    for name, label in (("selection", "episodes that choose"), ("report", "other episodes")):
-        middle = [row[name] for row in rows]
-        ax.errorbar(weights, middle, [2 * row[f"{name}_error"] for row in rows], capsize=3,
-                    fmt="o-", label=label)  # fmt: skip
+    weights = np.array([row["weight"] for row in rows])
+    shift = 0.1 / len(rows)  # so that the intervals stand side by side
+    lines = (("selection", "episodes that choose", -shift), ("report", "other episodes", shift))
+    for name, label, by in lines:
+        errors = [2 * row[f"{name}_error"] for row in rows]
+        ax.errorbar(weights + by, [row[name] for row in rows], errors, capsize=3, fmt="o-",
+                    label=label)  # fmt: skip
     ax.axvline(chosen, color="0.3", linestyle="--", linewidth=0.8, label="chosen")
     ax.set(xlabel="weight of the first policy", ylabel="mean return")
     ax.grid(alpha=0.3)
-    ax.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
 
 

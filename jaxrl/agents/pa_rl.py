@@ -70,8 +70,8 @@ class PARL:
     distill_temperature: float = number(
         1.0, 0, help="of the choice of actions to imitate, in units of values; 0 takes the best"
     )
-    num_min_critics: int | None = size(
-        2, help="targets use the minimum over this many critics, drawn for each step; None: all"
+    num_min_critics: int = size(
+        2, help="targets use the minimum over this many critics, drawn for each step"
     )
     cql_alpha: float = number(5.0, 0, help="weight of Cal-QL's conservative term")
     num_actions: int = size(10, help="uniform actions in that term, and copies of optimised ones")
