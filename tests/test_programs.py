@@ -18,6 +18,8 @@ from jaxrl import (
     DSACT,
     EDAC,
     FQE,
+    FQL,
+    IDQL,
     IQL,
     PPO,
     PQN,
@@ -25,6 +27,7 @@ from jaxrl import (
     TD3,
     TD3BC,
     CalQL,
+    DiffusionQL,
     DiscreteCQL,
     NormalizeObs,
     Offline,
@@ -119,6 +122,9 @@ TRAINERS = {
     "ReBRAC": offline(ReBRAC()),
     "ReBRAC online": off_policy(ReBRAC(), num_updates=4),
     "EDAC": offline(EDAC()),
+    "FQL": offline(FQL()),
+    "DiffusionQL online": off_policy(DiffusionQL(num_next_actions=3)),
+    "IDQL with dropout": offline(IDQL()),
 }
 
 
