@@ -19,6 +19,8 @@ from jaxrl import (
     DSACT,
     EDAC,
     FQE,
+    FQL,
+    IDQL,
     IQL,
     PPO,
     PQN,
@@ -27,6 +29,7 @@ from jaxrl import (
     TD3BC,
     CalQL,
     Chunks,
+    DiffusionQL,
     DiscreteCQL,
     NormalizeObs,
     Offline,
@@ -128,6 +131,9 @@ TRAINERS = {
     "ReBRAC": offline(ReBRAC()),
     "ReBRAC online": off_policy(ReBRAC(), num_updates=4),
     "EDAC": offline(EDAC()),
+    "FQL": offline(FQL()),
+    "DiffusionQL online": off_policy(DiffusionQL(num_next_actions=3)),
+    "IDQL with dropout": offline(IDQL()),
 }
 
 

@@ -66,7 +66,7 @@ class FQL:
         """Return the agent for ``spec``. Raises UsageError for discrete actions."""
         protocol.require_continuous(self, spec)
         protocol.require_methods(self, "policy", ["errors", "from_noise"], "Flow")
-        protocol.require_methods(self, "one_step", ["from_noise"], "OneStep")
+        protocol.require_methods(self, "one_step", ["sample", "__call__"], "OneStep")
         parts = {name: getattr(self, name).bind(spec) for name in ("policy", "one_step", "critic")}
         return dataclasses.replace(self, **parts)
 
