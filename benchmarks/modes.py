@@ -3,7 +3,7 @@
 python benchmarks/modes.py
 python benchmarks/modes.py --names flow_bc fql --num-seeds 2 --steps 2000
 
-Actions of the data lie around eight points on a circle, with known weights and a deviation of 0.05.
+Actions of the data lie around eight points on a circle, with known weights and a deviation of 0.08.
 Imitation should reproduce them: ``near`` is the share of 2,000 samples within three deviations of
 a mode, ``distance`` the total variation distance between the weights of the modes in the samples
 and in the data. Rewards grow with the number of the mode, so offline RL should move its mass to the
@@ -22,23 +22,24 @@ import numpy as np
 import tyro
 
 import jaxrl
+from jaxrl import hyper
 from jaxrl.analysis.statistics import final_return
 from jaxrl.cli import launch
 from jaxrl.data import Dataset
 from jaxrl.nn.diffusion import EDM, Diffusion
 from jaxrl.nn.flow import Flow
-from jaxrl.nn.policies import Gaussian, TanhGaussian
+from jaxrl.nn.policies import Gaussian
 from jaxrl.record.folder import write_json
 from jaxrl.record.provenance import provenance
 from jaxrl.types import Box, Spec
 
-STD, SAMPLES = 0.05, 2_000
+STD, SAMPLES = 0.08, 2_000
 ANGLES = 2 * np.pi * np.arange(8) / 8
-MODES = 0.7 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1)  # [8, 2]
+MODES = 0.8 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1)  # [8, 2]
 WEIGHTS = np.array([1, 2, 3, 1, 2, 3, 2, 2]) / 16
 REWARDS = np.arange(8) / 7  # the mean reward of each mode
 SPEC = Spec(Box(-1.0, 1.0, (1,)), Box(-1.0, 1.0, (2,)), 1)
-SIZES: dict[str, Any] = {"hidden_dims": (128, 128)}
+SIZES: dict[str, Any] = {"hidden_dims": (256, 256)}
 
 
 def bandit(rows: int = 20_000, seed: int = 0) -> Dataset:
@@ -53,13 +54,22 @@ def bandit(rows: int = 20_000, seed: int = 0) -> Dataset:
 
 def agents() -> dict[str, Any]:
     """Return the agents by name."""
-    return {
+    diffusion = Diffusion(**SIZES, num_steps=20, schedule="cosine", activation="mish")
+    edm = EDM(**SIZES, sample_steps=10, solver="heun", activation="mish")
+    flow = Flow(**SIZES, activation="gelu")
+    sizes = {"critic": SIZES}
+    made = {
         "gaussian_bc": jaxrl.BC(Gaussian(**SIZES, std="exp")),
-        "tanh_gaussian_bc": jaxrl.BC(TanhGaussian(**SIZES)),
-        "diffusion_bc": jaxrl.BC(Diffusion(**SIZES, num_steps=20, activation="mish")),
-        "edm_bc": jaxrl.BC(EDM(**SIZES, sample_steps=20, solver="heun", activation="mish")),
-        "flow_bc": jaxrl.BC(Flow(**SIZES, activation="gelu")),
+        "diffusion_bc": jaxrl.BC(diffusion),
+        "edm_bc": jaxrl.BC(edm),
+        "flow_bc": jaxrl.BC(flow),
+        "diffusion_ql": hyper.override(jaxrl.DiffusionQL(policy=diffusion, eta=1.0), sizes),
+        "fql": hyper.override(jaxrl.FQL(policy=flow), sizes | {"one_step": SIZES}),
+        "idql": hyper.override(jaxrl.IDQL(policy=diffusion), sizes | {"value": SIZES}),
+        "ifql": hyper.override(jaxrl.IFQL(policy=flow), sizes | {"value": SIZES}),
     }
+    rates = {"learning_rate": 1e-3, "ema_decay": 0.999}
+    return {k: hyper.override(v, rates) if "_bc" in k else v for k, v in made.items()}
 
 
 def measure(samples: np.ndarray) -> dict[str, Any]:

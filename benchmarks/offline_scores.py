@@ -2,10 +2,12 @@
 
 python benchmarks/offline_scores.py --datasets gymnax/Pendulum-v1/medium-replay
 python benchmarks/offline_scores.py --algorithms iql bc10 --datasets maze/Stitch-v0/stitch
+python benchmarks/offline_scores.py --algorithms diffusion_bc flow_bc diffusion_ql idql ifql fql
 python benchmarks/offline_scores.py --algorithms td3_bc --sweep bc_alpha=0.5,1,2.5,5,10
 
 Each cell is one call of ``experiments/ALGORITHM.py``, networks of 128x128 and 30,000 gradient steps
-unless told otherwise; ``bc10`` is behaviour cloning of the best tenth of the episodes. The score is
+unless told otherwise; ``bc10`` is behaviour cloning of the best tenth of the episodes. Policies
+that denoise take five steps. The score is
 that of the last evaluation. A row replaces one of the same dataset, algorithm, steps and options.
 With ``--sweep`` nothing is added to the table: a heat map of configurations and seeds is drawn.
 """
@@ -33,6 +35,16 @@ from jaxrl.record.folder import write_json
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 ALGORITHMS = ("bc", "bc10", "td3_bc", "iql", "rebrac", "edac", "cql")
+PARTS = {  # networks besides policy and critic, or instead
+    "bc": ["policy"],
+    "diffusion_bc": ["policy"],
+    "flow_bc": ["policy"],
+    "iql": ["policy", "critic", "value"],
+    "idql": ["policy", "critic", "value"],
+    "ifql": ["policy", "critic", "value"],
+    "fql": ["policy", "critic", "one-step"],
+}
+FLOWS = ("flow_bc", "ifql", "fql")
 WIDTH = ("128", "128")
 Row = dict[str, Any]
 HEAD = """\
@@ -56,12 +68,11 @@ def measure(name: str, dataset: str, words: list[str], seeds: int, steps: int, r
         RunError: if the script failed; what it printed stands above.
     """
     algorithm = "bc" if name == "bc10" else name
-    networks = ["policy"] if algorithm == "bc" else ["policy", "critic"]
-    networks += ["value"] if algorithm == "iql" else []
     command = [f"experiments/{algorithm}.py", "--env", dataset.rpartition("/")[0]]
     command += ["--dataset", dataset, "--total-steps", str(steps), "--num-seeds", str(seeds)]
-    for part in networks:
+    for part in PARTS.get(algorithm, ["policy", "critic"]):
         command += [f"--agent.{part}.hidden-dims", *WIDTH]
+    command += ["--agent.policy.sample-steps", "5"] if algorithm in FLOWS else []
     command += (["--top", "0.1"] if name == "bc10" else []) + words
     folder = runs / f"{name}_{dataset.replace('/', '-')}_{'_'.join(words) or steps}"
     quiet = ["--run-dir", str(folder), "--quiet", *(["--resume"] if folder.exists() else [])]

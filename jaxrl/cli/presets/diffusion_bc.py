@@ -5,7 +5,7 @@ mazes. Departures: plain layers for DPPO's residual ones, constant step sizes fo
 for IDQL no dropout.
 """
 
-from jaxrl.cli.presets.offline import PAPER, SMALL_POLICY
+from jaxrl.cli.presets.offline import PAPER, SHIPPED, SMALL_POLICY
 from jaxrl.cli.presets.preset import Preset, Settings
 
 DPPO: Settings = dict(
@@ -44,6 +44,5 @@ SHORT: Settings = dict(batch_size=256, horizon=1, agent=dict(policy=dict(num_ste
 PRESETS = [
     Preset("*", PAPER, DPPO),
     Preset("antmaze*", IDQL),
-    Preset("gymnax/*", SMALL_POLICY, SHORT),
-    Preset("maze/*", SMALL_POLICY, SHORT),
+    *[Preset(pattern, SMALL_POLICY, SHORT) for pattern in SHIPPED],
 ]

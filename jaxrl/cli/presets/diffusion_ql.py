@@ -4,7 +4,7 @@ On pen they also take rewards to mean 0 and variance 1, which ``--reward-scale``
 ``--reward-shift`` can do.
 """
 
-from jaxrl.cli.presets.offline import LOCOMOTION, PAPER, SMALL
+from jaxrl.cli.presets.offline import LOCOMOTION, PAPER, SHIPPED, SMALL
 from jaxrl.cli.presets.preset import Preset, Settings
 
 CLIPS: dict[str, dict[str, float]] = {
@@ -43,6 +43,5 @@ PRESETS = [
     Preset("pen[_-]human-v*", weights(7.0, eta=0.15, **SLOW)),
     Preset("pen[_-]cloned-v*", weights(8.0, eta=0.1, **SLOW)),
     Preset("kitchen*", weights(10.0, eta=0.005)),
-    Preset("gymnax/*", SMALL),
-    Preset("maze/*", SMALL),
+    *[Preset(pattern, SMALL) for pattern in SHIPPED],
 ]

@@ -1,6 +1,6 @@
 """Presets of cloning with flow policies: ReinFlow's pre-training, which is DPPO's with a flow."""
 
-from jaxrl.cli.presets.offline import PAPER, SMALL_POLICY
+from jaxrl.cli.presets.offline import PAPER, SHIPPED, SMALL_POLICY
 from jaxrl.cli.presets.preset import Preset, Settings
 
 REINFLOW: Settings = dict(
@@ -18,6 +18,5 @@ SHORT: Settings = dict(batch_size=256, horizon=1, agent=dict(policy=dict(sample_
 
 PRESETS = [
     Preset("*", PAPER, REINFLOW),
-    Preset("gymnax/*", SMALL_POLICY, SHORT),
-    Preset("maze/*", SMALL_POLICY, SHORT),
+    *[Preset(pattern, SMALL_POLICY, SHORT) for pattern in SHIPPED],
 ]

@@ -3,7 +3,7 @@
 They have none for locomotion, where values are divided by their size as by default.
 """
 
-from jaxrl.cli.presets.offline import PAPER, SMALL
+from jaxrl.cli.presets.offline import PAPER, SHIPPED, SMALL
 from jaxrl.cli.presets.preset import Preset
 
 ONE_STEP = dict(agent=dict(one_step=dict(hidden_dims=(128, 128))))
@@ -21,6 +21,5 @@ PRESETS = [
     Preset("hammer[_-]cloned-v*", agent=dict(alpha=1e4)),
     Preset("relocate*", agent=dict(HAND, alpha=3e4)),
     Preset("relocate[_-]human-v*", agent=dict(alpha=1e4)),
-    Preset("gymnax/*", SMALL, ONE_STEP),
-    Preset("maze/*", SMALL, ONE_STEP),
+    *[Preset(pattern, SMALL, ONE_STEP) for pattern in SHIPPED],
 ]
