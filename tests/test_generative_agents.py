@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl import FQL, IDQL, IFQL, IQL, BestOf, DiffusionQL, Softmax, UsageError
+from jaxrl import FQL, IDQL, IFQL, IQL, PPO, BestOf, DiffusionQL, Softmax, UsageError
 from jaxrl.agents import protocol
 from jaxrl.agents.improvement import candidates
 from jaxrl.nn.critics import Critic, ValueFunction
@@ -379,3 +379,10 @@ def test_wrong_parts_are_one_line():
         protocol.check(DiffusionQL(critic=Critic(num_critics=1)), 8)
     with pytest.raises(UsageError, match="target_q is 'max'; did you mean mean"):
         protocol.check(IDQL(target_q="max"), 8)
+
+
+def test_dropout_is_refused_where_nothing_imitates():
+    policy = Gaussian(dropout=0.1)
+    protocol.check(IQL(policy=policy), 8)
+    with pytest.raises(UsageError, match="policy.dropout is 0.1, .*, and PPO has none; leave it"):
+        protocol.check(PPO(policy=policy), 8)

@@ -38,6 +38,7 @@ class BC:
     """
 
     learns_from: ClassVar = "batches"
+    imitates: ClassVar = True
     policy_at: ClassVar = ("policy.params",)
     reads_valid: ClassVar = True
 

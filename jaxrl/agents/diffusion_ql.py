@@ -48,6 +48,8 @@ class DiffusionQL:
     """
 
     learns_from: ClassVar = "batches"
+    imitates: ClassVar = True
+    policy_at: ClassVar = ("actor.params", "target_actor")
 
     policy: Any = part(Diffusion(**_SIZES), help="policy family")
     critic: Any = part(Critic(**_SIZES), help="ensemble of critics")

@@ -50,6 +50,7 @@ class EditPolicy:
     """
 
     learns_from: ClassVar = "batches"
+    imitates: ClassVar = True
 
     policy: Any = part(Flow(**_SIZES), help="policy family that is edited")
     edit: Any = part(

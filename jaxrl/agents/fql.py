@@ -49,6 +49,8 @@ class FQL:
     """
 
     learns_from: ClassVar = "batches"
+    imitates: ClassVar = True
+    policy_at: ClassVar = ("networks.params.policy",)
 
     policy: Any = part(Flow(**_SIZES), help="flow that imitates the data")
     one_step: Any = part(OneStep(**_SIZES), help="policy that acts, from noise to action")

@@ -52,6 +52,7 @@ class IQL:
     """
 
     learns_from: ClassVar = "batches"
+    imitates: ClassVar = True
     policy_at: ClassVar = ("actor.params",)
 
     policy: Any = part(

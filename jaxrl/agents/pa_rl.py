@@ -55,6 +55,7 @@ class PARL:
     """
 
     learns_from: ClassVar = "batches"
+    imitates: ClassVar = True
     policy_at: ClassVar = ("policy.params",)
 
     policy: Any = part(Diffusion(), help="policy family, one that samples and imitates")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxrl import hyper
 from jaxrl.errors import UsageError
+from jaxrl.require import shown
 from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec, Transition
 
 
@@ -42,6 +43,13 @@ def check(agent: Any, rows: int) -> None:
         UsageError: for the first that cannot work.
     """
     hyper.check(agent)
+    inner = innermost(agent)
+    dropout = getattr(getattr(inner, "policy", None), "dropout", None)
+    if dropout is not None and not getattr(inner, "imitates", False):
+        raise UsageError(
+            f"policy.dropout is {shown(dropout)}, which acts in losses of imitation, and "
+            f"{type(inner).__name__} has none; leave it None"
+        )
     while agent is not None:
         method = getattr(agent, "check", None)
         if method is not None:

@@ -1,8 +1,7 @@
 """Presets of cloning with diffusion policies.
 
 Those of DPPO's pre-training on locomotion, in chunks of four actions, and those of IDQL's actor on
-mazes. Departures: plain layers for DPPO's residual ones, constant step sizes for falling ones, and
-for IDQL no dropout.
+mazes. Departures: plain layers for DPPO's residual ones, and constant step sizes for falling ones.
 """
 
 from jaxrl.cli.presets.offline import PAPER, SHIPPED, SMALL_POLICY
@@ -34,6 +33,7 @@ IDQL: Settings = dict(
             variance="forward",
             hidden_dims=(256, 256, 256),
             residual=True,
+            dropout=0.1,
             time_embedding="fourier",
             time_features=64,
         ),

@@ -4,6 +4,7 @@ from jaxrl.cli.presets.offline import LOCOMOTION, PAPER, SMALL
 from jaxrl.cli.presets.preset import Preset, merge
 
 VALUE = dict(agent=dict(value=dict(hidden_dims=(128, 128))))
+HANDS = dict(temperature=0.5, policy=dict(dropout=0.1))
 MAZE = dict(reward_shift=-1.0, agent=dict(expectile=0.9, temperature=10.0))
 
 PRESETS = [
@@ -14,9 +15,6 @@ PRESETS = [
     Preset("gymnax/*", merge(SMALL, VALUE), return_range=1000.0, agent=dict(lr_decay_steps=30_000)),
     Preset("maze/*", merge(SMALL, VALUE, MAZE), agent=dict(lr_decay_steps=30_000)),
     Preset("antmaze*", MAZE),
-    Preset("pen*", agent=dict(temperature=0.5)),
-    Preset("door*", agent=dict(temperature=0.5)),
-    Preset("hammer*", agent=dict(temperature=0.5)),
-    Preset("relocate*", agent=dict(temperature=0.5)),
-    Preset("kitchen*", agent=dict(temperature=0.5)),
+    *[Preset(pattern, agent=HANDS) for pattern in ("pen*", "door*", "hammer*", "relocate*")],
+    Preset("kitchen*", agent=HANDS),
 ]
