@@ -69,14 +69,7 @@ def composition(first: Policy, second: Policy) -> tuple[Any, PyTree]:
         )
     params = {"first": learnt[0].params, "second": learnt[1].params}
     state = protocol.with_policy(first.agent, first.state, learnt[0]._replace(params=params))
-    return with_policy(first.agent, Composed(one, other)), state
-
-
-def with_policy(agent: Any, policy: Any) -> Any:
-    """Return the agent, in its wrappers, with another policy."""
-    if hasattr(agent, "agent"):
-        return dataclasses.replace(agent, agent=with_policy(agent.agent, policy))
-    return dataclasses.replace(agent, policy=policy)
+    return protocol.with_parts(first.agent, policy=Composed(one, other)), state
 
 
 def returns_of(agent: Any, state: PyTree, env: Environment, weights: Array, keys: Key) -> Array:

@@ -34,7 +34,7 @@ from jaxrl.agents.protocol import LearntPolicy
 from jaxrl.counters import counter_value
 from jaxrl.data import Dataset
 from jaxrl.nn.critics import QNetwork, ValueFunction
-from jaxrl.nn.flow import Flow, NoisyFlow
+from jaxrl.nn.flow import Flow, NoisyFlow, first_noise
 from jaxrl.nn.policies import Deterministic, Gaussian, TanhGaussian
 from jaxrl.record.rows import Member
 from jaxrl.run.devices import Placement, Programs
@@ -246,3 +246,20 @@ def test_scripts_have_the_option(cloned):
     words = "--env gymnax/Pendulum-v1 --quiet --run-dir x --policy-from"
     trainer = trainer_of("ppo", f"{words} {cloned.run_dir}")
     assert trainer.agent.frozen and not trainer_of("ppo", words[:-14]).agent.frozen
+
+
+def test_a_loaded_policy_takes_fewer_steps(tmp_path):
+    """One step of a flow adds the velocity at the noise; other families are refused."""
+    folder, key = tmp_path / "flow", jax.random.key(3)
+    agent = BC(policy=Flow(hidden_dims=(4,), sample_steps=4))
+    trainer = Offline(agent, venv(), batch_size=8, num_updates=4)
+    run(trainer, 4, data=dataset(), run_dir=folder, **SMALL)
+    one, four = (load_policy(folder, sample_steps=steps) for steps in (1, 4))
+    assert_same_bits(four(OBS, key), load_policy(folder)(OBS, key))
+    flow, params = one.agent.policy, one.state.policy.params
+    noise = first_noise(flow, OBS, key)
+    velocity = flow.predictor(params, OBS)(noise, jnp.zeros(len(OBS)))
+    expected = jnp.clip(noise + velocity, -1.0, 1.0)
+    np.testing.assert_allclose(one(OBS, key), expected, atol=1e-5)
+    with pytest.raises(UsageError, match="sample_steps is 0; it must be"):
+        load_policy(folder, sample_steps=0)

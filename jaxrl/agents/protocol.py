@@ -6,6 +6,7 @@ checks of its own does not mention them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -80,6 +81,13 @@ def innermost(agent: Any) -> Any:
     while hasattr(agent, "agent"):
         agent = agent.agent
     return agent
+
+
+def with_parts(agent: Any, **parts: Any) -> Any:
+    """Return the agent, in its wrappers, with other parts in the named fields."""
+    if hasattr(agent, "agent"):
+        return dataclasses.replace(agent, agent=with_parts(agent.agent, **parts))
+    return dataclasses.replace(agent, **parts)
 
 
 def discount_factor(agent: Any) -> Any:

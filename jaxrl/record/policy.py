@@ -22,7 +22,7 @@ from jaxrl.envs.vector import rescale
 from jaxrl.errors import UsageError
 from jaxrl.nn import composition, critics, diffusion, encoders, flow, policies
 from jaxrl.record import checkpoint
-from jaxrl.require import require_choice
+from jaxrl.require import require_choice, require_integer
 from jaxrl.types import Agent, Array, Environment, Key, Mode, PyTree, Spec
 
 
@@ -137,6 +137,7 @@ def load_policy(
     iteration: int | None = None,
     config: int = 0,
     *,
+    sample_steps: int | None = None,
     classes: Sequence[type] = (),
     env: Environment | None = None,
 ) -> Policy:
@@ -148,19 +149,31 @@ def load_policy(
         mode: "greedy", or "sample" to act as in training.
         iteration: the number of the checkpoint; default the newest intact one.
         config: the index of a configuration, if the run was a sweep.
+        sample_steps: another number of steps for a policy that denoises; fewer are faster.
         classes: your own classes of agents and of their parts, beside those of the library. The
             record names the classes that it needs; none is ever imported because of its name.
         env: the environment it was trained in, if ``make`` does not know it by its name.
 
     Raises:
-        UsageError: if the folder holds no run, the run has no such seed or configuration, or a
-            class or the environment is unknown.
+        UsageError: if the folder holds no run, the run has no such seed or configuration, a class
+            or the environment is unknown, or the policy cannot take that many steps.
         CheckpointError: if no checkpoint is intact.
     """
     policy, _ = load_policy_and_env(
         run_dir, seed, mode, iteration, config, classes=classes, env=env
     )
-    return policy
+    if sample_steps is None:
+        return policy
+    family = getattr(protocol.innermost(policy.agent), "policy", None)
+    if not hasattr(family, "sample_steps"):
+        raise UsageError(
+            f"sample_steps is {sample_steps}, and the policy of {run_dir} does not denoise; "
+            "leave it None"
+        )
+    require_integer("sample_steps", sample_steps)
+    fewer = dataclasses.replace(family, sample_steps=sample_steps)
+    agent = protocol.with_parts(policy.agent, policy=fewer)
+    return Policy(agent, policy.state, policy.spec, mode)
 
 
 def load_policy_and_env(
