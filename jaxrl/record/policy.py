@@ -164,7 +164,7 @@ def load_policy(
     )
     if sample_steps is None:
         return policy
-    family = getattr(protocol.innermost(policy.agent), "policy", None)
+    family: Any = getattr(protocol.innermost(policy.agent), "policy", None)
     if not hasattr(family, "sample_steps"):
         raise UsageError(
             f"sample_steps is {sample_steps}, and the policy of {run_dir} does not denoise; "
