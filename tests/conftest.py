@@ -20,6 +20,16 @@ from shared import QUICK, compiled_once
 OPTIONS = {"optimized": {}, "exact": {"xla_backend_optimization_level": 0}}
 
 
+# They take longest, and begin first, so that two workers end at about the same time.
+LONG = ["test_devices", "test_interruption", "test_documents", "test_off_policy_learning",
+        "test_off_policy_run", "test_mjx_runs", "test_mjx", "test_off_policy"]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Put long files first; the order is kept otherwise."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 def chosen(item):
     """The compile options of a test."""
     if os.environ.get("JAXRL_TEST_OPTIMIZED") == "1":

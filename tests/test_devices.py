@@ -211,7 +211,13 @@ def test_a_gradient_that_is_not_finite_on_one_shard_is_skipped_by_all(eight):
     np.testing.assert_array_equal(metrics["skipped_in_a_row"], 6)
 
 
-@pytest.mark.parametrize("name", worker.REPLAYED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(x, marks=[pytest.mark.slow] * (x not in ("SAC", "IQL")))
+        for x in worker.REPLAYED
+    ],
+)
 def test_a_sharded_update_from_replay_is_that_of_the_whole_batch(eight, name):
     """And every shard explores by noise of its own."""
     (whole, metrics, _), (shards, others, drawn) = (eight(worker.replayed, name, n) for n in (1, 2))

@@ -113,7 +113,14 @@ def test_readme_names_only_files_that_exist():
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        # The others train many agents, which takes minutes to compile.
+        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem != "01_quickstart"))
+        for p in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    ],
+)
 def test_notebook_runs_and_is_committed_with_its_outputs(path, monkeypatch):
     """Its process compiles quickly, as the tests do: what it runs to is not looked at."""
     for name, value in {"JAXRL_SMOKE": "1", "XLA_FLAGS": QUICK_FLAGS}.items():

@@ -373,7 +373,9 @@ def test_numbers_and_seeds_are_swept_in_one_program():
 
 
 def test_wrong_parts_are_one_line():
-    with pytest.raises(UsageError, match=r"FQL needs a policy with errors\(\), which Gaussian lac"):
+    with pytest.raises(
+        UsageError, match=r"FQL needs a policy with from_noise\(\), which Gaussian lac"
+    ):
         FQL(policy=Gaussian()).bind(ref.SPEC)
     with pytest.raises(UsageError, match=r"critic.num_critics is 1; DiffusionQL needs at least 2"):
         protocol.check(DiffusionQL(critic=Critic(num_critics=1)), 8)

@@ -193,9 +193,9 @@ class Killed(BaseException):
     [
         ("ppo --num-seeds 2 --sweep gamma=0.9,0.99", 4),
         ("sac --num-seeds 2", 2),
-        ("td3 --num-seeds 3", 3),
-        ("dsac_t --num-seeds 3", 3),
-        ("dqn --num-seeds 3", 3),
+        pytest.param("td3 --num-seeds 3", 3, marks=pytest.mark.slow),
+        pytest.param("dsac_t --num-seeds 3", 3, marks=pytest.mark.slow),
+        pytest.param("dqn --num-seeds 3", 3, marks=pytest.mark.slow),
         ("pqn --num-seeds 3", 3),
     ],
 )

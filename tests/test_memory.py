@@ -34,7 +34,7 @@ def one(**options):
 # --- what memory is for -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize("continuous", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_cue_is_remembered_by_a_recurrent_agent_and_not_by_a_feed_forward_one(continuous):
     """The greedy returns of 256 episodes: the optimum, and chance."""
 

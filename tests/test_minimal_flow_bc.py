@@ -95,6 +95,7 @@ def test_it_reads_the_best_episodes_of_a_file(minimal, tmp_path):
         minimal["read"](str(tmp_path / "nothing"), env, 0.6)
 
 
+@pytest.mark.slow
 def test_it_learns_from_what_it_makes(minimal):
     """The chosen episodes have about -200, and a policy that does nothing -1,200."""
     env = minimal["Env"]("Pendulum-v1")

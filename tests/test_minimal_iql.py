@@ -155,6 +155,7 @@ def test_it_reads_files_in_d4rl_s_layout(minimal, tmp_path):
         read()
 
 
+@pytest.mark.slow
 def test_it_learns_from_bad_data(minimal):
     """Data of returns of -615 on average; the best policy gets about -150."""
     env = minimal["Env"]("Pendulum-v1")

@@ -96,6 +96,7 @@ def test_a_factorisation_would_be_seen(f):
     assert factorisations(jax.jit(jax.vmap(f)).lower(jnp.ones((2, 3, 3))))
 
 
+@pytest.mark.slow
 def test_physics_that_factorises_gets_a_large_pool_and_ends():
     """Batched factorisations of several seeds and environments, step after step."""
     again = AGAIN.replace("gymnax/CartPole-v1", "brax/inverted_pendulum")

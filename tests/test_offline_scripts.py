@@ -122,7 +122,7 @@ def test_shipped_datasets_are_whole_and_of_their_task(name):
 
 
 def test_shipped_datasets_are_small_and_named():
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*.hdf5")) < 6e6
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*.hdf5")) < 7e6
     assert {"gymnax/Pendulum-v1/medium-replay", "maze/Stitch-v0/stitch"} <= {*shipped()}
     with pytest.raises(UsageError, match="no dataset 'gymnax/Pendulum-v1/best'; did you mean gymn"):
         shipped_path("gymnax/Pendulum-v1/best")
@@ -149,6 +149,8 @@ TASKS = [
     *("maze2d-umaze-v1", "pen-cloned-v1", "pen-human-v1", "pen-expert-v1", "door-human-v1"),
     *("hammer-human-v1", "hammer-cloned-v1", "relocate-human-v1", "relocate-cloned-v1"),
     *("kitchen-partial-v0", "gymnax/Pendulum-v1", "maze/Stitch-v0"),
+    *(f"mjx/{task}-v4" for task in ("HalfCheetah", "Hopper", "Walker2d")),
+    *(f"mjx/Hopper-v5/medium-{kind}" for kind in ("replay", "expert")),
 ]  # fmt: skip
 
 
@@ -174,7 +176,7 @@ def test_the_dataset_s_name_decides_too(tmp_path):
     found = lookup(presets_of("rebrac"), "mjx/Hopper-v4", "hopper_medium_replay-v2")
     assert (found["agent"]["actor_bc"], found["agent"]["critic_bc"]) == (0.05, 0.5)
     assert found["batch_size"] == 1024 and found["agent"]["critic_learning_rate"] == 1e-3
-    assert lookup(presets_of("rebrac"), "mjx/Hopper-v4", "mine")["batch_size"] == 256
+    assert lookup(presets_of("rebrac"), "mjx/Ant-v4", "mine")["batch_size"] == 256
     assert lookup(presets_of("edac"), "x", "walker2d-medium-expert-v2")["agent"] == {
         "diversity_coef": 5.0
     }

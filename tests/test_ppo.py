@@ -162,8 +162,19 @@ def test_one_update_equals_a_numpy_transcription(env, clip_value):
 # --- properties ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("squash", [False, True])
-@pytest.mark.parametrize("std", ["independent", "softplus", "exp"])
+@pytest.mark.parametrize(
+    ("std", "squash"),
+    [
+        ("independent", False),
+        ("exp", True),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("independent", True), ("softplus", False), ("softplus", True), ("exp", False)
+            )
+        ),
+    ],
+)  # fmt: skip
 def test_the_ratio_is_one_before_the_first_step(squash, std):
     inner = ppo(policy={"squash": squash, "std": std}, update_epochs=1, num_minibatches=1)
     agent, state, batch = one_rollout(NormalizeObs(inner), "gymnax/Pendulum-v1")

@@ -263,6 +263,7 @@ def test_it_sees_the_part_of_a_dictionary_that_it_is_told():
 # --- a whole run --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_learns_cart_pole():
     agent = NormalizeObs(
         pqn(
