@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from shared import run_script, script_module, trainer_of
 
-from jaxrl import NormalizeObs, ScaleReward, UsageError, load_policy, make
+from jaxrl import NormalizeObs, ScaleReward, UsageError, cli, load_policy, make
 from jaxrl.cli.presets import lookup
 from jaxrl.data import with_goals
 from jaxrl.data.describe import describe
@@ -180,6 +180,15 @@ def test_the_dataset_s_name_decides_too(tmp_path):
     assert lookup(presets_of("edac"), "x", "walker2d-medium-expert-v2")["agent"] == {
         "diversity_coef": 5.0
     }
+
+
+def test_shipped_datasets_are_known_by_their_whole_names():
+    for words in ("", "--dataset mjx/Hopper-v5/medium-replay"):
+        with script_module("rebrac") as script:
+            words = f"--env mjx/Hopper-v5 {words}".split()
+            config = cli.parse(script.Config, presets_of("rebrac"), words)
+        assert config.batch_size == 256 and config.total_steps == 30_000
+        assert (config.agent.actor_bc, config.agent.critic_bc) == (0.05, 0.5)
 
 
 def test_options_become_samplers_wrappers_and_parts_of_the_data():

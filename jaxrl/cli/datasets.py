@@ -11,7 +11,7 @@ from jaxrl.data.dataset import Dataset, Split
 from jaxrl.data.describe import describe, lines
 from jaxrl.data.formats import detect, load, metadata, reference
 from jaxrl.data.scores import Reference, d4rl_reference
-from jaxrl.data.shipped import shipped, shipped_path
+from jaxrl.data.shipped import default_of, shipped, shipped_path
 from jaxrl.data.weights import weighted
 from jaxrl.errors import UsageError
 from jaxrl.types import Spec
@@ -54,13 +54,12 @@ def dataset_path(config: OfflineOptions) -> Path:
     """
     name = config.dataset
     if name is None:
-        own = [each for each in shipped() if each.startswith(f"{config.env}/")]
-        if not own:
+        name = default_of(config.env)
+        if name is None:
             raise UsageError(
                 f"no dataset of {config.env} comes with the library; give --dataset PATH, or one "
                 f"of {', '.join(shipped())}"
             )
-        name = next((each for each in own if each.endswith("/medium-replay")), own[0])
     path = Path(name)
     return path if path.exists() or name not in shipped() else shipped_path(name)
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from jaxrl import hyper
 from jaxrl.cli.options import Options
 from jaxrl.cli.presets import Preset, lookup
+from jaxrl.data.shipped import default_of, shipped
 from jaxrl.errors import UsageError
 
 Config = TypeVar("Config", bound=Options)
@@ -26,7 +27,8 @@ def parse(
 ) -> Config:
     """Parse the options of a script; the defaults are the presets of its ``--env``.
 
-    Those of scripts with a ``--dataset`` may depend on its name too.
+    Those of scripts with a ``--dataset`` may depend on its name too: the file's, or the whole one
+    of a dataset that comes with the library.
 
     Args:
         config: the dataclass of the options, with a field ``agent`` if it has one.
@@ -45,7 +47,8 @@ def parse(
     bare: Any = config()
     names = [_value_of(given, "env", bare.env)]
     if hasattr(bare, "dataset"):
-        names.append(Path(_value_of(given, "dataset", "")).stem)
+        dataset = _value_of(given, "dataset", "") or default_of(names[0]) or ""
+        names.append(dataset if dataset in shipped() else Path(dataset).stem)
     settings = lookup(presets, *names)
     if hasattr(bare, "agent"):
         settings["agent"] = hyper.override(bare.agent, settings.get("agent", {}))

@@ -19,6 +19,12 @@ def shipped() -> list[str]:
     return [path.relative_to(FOLDER).with_suffix("").as_posix() for path in found]
 
 
+def default_of(env: str) -> str | None:
+    """Return the name of an environment's default dataset: its medium-replay, if there is one."""
+    own = [name for name in shipped() if name.startswith(f"{env}/")]
+    return next((name for name in own if name.endswith("/medium-replay")), next(iter(own), None))
+
+
 def shipped_path(name: str) -> Path:
     """Return the file of a dataset.
 
