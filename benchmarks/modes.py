@@ -54,7 +54,7 @@ def bandit(rows: int = 20_000, seed: int = 0) -> Dataset:
 
 def agents() -> dict[str, Any]:
     """Return the agents by name."""
-    diffusion = Diffusion(**SIZES, num_steps=20, schedule="cosine", activation="mish")
+    diffusion = Diffusion(**SIZES, num_steps=10, schedule="cosine", activation="mish")
     edm = EDM(**SIZES, sample_steps=10, solver="heun", activation="mish")
     flow = Flow(**SIZES, activation="gelu")
     sizes = {"critic": SIZES}
