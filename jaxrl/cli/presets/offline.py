@@ -1,8 +1,9 @@
 """Blocks of settings that the presets of offline agents share.
 
 Patterns match the name of the environment, or that of the dataset: the file's or folder's, such as
-``hopper_medium_replay-v2``. PAPER is a million gradient steps, as in the papers; SMALL is for the
-datasets that come with the library, and for toy tasks.
+``hopper_medium_replay-v2``, or the whole one of a dataset that comes with the library, such as
+``mjx/Hopper-v5/medium-replay``. PAPER is a million gradient steps, as in the papers; SMALL is for
+the datasets that come with the library, and for toy tasks.
 """
 
 from jaxrl.cli.presets.preset import Settings, networks
