@@ -33,7 +33,7 @@ from jaxrl.data import Mixed
 from jaxrl.data.formats import load, reference
 from jaxrl.data.shipped import shipped_path
 from jaxrl.nn.diffusion import Diffusion
-from jaxrl.nn.flow import Flow
+from jaxrl.nn.flow import Flow, NoisyFlow
 from jaxrl.nn.policies import Gaussian
 from jaxrl.record.folder import write_json
 from jaxrl.record.provenance import provenance
@@ -47,10 +47,11 @@ CLONES = {
     "sinusoidal": Flow(**SIZES, time_embedding="sinusoidal", sample_steps=5),
     "gaussian": Gaussian(**SIZES, initializer="orthogonal"),
 }
+REINFLOW = jaxrl.ReinFlow(policy=NoisyFlow(**SIZES))
 ON_POLICY: dict[str, tuple[Any, Any, str, dict[str, Any]]] = {
-    "dppo": (jaxrl.DPPO(), dppo, "diffusion", {}),
-    "reinflow": (jaxrl.ReinFlow(), reinflow, "flow", {}),
-    "reinflow_1": (jaxrl.ReinFlow(), reinflow, "flow", {"policy": {"sample_steps": 1}}),
+    "dppo": (jaxrl.DPPO(policy=Diffusion(**SIZES, min_std=0.1)), dppo, "diffusion", {}),
+    "reinflow": (REINFLOW, reinflow, "flow", {}),
+    "reinflow_1": (REINFLOW, reinflow, "flow", {"policy": {"sample_steps": 1}}),
     "ppo": (jaxrl.PPO(policy=CLONES["gaussian"]), ppo, "gaussian", {}),
 }
 OFF_POLICY: dict[str, tuple[Any, Any, str]] = {
