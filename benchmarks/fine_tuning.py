@@ -128,7 +128,7 @@ def row(method: str, env_name: str, result: Any, source: Path, known: Any) -> di
     returns = table.to_numpy(float)
     before = np.array(jaxrl.analysis.load_summary(source)["final_return"]["per_seed"])
     gain = (returns[-1] - before) / (known.expert - known.random)
-    steps, members = int(table.index[-1]), len(seeds)
+    members = len(seeds)
     total = result.summary["env_steps"]
     physics = physics_seconds(env_name, result.trainer.env.num_envs, total, members)
     return {
@@ -140,8 +140,8 @@ def row(method: str, env_name: str, result: Any, source: Path, known: Any) -> di
         "env_steps": total,
         "train_seconds": result.summary["train_seconds"],
         "physics_share": round(physics / result.summary["train_seconds"], 3),
-        "steps": [0, *table.index.tolist()] if steps else [],
-        "returns": [before.tolist(), *returns.tolist()],
+        "steps": table.index.tolist(),
+        "returns": returns.tolist(),
     }
 
 
