@@ -4,9 +4,8 @@ python benchmarks/generative.py
 python benchmarks/generative.py --what latency --out results/generative_speed.json
 
 ``updates``: gradient steps per second of FQL and Diffusion-QL at their published sizes, on batches
-of 256 of a dataset with observations of 17 and actions of 6: ``loop`` is the whole loop with the
-drawing of batches, ``products`` the matrix products of its update alone. Those are read from the
-traced update and run one after another, on arrays of the same shapes.
+of 256 of a dataset with observations of 17 and actions of 6: the whole loop with the drawing of
+batches.
 
 ``latency``: the time to act, compiled, at batches of 1 and of 256, for several numbers of steps K;
 beside it the return of the same policy with that K. The policies are clones of Pendulum's
@@ -18,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +35,7 @@ from jaxrl.nn.flow import Flow
 from jaxrl.record.folder import write_json
 from jaxrl.record.provenance import provenance
 from jaxrl.run.devices import Programs, choose
-from jaxrl.types import Array, Batch, Box, Spec
+from jaxrl.types import Box, Spec
 
 STEPS, BATCH = 16, 256  # gradient steps of an iteration
 AGENTS = {"FQL": jaxrl.FQL(), "DiffusionQL": jaxrl.DiffusionQL()}
@@ -46,47 +44,8 @@ WIDE: dict[str, Any] = {"hidden_dims": (256, 256, 256)}
 KS = (1, 5, 10, 50)
 
 
-def dots(jaxpr: Any) -> list[tuple[tuple[int, ...], tuple[int, ...], Any]]:
-    """Return the shapes and dimension numbers of all matrix products in a traced program."""
-    found = []
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            a, b = (x.aval.shape for x in eqn.invars)
-            found.append((a, b, eqn.params["dimension_numbers"]))
-        times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=has_equations):
-            if has_equations(inner):
-                found += dots(getattr(inner, "jaxpr", inner)) * times
-    return found
-
-
-def has_equations(value: Any) -> bool:
-    """Whether a value is a traced program."""
-    return hasattr(getattr(value, "jaxpr", value), "eqns")
-
-
-def products(update: Callable, *args: Any) -> Callable[[Array], Array]:
-    """Return a program of the matrix products of ``update(*args)``, ``STEPS`` times over.
-
-    Each waits for the one before it, and none can be left out.
-    """
-    todo = dots(jax.make_jaxpr(update)(*args).jaxpr)
-    key = jax.random.key(0)
-    shapes = {shape for a, b, _ in todo for shape in (a, b)}
-    arrays = {shape: jax.random.normal(key, shape) for shape in shapes}
-
-    def step(s: Array, _: None) -> tuple[Array, None]:
-        for a, b, numbers in todo:
-            x, y, s = jax.lax.optimization_barrier((arrays[a], arrays[b], s))
-            out = jax.lax.dot_general(x, y, numbers)
-            s = jax.lax.slice(out.reshape(-1), (0,), (1,))
-        return s, None
-
-    return lambda s: jax.lax.scan(step, s, length=STEPS)[0]
-
-
 def updates(repeats: int, rows: int) -> list[dict[str, Any]]:
-    """Time the gradient steps of both agents, beside their products."""
+    """Time the gradient steps of both agents."""
     found, data = [], dataset(rows)
     for name, agent in AGENTS.items():
         trainer = jaxrl.Offline(agent, SPEC, num_updates=STEPS, batch_size=BATCH)
@@ -102,23 +61,12 @@ def updates(repeats: int, rows: int) -> list[dict[str, Any]]:
             ts[0], metrics = compiled({}, ts[0], held, jnp.int32(1), jnp.int32(0))
             return metrics
 
-        batch = Batch(*(x[:BATCH] for x in (data.obs, data.action, data.reward, data.reward,
-                                            data.next_obs)), {})  # fmt: skip
-        state = trainer.agent.init(jax.random.key(0))
-        bare = products(trainer.agent.update, state, batch, jax.random.key(0))
-        alone, alone_seconds = timed_compile(jax.jit(bare).lower(jnp.zeros(1)))
-        timed = {
-            "products": Timed(lambda alone=alone: alone(jnp.zeros(1)), STEPS, alone_seconds),
-            "loop": Timed(loop, STEPS, seconds),
-        }
+        timed = Timed(loop, STEPS, seconds)
         for _ in range(repeats + 1):
-            for program in timed.values():
-                program.run()
-        speeds = {k: v.updates / statistics.median(v.seconds[1:]) for k, v in timed.items()}
-        share = speeds["loop"] / speeds["products"]
-        print(f"{name:12} products {speeds['products']:7.1f}/s  loop {speeds['loop']:7.1f}/s"
-              f"  {share:.0%} of products, compiled in {seconds:.1f} s", flush=True)  # fmt: skip
-        found.append({"agent": name, **speeds, "share": share, "compile_seconds": seconds})
+            timed.run()
+        speed = timed.updates / statistics.median(timed.seconds[1:])
+        print(f"{name:12} {speed:7.1f} gradient steps/s, compiled in {seconds:.1f} s", flush=True)
+        found.append({"agent": name, "updates_per_second": speed, "compile_seconds": seconds})
     return found
 
 
