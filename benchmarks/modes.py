@@ -26,7 +26,8 @@ from jaxrl import hyper
 from jaxrl.analysis.statistics import final_return
 from jaxrl.cli import launch
 from jaxrl.data import Dataset
-from jaxrl.nn.diffusion import EDM, Diffusion
+from jaxrl.nn.diffusion import Diffusion
+from jaxrl.nn.edm import EDM
 from jaxrl.nn.flow import Flow
 from jaxrl.nn.policies import Gaussian
 from jaxrl.record.folder import write_json

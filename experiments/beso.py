@@ -15,7 +15,7 @@ from jaxrl import BC, Offline, UsageError, VectorEnv, cli, make, run
 from jaxrl.cli.presets import beso
 from jaxrl.data import Hindsight, with_goals
 from jaxrl.hyper import size
-from jaxrl.nn.diffusion import EDM
+from jaxrl.nn.edm import EDM
 from jaxrl.nn.encoders import Flatten
 from jaxrl.optim import AdamW
 

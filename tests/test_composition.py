@@ -11,7 +11,8 @@ import pytest
 
 from jaxrl.errors import UsageError
 from jaxrl.nn.composition import Composed, composed
-from jaxrl.nn.diffusion import EDM, Diffusion
+from jaxrl.nn.diffusion import Diffusion
+from jaxrl.nn.edm import EDM
 from jaxrl.nn.encoders import Flatten
 from jaxrl.nn.flow import Flow, OneStep
 from jaxrl.nn.policies import Gaussian

@@ -14,7 +14,7 @@ from scipy import stats
 from jaxrl import BC, UsageError, make
 from jaxrl.data import Dataset, Hindsight, UniformDataset, Windows, with_goals
 from jaxrl.envs.contract import check_contract
-from jaxrl.nn.diffusion import EDM
+from jaxrl.nn.edm import EDM
 from jaxrl.nn.encoders import Flatten
 from jaxrl.types import Batch
 

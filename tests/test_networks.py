@@ -7,9 +7,8 @@ import pytest
 from scipy import special, stats
 
 from jaxrl.nn.activations import gelu
-from jaxrl.nn.denoisers import ResidualMLP
 from jaxrl.nn.diffusion import Diffusion
-from jaxrl.nn.networks import MLP, apply_network, init_network
+from jaxrl.nn.networks import MLP, ResidualMLP, apply_network, init_network
 from jaxrl.nn.policies import Deterministic, Gaussian
 from jaxrl.nn.products import bfloat16_product
 from jaxrl.types import Box, Spec

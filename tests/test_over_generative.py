@@ -30,7 +30,8 @@ from jaxrl import (
 from jaxrl import metrics as m
 from jaxrl.agents.improvement import Ascent
 from jaxrl.nn.critics import Critic, ValueFunction
-from jaxrl.nn.diffusion import EDM, Diffusion
+from jaxrl.nn.diffusion import Diffusion
+from jaxrl.nn.edm import EDM
 from jaxrl.nn.flow import Flow, OneStep
 from jaxrl.nn.policies import Deterministic, Gaussian, TanhGaussian
 from jaxrl.optim import Adam

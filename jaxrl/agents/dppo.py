@@ -15,8 +15,9 @@ from jaxrl.errors import UsageError
 from jaxrl.hyper import flag, number, part, size
 from jaxrl.metrics import Metrics
 from jaxrl.nn.critics import ValueFunction
-from jaxrl.nn.denoisers import batch_shape, normal_log_prob, normals
+from jaxrl.nn.denoisers import batch_shape, normals
 from jaxrl.nn.diffusion import Diffusion
+from jaxrl.nn.distributions import Normal
 from jaxrl.optim import Adam, Trained
 from jaxrl.require import require
 from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
@@ -148,7 +149,8 @@ class DPPO:
         x, old = batch.points[..., 1:, :], batch.old
         if self.normalize_ratio:
             return jnp.mean((x - old) / std * (mean - old), axis=-1)
-        return jnp.mean(normal_log_prob(x, mean, std) - normal_log_prob(x, old, std), axis=-1)
+        new, before = (Normal(each, std).log_probs(x) for each in (mean, old))
+        return jnp.mean(new - before, axis=-1)
 
     def clip_ranges(self) -> Array:
         """``e_1 + (e - e_1) (exp(3 u) - 1) / (exp(3) - 1)``, u from 0 to 1 over steps: ``[K']``."""

@@ -81,7 +81,7 @@ class PARL:
 
     @property
     def batch_extras(self) -> tuple[str, ...]:
-        """What it reads beside a batch's fields."""
+        """Return the names of the extras that it reads from batches."""
         return ("return_to_go",) if self.critic_learning == "cal_ql" else ()
 
     def bind(self, spec: Spec) -> PARL:

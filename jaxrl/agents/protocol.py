@@ -146,7 +146,7 @@ def gradient_steps(agent: Any) -> int:
 
 
 class LearntPolicy(NamedTuple):
-    """What a policy has learnt."""
+    """Parameters of a policy, and the statistics of its observations."""
 
     params: PyTree
     statistics: PyTree = ()  # of its observations, if they are normalised

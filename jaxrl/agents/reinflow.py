@@ -19,7 +19,7 @@ from jaxrl.agents.chains import Minibatch
 from jaxrl.hyper import number, part, size
 from jaxrl.metrics import Metrics, mean_of
 from jaxrl.nn.critics import ValueFunction
-from jaxrl.nn.denoisers import normal_log_prob
+from jaxrl.nn.distributions import Normal
 from jaxrl.nn.flow import NoisyFlow
 from jaxrl.optim import Adam, Trained
 from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
@@ -112,7 +112,7 @@ class ReinFlow:
         """
         mean, std = self.policy.step_normals(params, obs, points)
         entropy = jnp.mean(jnp.log(std)) + 0.5 * (1.0 + math.log(2.0 * math.pi))
-        each = normal_log_prob(points[..., 1:, :], mean, std)
+        each = Normal(mean, std).log_probs(points[..., 1:, :])
         return jnp.mean(each, axis=(-2, -1)), entropy
 
     def actor_loss(self, params: PyTree, batch: Minibatch) -> tuple[Array, Metrics]:

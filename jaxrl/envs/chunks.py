@@ -29,7 +29,7 @@ class ChunkState(NamedTuple):
 
 
 class _Played(NamedTuple):
-    """What has happened in a chunk so far."""
+    """The state of a chunk that is being played."""
 
     state: ChunkState
     last: Step  # the last step that was made

@@ -1,33 +1,35 @@
-"""Networks behind policies that denoise: from a noisy action, its time and an observation.
+"""The base of policies that denoise, and the chains by which they sample.
 
-A family (``nn/diffusion.py``, ``nn/flow.py``) says what the outputs mean, and how a sample is made
-of them. Its samplers take the network as a function ``predict(x, time)``, so that they can be
-checked with a known one, and can be given a combination of several.
+A family (``nn/diffusion.py``, ``nn/edm.py``, ``nn/flow.py``) says what the outputs mean, and how a
+sample is made of them. Its samplers take the network as a function ``predict(x, time)``, so that
+they can be checked with a known one, and can be given a combination of several.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from jaxrl import hyper
 from jaxrl.errors import UsageError
 from jaxrl.hyper import choice, flag, number, size, words
-from jaxrl.nn.activations import ACTIVATIONS
 from jaxrl.nn.encoders import POLICY_KEYS, chosen_keys
-from jaxrl.nn.networks import MLP, apply_network
+from jaxrl.nn.networks import (
+    MLP,
+    DenoisingNetwork,
+    ResidualMLP,
+    TimeEmbedding,
+    apply_network,
+)
 from jaxrl.nn.part import DropoutPart, split_key
 from jaxrl.nn.policies import check_reach, vector_size
 from jaxrl.rng import row_key
 from jaxrl.types import Array, Key, PyTree, Spec
 
-TimeEmbedding = Literal["raw", "sinusoidal", "fourier"]
 Predict = Callable[[Array, Array], Array]  # x[..., A], time[...] -> outputs[..., A]
 UNROLLED = 10  # steps of a chain up to which it is no loop
 
@@ -39,69 +41,9 @@ class Chain(NamedTuple):
     log_prob: Array  # [...]
 
 
-class DenoisingNetwork(nn.Module):
-    """The network: ``x[..., A], time[...], features[..., F] -> [..., A]``.
-
-    Time enters as it is, through fixed sines and cosines and two layers (Wang et al. 2022,
-    "Diffusion Policies as an Expressive Policy Class for Offline Reinforcement Learning"), or
-    through learnt ones (Hansen-Estruch et al. 2023, "IDQL", appendix).
-    """
-
-    body: nn.Module
-    time_embedding: TimeEmbedding
-    time_features: int
-
-    @nn.compact
-    def __call__(self, x: Array, time: Array, features: Array) -> Array:
-        embedded = self._embedded(time[..., None])
-        shape = jnp.broadcast_shapes(x.shape[:-1], time.shape, features.shape[:-1])
-        inputs = [jnp.broadcast_to(y, (*shape, y.shape[-1])) for y in (x, embedded, features)]
-        out: Array = self.body(jnp.concatenate(inputs, axis=-1))
-        return out
-
-    def _embedded(self, time: Array) -> Array:
-        """Return features ``[..., T]`` of ``time[..., 1]``."""
-        width = self.time_features
-        if self.time_embedding == "raw":
-            return time
-        if self.time_embedding == "sinusoidal":
-            exponents = jnp.arange(width // 2) / (width // 2 - 1)
-            hidden, outputs, act = 2 * width, width, ACTIVATIONS["mish"]
-            waves = time * jnp.exp(-math.log(10_000.0) * exponents)
-        else:
-            init = nn.initializers.normal(0.2)
-            waves = 2.0 * jnp.pi * time @ self.param("frequencies", init, (1, width // 2))
-            hidden, outputs, act = 2 * width, 2 * width, ACTIVATIONS[self.body.activation]
-        waves = jnp.concatenate([jnp.sin(waves), jnp.cos(waves)], axis=-1)
-        waves = act(nn.Dense(hidden, name="time_0")(waves))
-        out: Array = nn.Dense(outputs, name="time_1")(waves)
-        return out
-
-
-class ResidualMLP(MLP):
-    """Residual blocks of one width, each with a hidden layer four times as wide.
-
-    A layer to that width, then blocks ``x + Dense(act(Dense(LayerNorm(x))))``, one for each of
-    ``hidden_dims``, then activation and head (Hansen-Estruch et al. 2023, "IDQL", figure 3).
-    Dropout is in front of the norms.
-    """
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        width, act = self.hidden_dims[0], ACTIVATIONS[self.activation]
-        gain = 2.0**0.5
-        x = self._dense("inputs", width, gain, x)
-        for i, _ in enumerate(self.hidden_dims):
-            y = nn.LayerNorm(name=f"norm_{i}")(self._thinned(x))
-            y = act(self._dense(f"wide_{i}", 4 * width, gain, y))
-            x = x + self._dense(f"layer_{i}", width, gain, y)
-        x = act(x)
-        return x if self.outputs is None else self._dense("head", self.outputs, self.head_scale, x)
-
-
 @hyper.dataclass
 class Denoiser(DropoutPart):
-    """What families that denoise have in common: the network, guidance, and many noises per row.
+    """The base of families that denoise: the network, guidance, and many noises per row.
 
     With ``guided_by``, the named entries of dictionary observations are left out (zeros) from a
     share ``unguided_share`` of the rows that are learnt from, and acting extrapolates from the
@@ -292,11 +234,10 @@ class Denoiser(DropoutPart):
 
 def run_chain(
     step: Callable[[Array, Any], Array], first: Array, xs: PyTree, checkpoint: bool = False
-) -> tuple[Array, Array]:
+) -> Array:
     """Apply ``step(x, step's xs) -> x`` for every row of ``xs[K, ...]``, from ``first[..., A]``.
 
-    Returns the last point ``[..., A]`` and all points ``[..., K + 1, A]``. Up to ten steps are
-    unrolled.
+    Returns all points ``[..., K + 1, A]``. Up to ten steps are unrolled.
     """
     count = jax.tree.leaves(xs)[0].shape[0]
     apply = jax.checkpoint(step) if checkpoint else step
@@ -309,9 +250,9 @@ def run_chain(
         points = [first]
         for k in range(count):
             points.append(apply(points[-1], jax.tree.map(lambda leaf, k=k: leaf[k], xs)))
-        return points[-1], jnp.stack(points, axis=-2)
-    last, rest = jax.lax.scan(body, first, xs)
-    return last, jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, -2)
+        return jnp.stack(points, axis=-2)
+    _, rest = jax.lax.scan(body, first, xs)
+    return jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, -2)
 
 
 def normals(key: Key, steps: int, shape: tuple[int, ...]) -> tuple[Array, Array]:
@@ -323,11 +264,6 @@ def normals(key: Key, steps: int, shape: tuple[int, ...]) -> tuple[Array, Array]
 def over(table: Array, x: Array) -> Array:
     """Return ``table[K]`` as ``[K, 1, ...]``, to combine with ``[K, *x.shape]``."""
     return table.reshape(-1, *[1] * x.ndim)
-
-
-def normal_log_prob(x: Array, mean: Array, std: Array) -> Array:
-    """Return the log-density of a normal, elementwise."""
-    return -0.5 * jnp.square((x - mean) / std) - jnp.log(std) - 0.5 * math.log(2.0 * math.pi)
 
 
 def batch_shape(policy: Any, obs: PyTree) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Diffusion policies: DDPM and DDIM (``Diffusion``), and EDM's preconditioning (``EDM``)."""
+"""Diffusion policies with discrete noise levels: DDPM and DDIM."""
 
 from __future__ import annotations
 
@@ -17,20 +17,17 @@ from jaxrl.nn.denoisers import (
     Denoiser,
     Predict,
     batch_shape,
-    normal_log_prob,
     normals,
     over,
     run_chain,
 )
+from jaxrl.nn.distributions import Normal
 from jaxrl.types import Array, Key, PyTree, Spec
 
 Schedule = Literal["vp", "cosine", "linear"]
 Prediction = Literal["epsilon", "x0", "v"]
 Clip = Literal["denoised", "samples", "last"]
 Variance = Literal["posterior", "forward"]
-SigmaSchedule = Literal["exponential", "linear", "karras"]
-Solver = Literal["euler", "heun", "ancestral"]
-KARRAS_RHO = 7.0
 
 
 def betas(schedule: Schedule, steps: int) -> np.ndarray:
@@ -185,7 +182,7 @@ class Diffusion(Denoiser):
             return jnp.clip(x, -1.0, 1.0) if self.clip == "samples" else x
 
         steps = jax.tree.map(lambda table: table[part], self.steps(exploring))
-        return run_chain(step, first, (steps, noise[part]), self.checkpoint)[1]
+        return run_chain(step, first, (steps, noise[part]), self.checkpoint)
 
     def generate(self, predict: Predict, key: Key, shape: tuple[int, ...]) -> Array:
         """Return actions ``[..., A]``, without the noise that exploring adds (``min_std``)."""
@@ -201,7 +198,7 @@ class Diffusion(Denoiser):
         """Return an action ``[..., A]``, and the chain that led to it."""
         shape = (*batch_shape(self, obs), self.action_dim)
         points = self._points(self.predictor(params, obs), key, shape, exploring=True)
-        log_prob = jnp.sum(self.step_log_prob(params, obs, points), axis=-1)
+        log_prob = jnp.sum(self.step_log_probs(params, obs, points), axis=(-2, -1))
         return self._ends(points), Chain(points, log_prob)
 
     def _points(self, predict: Predict, key: Key, shape: tuple[int, ...], exploring: bool) -> Array:
@@ -213,14 +210,10 @@ class Diffusion(Denoiser):
 
     # The chain as a policy of K actions
 
-    def step_log_prob(self, params: PyTree, obs: PyTree, points: Array) -> Array:
-        """Return log-densities of the steps between ``points[..., K + 1, A]``: ``[..., K]``."""
-        return jnp.sum(self.step_log_probs(params, obs, points), axis=-1)
-
     def step_log_probs(self, params: PyTree, obs: PyTree, points: Array) -> Array:
-        """Return the same by action element: ``[..., K, A]``."""
+        """Return log-densities of the steps between ``points[..., K + 1, A]``: ``[..., K, A]``."""
         mean, std = self.step_normals(params, obs, points)
-        return normal_log_prob(points[..., 1:, :], mean, std)
+        return Normal(mean, std).log_probs(points[..., 1:, :])
 
     def step_normals(
         self, params: PyTree, obs: PyTree, points: Array, part: slice = slice(None)
@@ -235,117 +228,3 @@ class Diffusion(Denoiser):
         steps = jax.tree.map(lambda table: over(table, x[0]), tables)
         mean = self.mean(self.predictor(params, obs), x, steps)
         return jnp.moveaxis(mean, 0, -2), tables.noise_std[:, None]
-
-
-class Level(NamedTuple):
-    """One step of EDM's samplers, from noise level ``sigma`` to ``next_sigma``: ``[K]`` each."""
-
-    sigma: Any
-    next_sigma: Any
-
-
-@hyper.dataclass
-class EDM(Denoiser):
-    """A denoiser with the preconditioning of Karras et al. 2022, as BESO uses it.
-
-    ("Elucidating the Design Space of Diffusion-Based Generative Models"; Reuss et al. 2023,
-    "Goal-Conditioned Imitation Learning using Score-based Diffusion Policies".) The defaults are
-    BESO's, with an MLP for its transformer. Noise levels to learn at are log-logistic between
-    ``sigma_min`` and ``sigma_max``. Solvers are Euler's, which is DDIM, Heun's, whose steps cost
-    two evaluations, and ancestral Euler, which adds noise.
-    """
-
-    changeable: ClassVar[tuple[str, ...]] = (
-        *Denoiser.changeable, "sample_steps", "solver", "sigma_schedule",
-    )  # fmt: skip
-
-    sample_steps: int = size(3, help="denoising steps when acting")
-    solver: Solver = choice("euler", Solver, help="euler (DDIM), heun, or ancestral Euler")
-    sigma_schedule: SigmaSchedule = choice(
-        "exponential", SigmaSchedule, help="how noise levels fall from sigma_max to sigma_min"
-    )
-    sigma_min: float = number(0.005, above=0, help="least noise level")
-    sigma_max: float = number(1.0, above=0, help="largest noise level")
-    sigma_data: float = number(0.5, above=0, help="deviation of actions")
-    sigma_loc: float = number(-0.6, help="location of the logarithm of levels to learn at")
-    sigma_scale: float = number(1.6, above=0, help="scale of the logarithm of levels to learn at")
-
-    def scales(self, sigma: Array) -> tuple[Array, Array, Array]:
-        """Return ``c_skip``, ``c_out``, ``c_in`` (Karras et al. 2022, table 1)."""
-        total = jnp.square(sigma) + self.sigma_data**2
-        root = jnp.sqrt(total)
-        return self.sigma_data**2 / total, sigma * self.sigma_data / root, 1.0 / root
-
-    def noised_errors(self, predict: Predict, time: Array, action: Array, noise: Array) -> Array:
-        """Return squared errors ``[M, B, A]`` of the network from noised actions."""
-        sigma = time[..., None]
-        skip, out, into = self.scales(sigma)
-        x = action + sigma * noise
-        return jnp.square(predict(into * x, jnp.log(time) / 4.0) - (action - skip * x) / out)
-
-    def times(self, key: Key, uniform: Array) -> Array:
-        """Return noise levels: log-logistic, within ``[sigma_min, sigma_max]``."""
-
-        def share(sigma: Array | float) -> Array:
-            return jax.nn.sigmoid((jnp.log(sigma) - self.sigma_loc) / self.sigma_scale)
-
-        low, high = share(self.sigma_min), share(self.sigma_max)
-        p = low + uniform * (high - low)
-        return jnp.exp(self.sigma_loc + self.sigma_scale * (jnp.log(p) - jnp.log1p(-p)))
-
-    def levels(self) -> Level:
-        """Return the steps of a chain, the noisiest first; the last goes to 0."""
-        u = jnp.linspace(0.0, 1.0, self.sample_steps)
-
-        def between(f: Any, inverse: Any) -> Array:
-            high, low = f(jnp.asarray(self.sigma_max)), f(jnp.asarray(self.sigma_min))
-            found: Array = inverse(high + u * (low - high))
-            return found
-
-        if self.sigma_schedule == "linear":
-            sigma = between(lambda x: x, lambda x: x)
-        elif self.sigma_schedule == "exponential":
-            sigma = between(jnp.log, jnp.exp)
-        else:
-            sigma = between(lambda x: x ** (1 / KARRAS_RHO), lambda x: x**KARRAS_RHO)
-        return Level(sigma, jnp.append(sigma[1:], 0.0))
-
-    def denoised(self, predict: Predict, x: Array, sigma: Array) -> Array:
-        """Return the action ``[..., A]`` that the network expects behind ``x[..., A]``."""
-        skip, out, into = self.scales(sigma)
-        time = jnp.broadcast_to(jnp.log(sigma) / 4.0, x.shape[:-1])
-        return skip * x + out * predict(into * x, time)
-
-    def chain(self, predict: Predict, first: Array, noise: Array) -> Array:
-        """Return all points ``[..., K + 1, A]``, from normals ``[..., A]`` and ``[K, ..., A]``."""
-
-        def slope(x: Array, sigma: Array) -> Array:
-            return (x - self.denoised(predict, x, sigma)) / sigma
-
-        def step(x: Array, row: tuple[Level, Array]) -> Array:
-            (sigma, following), z = row
-            down, up = following, jnp.float32(0.0)
-            if self.solver == "ancestral":
-                up = following * jnp.sqrt(1.0 - jnp.square(following / sigma))
-                down = jnp.square(following) / sigma
-            at_x = slope(x, sigma)
-            moved = x + (down - sigma) * at_x
-            if self.solver != "heun":
-                return moved + up * z
-            # The last step, to 0, is Euler's: there is no slope at 0.
-            at_moved = slope(moved, jnp.where(following > 0, following, sigma))
-            at_moved = jnp.where(following > 0, at_moved, at_x)
-            return x + (following - sigma) * 0.5 * (at_x + at_moved)
-
-        rows = (self.levels(), noise)
-        return run_chain(step, self.sigma_max * first, rows, self.checkpoint)[1]
-
-    def generate(self, predict: Predict, key: Key, shape: tuple[int, ...]) -> Array:
-        """Return actions ``[..., A]`` of the given shape."""
-        points = self.chain(predict, *normals(key, self.sample_steps, shape))
-        return jnp.clip(points[..., -1, :], -1.0, 1.0)
-
-    def generate_from(self, predict: Predict, first: Array) -> Array:
-        """Return actions from the first noise ``[..., A]``, without further noise: ``[..., A]``."""
-        points = self.chain(predict, first, jnp.zeros((self.sample_steps, *first.shape)))
-        return jnp.clip(points[..., -1, :], -1.0, 1.0)

@@ -114,8 +114,7 @@ class Normal(NamedTuple):
         return -(0.5 * z**2 + jnp.log(self.std) + _HALF_LOG_TWO_PI)
 
     def _log_prob(self, x: Array) -> Array:
-        z = (x - self.mean) / self.std
-        return -jnp.sum(0.5 * z**2 + jnp.log(self.std) + _HALF_LOG_TWO_PI, axis=-1)
+        return jnp.sum(self.log_probs(x), axis=-1)
 
     def entropy(self, key: Key | None = None) -> Array:
         """Return the entropy in nats: ``[...]``."""

@@ -18,15 +18,14 @@ from jaxrl.nn.denoisers import (
     Chain,
     Denoiser,
     Predict,
-    TimeEmbedding,
     batch_shape,
-    normal_log_prob,
     normals,
     over,
     run_chain,
 )
+from jaxrl.nn.distributions import Normal
 from jaxrl.nn.encoders import POLICY_KEYS
-from jaxrl.nn.networks import MLP, apply_network, init_network
+from jaxrl.nn.networks import MLP, TimeEmbedding, apply_network, init_network
 from jaxrl.nn.part import NetworkPart, split_key
 from jaxrl.nn.policies import check_reach, vector_size
 from jaxrl.rng import row_key
@@ -89,7 +88,7 @@ class Flow(Denoiser):
     def chain(self, predict: Predict, first: Array) -> Array:
         """Return all points ``[..., K + 1, A]``, from noise ``[..., A]``."""
         times = self.step_times()
-        return run_chain(lambda x, t: self.step(predict, x, t), first, times, self.checkpoint)[1]
+        return run_chain(lambda x, t: self.step(predict, x, t), first, times, self.checkpoint)
 
     def generate(self, predict: Predict, key: Key, shape: tuple[int, ...]) -> Array:
         """Return actions ``[..., A]`` of the given shape."""
@@ -147,15 +146,15 @@ class NoisyFlow(Flow):
             time, added = row
             return self.step(predict, x, time) + added
 
-        _, points = run_chain(step, first, (self.step_times(), stds * noise), self.checkpoint)
-        each = normal_log_prob(stds * noise, jnp.zeros_like(stds), stds)
+        points = run_chain(step, first, (self.step_times(), stds * noise), self.checkpoint)
+        each = Normal(jnp.zeros_like(stds), stds).log_probs(stds * noise)
         log_prob = jnp.sum(each, axis=(0, -1))
         return jnp.clip(points[..., -1, :], -1.0, 1.0), Chain(points, log_prob)
 
     def step_log_probs(self, params: PyTree, obs: PyTree, points: Array) -> Array:
         """Return log-densities of the steps between ``points[..., K + 1, A]``: ``[..., K, A]``."""
         mean, std = self.step_normals(params, obs, points)
-        return normal_log_prob(points[..., 1:, :], mean, std)
+        return Normal(mean, std).log_probs(points[..., 1:, :])
 
     def step_normals(self, params: PyTree, obs: PyTree, points: Array) -> tuple[Array, Array]:
         """Return means and deviations of the steps along ``points``: ``[..., K, A]`` both."""

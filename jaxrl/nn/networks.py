@@ -1,9 +1,10 @@
-"""Networks: multi-layer perceptrons, dueling heads, and ensembles as batched products."""
+"""Networks: multi-layer perceptrons, dueling heads, denoisers, ensembles as batched products."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from jaxrl.nn.initializers import Initializer, bias_init, kernel_init
 from jaxrl.nn.products import ComputeDtype, dot_general
 from jaxrl.rng import row_key
 from jaxrl.types import Array, Key, PyTree
+
+TimeEmbedding = Literal["raw", "sinusoidal", "fourier"]
 
 
 class MLP(nn.Module):
@@ -95,6 +98,66 @@ class Dueling(MLP):
         value = stream(own, 1, name="value")(x)
         advantage = stream(own, self.outputs, name="advantage")(x)
         return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
+
+
+class DenoisingNetwork(nn.Module):
+    """The network: ``x[..., A], time[...], features[..., F] -> [..., A]``.
+
+    Time enters as it is, through fixed sines and cosines and two layers (Wang et al. 2022,
+    "Diffusion Policies as an Expressive Policy Class for Offline Reinforcement Learning"), or
+    through learnt ones (Hansen-Estruch et al. 2023, "IDQL", appendix).
+    """
+
+    body: nn.Module
+    time_embedding: TimeEmbedding
+    time_features: int
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array, features: Array) -> Array:
+        embedded = self._embedded(time[..., None])
+        shape = jnp.broadcast_shapes(x.shape[:-1], time.shape, features.shape[:-1])
+        inputs = [jnp.broadcast_to(y, (*shape, y.shape[-1])) for y in (x, embedded, features)]
+        out: Array = self.body(jnp.concatenate(inputs, axis=-1))
+        return out
+
+    def _embedded(self, time: Array) -> Array:
+        """Return features ``[..., T]`` of ``time[..., 1]``."""
+        width = self.time_features
+        if self.time_embedding == "raw":
+            return time
+        if self.time_embedding == "sinusoidal":
+            exponents = jnp.arange(width // 2) / (width // 2 - 1)
+            hidden, outputs, act = 2 * width, width, ACTIVATIONS["mish"]
+            waves = time * jnp.exp(-math.log(10_000.0) * exponents)
+        else:
+            init = nn.initializers.normal(0.2)
+            waves = 2.0 * jnp.pi * time @ self.param("frequencies", init, (1, width // 2))
+            hidden, outputs, act = 2 * width, 2 * width, ACTIVATIONS[self.body.activation]
+        waves = jnp.concatenate([jnp.sin(waves), jnp.cos(waves)], axis=-1)
+        waves = act(nn.Dense(hidden, name="time_0")(waves))
+        out: Array = nn.Dense(outputs, name="time_1")(waves)
+        return out
+
+
+class ResidualMLP(MLP):
+    """Residual blocks of one width, each with a hidden layer four times as wide.
+
+    A layer to that width, then blocks ``x + Dense(act(Dense(LayerNorm(x))))``, one for each of
+    ``hidden_dims``, then activation and head (Hansen-Estruch et al. 2023, "IDQL", figure 3).
+    Dropout is in front of the norms.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width, act = self.hidden_dims[0], ACTIVATIONS[self.activation]
+        gain = 2.0**0.5
+        x = self._dense("inputs", width, gain, x)
+        for i, _ in enumerate(self.hidden_dims):
+            y = nn.LayerNorm(name=f"norm_{i}")(self._thinned(x))
+            y = act(self._dense(f"wide_{i}", 4 * width, gain, y))
+            x = x + self._dense(f"layer_{i}", width, gain, y)
+        x = act(x)
+        return x if self.outputs is None else self._dense("head", self.outputs, self.head_scale, x)
 
 
 def init_network(network: nn.Module, key: Key, inputs: int) -> PyTree:

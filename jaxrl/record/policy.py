@@ -20,7 +20,7 @@ from jaxrl.config import from_config
 from jaxrl.envs.absent import NO_ENVIRONMENT, NoEnvironment
 from jaxrl.envs.vector import rescale
 from jaxrl.errors import UsageError
-from jaxrl.nn import composition, critics, diffusion, encoders, flow, policies
+from jaxrl.nn import composition, critics, diffusion, edm, encoders, flow, policies
 from jaxrl.record import checkpoint
 from jaxrl.require import require_choice, require_integer
 from jaxrl.types import Agent, Array, Environment, Key, Mode, PyTree, Spec
@@ -35,7 +35,7 @@ def _classes(module: ModuleType) -> dict[str, type]:
 
 # The library's classes that a record may name: agents, wrappers, and all kinds of parts.
 CLASSES: dict[str, type] = {name: getattr(jaxrl.agents, name) for name in jaxrl.agents.__all__}
-for _module in (policies, diffusion, flow, composition, critics, encoders, optim):
+for _module in (policies, diffusion, edm, flow, composition, critics, encoders, optim):
     CLASSES |= _classes(_module)
 
 

@@ -33,7 +33,7 @@ class PolicyFrom:
 
     @cached_property
     def policies(self) -> LearntPolicy:
-        """What every member starts from, on the host: ``[M, ...]``.
+        """The policies that the members start from, on the host: ``[M, ...]``.
 
         Raises:
             UsageError: if there is no such run, it has no policy, or not one of the same family,
