@@ -61,12 +61,23 @@ on the same scale (1 is the expert). Networks are of 128x128.
 """
 
 
-def measure(name: str, dataset: str, words: list[str], seeds: int, steps: int, runs: Path) -> Row:
-    """Train one cell, and return its row.
+def run_script(command: list[str], folder: Path) -> tuple[Row, Row]:
+    """Run a script of ``experiments`` into a folder, or go on there; return summary and config.
 
     Raises:
         RunError: if the script failed; what it printed stands above.
     """
+    quiet = ["--run-dir", str(folder), "--quiet", *(["--resume"] if folder.exists() else [])]
+    script = str(EXPERIMENTS.parent / command[0])
+    if subprocess.run([sys.executable, script, *command[1:], *quiet], check=False).returncode:
+        raise RunError(f"{shlex.join(command)} ended with an error")
+    summary = load_summary(folder)
+    assert summary is not None
+    return summary, load_config(folder)
+
+
+def measure(name: str, dataset: str, words: list[str], seeds: int, steps: int, runs: Path) -> Row:
+    """Train one cell, and return its row. Raises RunError as ``run_script`` does."""
     algorithm = "bc" if name == "bc10" else name
     command = [f"experiments/{algorithm}.py", "--env", dataset.rpartition("/")[0]]
     command += ["--dataset", dataset, "--total-steps", str(steps), "--num-seeds", str(seeds)]
@@ -75,12 +86,8 @@ def measure(name: str, dataset: str, words: list[str], seeds: int, steps: int, r
     command += ["--agent.policy.sample-steps", "5"] if algorithm in FLOWS else []
     command += (["--top", "0.1"] if name == "bc10" else []) + words
     folder = runs / f"{name}_{dataset.replace('/', '-')}_{'_'.join(words) or steps}"
-    quiet = ["--run-dir", str(folder), "--quiet", *(["--resume"] if folder.exists() else [])]
-    script = str(EXPERIMENTS / f"{algorithm}.py")
-    if subprocess.run([sys.executable, script, *command[1:], *quiet], check=False).returncode:
-        raise RunError(f"{shlex.join(command)} ended with an error")
-    summary, config, path = load_summary(folder), load_config(folder), shipped_path(dataset)
-    assert summary is not None
+    summary, config = run_script(command, folder)
+    path = shipped_path(dataset)
     found = describe(load(path, quiet=True), references=reference(path))
     row = {
         "dataset": dataset,

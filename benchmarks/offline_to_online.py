@@ -15,44 +15,34 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
+from offline_scores import run_script
 
 from jaxrl.analysis.curves import COLOURS
-from jaxrl.analysis.load import load_config, load_curves, load_summary, load_switches
+from jaxrl.analysis.load import load_curves, load_switches
 from jaxrl.analysis.statistics import bootstrap_ci, final_return, iqm
 from jaxrl.cli import launch
 from jaxrl.data.dataset import checksum
 from jaxrl.data.formats import load
 from jaxrl.data.shipped import shipped_path
-from jaxrl.errors import RunError
 from jaxrl.record.folder import write_json
 
-SCRIPT = Path(__file__).parent.parent / "experiments" / "offline_to_online.py"
 METHODS = ("iql", "cal_ql", "rlpd", "wsrl")
 NAMES = {"iql": "IQL", "cal_ql": "Cal-QL", "rlpd": "RLPD", "wsrl": "WSRL"}
 Row = dict[str, Any]
 
 
 def measure(method: str, dataset: str, options: list[str], runs: Path) -> Row:
-    """Train one method, and return its row.
-
-    Raises:
-        RunError: if the script failed; what it printed stands above.
-    """
+    """Train one method, and return its row. Raises RunError as ``run_script`` does."""
     command = ["experiments/offline_to_online.py", "--method", method]
     command += ["--env", dataset.rpartition("/")[0], "--dataset", dataset, *options]
     folder = runs / f"{method}_{dataset.replace('/', '-')}"
-    quiet = ["--run-dir", str(folder), "--quiet", *(["--resume"] if folder.exists() else [])]
-    if subprocess.run([sys.executable, str(SCRIPT), *command[1:], *quiet], check=False).returncode:
-        raise RunError(f"{shlex.join(command)} ended with an error")
-    summary, config, curve = load_summary(folder), load_config(folder), load_curves(folder)[1][0]
-    assert summary is not None
+    summary, config = run_script(command, folder)
+    curve = load_curves(folder)[1][0]
     switch = load_switches(folder).get("online", 0)
     online = curve.steps > switch if switch else curve.steps >= 0
     returns = np.asarray(curve.returns)
