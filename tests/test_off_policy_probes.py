@@ -111,9 +111,7 @@ def best(agent, state, obs):
 
 
 # DSAC-T's program takes as long to compile as all the others.
-@pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "DSACT")) for k in TRAINED]
-)
+@pytest.mark.parametrize("kind", TRAINED)
 @pytest.mark.parametrize("name", ["constant", "observation", "delayed", "action", "both"])
 def test_solves_the_probes(kind, name):
     seen = {"constant": [0.0], "delayed": [0.0, 1.0], "action": [1.0]}
