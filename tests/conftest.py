@@ -21,13 +21,17 @@ OPTIONS = {"optimized": {}, "exact": {"xla_backend_optimization_level": 0}}
 
 
 # They take longest, and begin first, so that two workers end at about the same time.
-LONG = ["test_devices", "test_interruption", "test_documents", "test_off_policy_learning",
-        "test_off_policy_run", "test_mjx_runs", "test_mjx", "test_off_policy"]  # fmt: skip
+LONG = [
+    *("test_devices", "test_interruption", "test_off_policy", "test_documents", "test_trainer"),
+    *("test_ppo", "test_mjx", "test_off_policy_probes", "test_programs", "test_dsac", "test_sac"),
+]
 
 
 def pytest_collection_modifyitems(items):
-    """Put long files first; the order is kept otherwise."""
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    """Put long files first, and within a file tests of one kind together."""
+    files = list(dict.fromkeys(item.path.stem for item in items))
+    order = {name: i for i, name in enumerate(dict.fromkeys([*LONG, *files]))}
+    items.sort(key=lambda item: (order[item.path.stem], str(chosen(item))))
 
 
 def chosen(item):

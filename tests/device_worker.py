@@ -8,7 +8,6 @@ import functools
 import io
 import math
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -123,13 +122,6 @@ def compiled(members, groups, shards):
     return programs, init, chunk, evaluate
 
 
-def compile_all():
-    """Every placement of ``learner`` that the tests ask for, two at a time."""
-    layouts = [(MEMBERS, n, 1) for n in (1, 2, 8)] + [(MEMBERS, 1, n) for n in (2, 8)]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda layout: compiled(*layout), [*layouts, (1, 1, 8)]))
-
-
 def collectives(members, groups, shards):
     """Of the optimised init, chunk and evaluate: devices, and ``(operation, sizes of results)``."""
     found = []
@@ -152,6 +144,7 @@ def iterations(groups, count):
     return plain((ts, m.values(metrics)))
 
 
+@functools.cache
 def learn(shards):
     """Eight seeds, each over ``shards``: returns ``[M]`` of the first and the last third of the
     training and of the final policy. And what every device then holds: of agents and metrics, and

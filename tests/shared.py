@@ -12,9 +12,15 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 # XLA compiles in a tenth of the time, to slower code: see conftest.py.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+    "xla_llvm_disable_expensive_passes": True,
+}
 QUICK_FLAGS = " ".join(f"--{name}={value}".lower() for name, value in QUICK.items())
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -70,6 +76,27 @@ def compiled_once(known=None):
         return known[key][0]
 
     with mock.patch.object(Programs, "compiled", shared):
+        yield
+
+
+class Killed(BaseException):
+    """Ends a run at once, as a kill does: nothing more is written."""
+
+
+@contextlib.contextmanager
+def killed(method, call):
+    """Kill the run inside when its session's ``method`` is called for the ``call``-th time."""
+    from jaxrl.run.session import Session  # only tests of runs need the shell
+
+    calls, original = [], getattr(Session, method)
+
+    def then(self, *args):
+        calls.append(method)
+        if len(calls) == call:
+            raise Killed
+        return original(self, *args)
+
+    with mock.patch.object(Session, method, then), pytest.raises(Killed):
         yield
 
 

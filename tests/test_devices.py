@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import pytest
 from scipy import stats
+from shared import QUICK_FLAGS
 
 from jaxrl.record import checkpoint
 from jaxrl.run.devices import Placement
@@ -33,9 +34,9 @@ NETWORKS = "--agent.policy.hidden-dims 4 --agent.critic.hidden-dims 4"
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Settings that halve the time to compile; they leave alone what happens between devices."""
+    """Settings to compile quickly; they leave alone what happens between devices."""
     return {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": QUICK_FLAGS,
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -51,11 +52,7 @@ def eight(cache):
         yield lambda f, *args, **options: pool.submit(f, *args, **options).result()
 
 
-@pytest.fixture(scope="module")
-def compiled(eight):
-    """The same, with the programs that several tests share."""
-    eight(worker.compile_all)
-    return eight
+TWO = pytest.param(2, marks=pytest.mark.slow)  # as eight, which are the harder case
 
 
 def assert_same_bits(a, b):
@@ -100,14 +97,21 @@ def test_left_to_itself_it_drops_devices_and_shards_no_toys(eight, env, wanted):
 # --- communication
 
 
-@pytest.mark.parametrize("devices", [2, 8])
-def test_seeds_over_devices_do_not_communicate(compiled, devices):
-    assert compiled(worker.collectives, 8, devices, 1) == [(devices, [])] * 3
+@pytest.mark.parametrize("devices", [TWO, 8])
+def test_seeds_over_devices_do_not_communicate(eight, devices):
+    assert eight(worker.collectives, 8, devices, 1) == [(devices, [])] * 3
 
 
-@pytest.mark.parametrize("members, shards", [(8, 2), (8, 8), (1, 8)])
-def test_shards_add_up_gradients_and_statistics_alone(compiled, members, shards):
-    init, (devices, found), evaluate = compiled(worker.collectives, members, 1, shards)
+@pytest.mark.parametrize(
+    "members, shards",
+    [
+        pytest.param(8, 2, marks=pytest.mark.slow),
+        (8, 8),
+        pytest.param(1, 8, marks=pytest.mark.slow),
+    ],
+)
+def test_shards_add_up_gradients_and_statistics_alone(eight, members, shards):
+    init, (devices, found), evaluate = eight(worker.collectives, members, 1, shards)
     assert devices == shards and init == evaluate == (shards, [])
     assert {operation for operation, _ in found} == {"all-reduce"}
     networks = 4 * 32 + 32 + 32 * 2 + 2 + 4 * 32 + 32 + 32 * 1 + 1
@@ -119,38 +123,34 @@ def test_shards_add_up_gradients_and_statistics_alone(compiled, members, shards)
 # --- the same results
 
 
-def test_seeds_give_the_same_results_on_any_number_of_devices(compiled):
+@pytest.mark.parametrize("devices", [TWO, 8])
+def test_seeds_give_the_same_results_on_any_number_of_devices(eight, devices):
     """The same draws and episodes; numbers as far as rounding lets them, for a device's program has
     another batch of seeds.
     """
-    one, metrics = compiled(worker.iterations, 1, 3)
+    one, metrics = eight(worker.iterations, 1, 3)
     assert metrics["episodes"].min() > 0
-    for devices in (2, 8):
-        state, others = compiled(worker.iterations, devices, 3)
-        assert_same_bits((state.key, state.env.steps), (one.key, one.env.steps))
-        for a, b in zip(*map(jax.tree.leaves, ((state, others), (one, metrics))), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    state, others = eight(worker.iterations, devices, 3)
+    assert_same_bits((state.key, state.env.steps), (one.key, one.env.steps))
+    for a, b in zip(*map(jax.tree.leaves, ((state, others), (one, metrics))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def learnt(compiled):
-    return {shards: compiled(worker.learn, shards) for shards in (1, 2, 8)}
-
-
-def test_learning_over_shards_is_as_good_as_on_one_device(learnt):
+@pytest.mark.parametrize("shards", [TWO, 8])
+def test_learning_over_shards_is_as_good_as_on_one_device(eight, shards):
     """CartPole, eight seeds; a random policy lasts for 22 steps."""
-    for shards, ((early, late, greedy), _, _) in learnt.items():
-        assert late.mean() > 350 and greedy.mean() > 350, (shards, late, greedy)
-        assert early.mean() > 100
-        if shards > 1:  # the speed of learning, before all reach the limit of 500
-            (reference, _, _), _, _ = learnt[1]
-            assert stats.ttest_ind(early, reference, equal_var=False).pvalue > 1e-3
-            assert len({*early, *reference}) == 16  # and yet other random numbers
+    (reference, *_), _, _ = eight(worker.learn, 1)
+    (early, late, greedy), _, _ = eight(worker.learn, shards)
+    assert late.mean() > 350 and greedy.mean() > 350, (late, greedy)
+    # The speed of learning, before all reach the limit of 500.
+    assert early.mean() > 100
+    assert stats.ttest_ind(early, reference, equal_var=False).pvalue > 1e-3
+    assert len({*early, *reference}) == 16  # and yet other random numbers
 
 
-@pytest.mark.parametrize("shards", [2, 8])
-def test_all_shards_hold_one_agent_and_their_own_environments(learnt, shards):
-    _, agent, env = learnt[shards]
+@pytest.mark.parametrize("shards", [TWO, 8])
+def test_all_shards_hold_one_agent_and_their_own_environments(eight, shards):
+    _, agent, env = eight(worker.learn, shards)
     for devices in agent:
         assert len(devices) == shards
         for other in devices[1:]:
@@ -159,7 +159,7 @@ def test_all_shards_hold_one_agent_and_their_own_environments(learnt, shards):
         assert [x.shape[:2] for x in devices] == [(8, 8 // shards)] * shards
 
 
-@pytest.mark.parametrize("shards", [2, 8])
+@pytest.mark.parametrize("shards", [TWO, 8])
 def test_shards_draw_their_own_random_numbers(eight, shards):
     """Two environments see or do the same half of the time, as coins do."""
     for drawn in eight(worker.rollouts, shards):
@@ -168,15 +168,18 @@ def test_shards_draw_their_own_random_numbers(eight, shards):
         assert np.all(same[~np.eye(8, dtype=bool)] < 0.75)
 
 
-@pytest.mark.parametrize("episodes, shards", [(16, (2, 8)), (15, (8,))])  # 15 do not divide
-def test_evaluation_does_not_depend_on_the_shards(compiled, episodes, shards):
-    found = compiled(worker.evaluations, episodes, (1, *shards))
+@pytest.mark.parametrize(
+    "episodes, shards",
+    [pytest.param(16, (2, 8), marks=pytest.mark.slow), (15, (8,))],  # 15 do not divide
+)
+def test_evaluation_does_not_depend_on_the_shards(eight, episodes, shards):
+    found = eight(worker.evaluations, episodes, (1, *shards))
     assert found[1].shape == (8, episodes) and len(np.unique(found[1])) > 20
     for count in shards:
         np.testing.assert_array_equal(found[count], found[1])
 
 
-@pytest.mark.parametrize("shards", [2, 8])
+@pytest.mark.parametrize("shards", [TWO, 8])
 def test_a_sharded_update_is_that_of_all_the_data(eight, shards):
     """With one minibatch, the whole update and its metrics: advantages are normalised, gradients
     averaged and updates stopped early (on each of a range of thresholds) over all shards.

@@ -166,11 +166,16 @@ def seed_with_clipped_noise(agent):
             | {"policy.activation": "relu", "critic.activation": "relu"},
         ),
         (DSACT, {}),
-        (DSACT, {"expected_value": False}),
-        (DSACT, {"critic.num_critics": 1}),
         (DSACT, {"variance_scaling": False}),
-        (DSACT, {"likelihood": True}),
         (DSACT, {"likelihood": True, "expected_value": False, "critic.num_critics": 1}),
+        *(
+            pytest.param(DSACT, options, marks=pytest.mark.slow)
+            for options in (
+                {"expected_value": False},
+                {"critic.num_critics": 1},
+                {"likelihood": True},
+            )
+        ),
     ],
     ids=lambda x: x.__name__ if isinstance(x, type) else ",".join(x) or "defaults",
 )

@@ -382,7 +382,9 @@ def cloned(policy, folder):
     ("name", "policy", "more"),
     [
         ("dppo", Diffusion(hidden_dims=(8,), num_steps=3), "--num-steps 3 --fine-tuned-steps 2"),
-        ("reinflow", Flow(hidden_dims=(8,)), "--policy.sample-steps 2"),
+        pytest.param(
+            *("reinflow", Flow(hidden_dims=(8,)), "--policy.sample-steps 2"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_scripts_fine_tune_a_clone_and_resume(name, policy, more, tmp_path):

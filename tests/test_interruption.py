@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shared import EXPERIMENTS, compiled_once, run_script, script_module
+from shared import EXPERIMENTS, QUICK_FLAGS, compiled_once, killed, run_script, script_module
 
 from jaxrl.record import checkpoint
-from jaxrl.run.session import Session
 
 COMMON = "--quiet --normalize-obs --eval-episodes 2 --devices 1"
 ACTOR_CRITIC = "--agent.policy.hidden-dims 8 --agent.critic.hidden-dims 8"
@@ -92,10 +91,11 @@ runpy.run_path(script, run_name="__main__")
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """Of child processes: one compilation cache for all of them."""
+    """Of child processes: they compile quickly, and one cache serves all of them."""
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("cache"))
     return {
         **os.environ,
+        "XLA_FLAGS": QUICK_FLAGS,
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -145,11 +145,18 @@ def assert_same_run(folder, whole, members):
     assert not list((folder / "checkpoints").glob(".*"))
 
 
+@pytest.mark.parametrize(
+    "phases",
+    [
+        [("chunk", 3), ("arrays", 1), ("rename", 1)],
+        pytest.param([("rows", 1), ("files", 1), ("prune", 1)], marks=pytest.mark.slow),
+    ],
+    ids=lambda phases: ", ".join(name for name, _ in phases),
+)
 def test_killed_in_every_phase_and_resumed_it_is_the_uninterrupted_run(
-    start, uninterrupted, tmp_path
+    start, uninterrupted, tmp_path, phases
 ):
     folder = tmp_path / "run"
-    phases = [("chunk", 3), ("rows", 1), ("files", 1), ("arrays", 1), ("rename", 1), ("prune", 1)]
     for i, (phase, count) in enumerate(phases):
         resume = ("--resume",) if i else ()
         witness = tmp_path / f"killed-{i}"
@@ -184,10 +191,6 @@ def test_killed_at_random_moments(start, uninterrupted, tmp_path):
     assert_same_run(folder, uninterrupted, 1)
 
 
-class Killed(BaseException):
-    """Ends a run at once: nothing more is written."""
-
-
 @pytest.mark.parametrize(
     ("members", "size"),
     [
@@ -196,7 +199,7 @@ class Killed(BaseException):
         pytest.param("td3 --num-seeds 3", 3, marks=pytest.mark.slow),
         pytest.param("dsac_t --num-seeds 3", 3, marks=pytest.mark.slow),
         pytest.param("dqn --num-seeds 3", 3, marks=pytest.mark.slow),
-        ("pqn --num-seeds 3", 3),
+        pytest.param("pqn --num-seeds 3", 3, marks=pytest.mark.slow),
     ],
 )
 def test_ended_between_checkpoints_and_resumed_it_is_the_uninterrupted_run(
@@ -204,15 +207,6 @@ def test_ended_between_checkpoints_and_resumed_it_is_the_uninterrupted_run(
 ):
     """Two chunks, whose rows are on file, are lost: one before and one after an evaluation."""
     name, *who = members.split()
-    ends, advance = [5, 5], Session.advance
-    calls = []
-
-    def counted(self, *args):
-        calls.append(args)
-        if ends and len(calls) == ends[0]:
-            raise Killed
-        return advance(self, *args)
-
     with script_module(name) as script, compiled_once():
         monkeypatch.setattr(script, "make", functools.cache(script.make))
 
@@ -221,17 +215,18 @@ def test_ended_between_checkpoints_and_resumed_it_is_the_uninterrupted_run(
             run_script(script, words)
 
         train("whole")
-        monkeypatch.setattr(Session, "advance", counted)
-        while ends:
-            with pytest.raises(Killed):
-                train("run", *(("--resume",) if len(ends) == 1 else ()))
-            calls.clear()
-            ends.pop()
+        with killed("advance", 5):
+            train("run")
+        with killed("advance", 5):
+            train("run", "--resume")
         train("run", "--resume")
     assert_same_run(tmp_path / "run", tmp_path / "whole", size)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_the_run_after_its_chunk_with_a_checkpoint(
     start, uninterrupted, tmp_path, signum, code
 ):

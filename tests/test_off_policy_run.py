@@ -11,8 +11,9 @@ from jaxrl import DSACT, TD3, UsageError, run
 from jaxrl.run.devices import over_members
 
 
+@pytest.mark.slow  # test_batch_learners.py resumes runs of several agents
 @pytest.mark.exact
-@pytest.mark.parametrize("kind", [TD3, pytest.param(DSACT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [TD3, DSACT])
 def test_a_run_is_the_pure_function_and_resumes_bit_for_bit(kind, tmp_path):
     t = trainer(small(kind))
     total = t.first_step + 8 * t.steps_per_iteration

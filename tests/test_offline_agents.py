@@ -301,6 +301,7 @@ def rows_of_pendulum(count=40):
     return Dataset.of(obs, action, reward, next_obs, no, last).with_next_action()
 
 
+@pytest.mark.slow  # as test_batch_learners.py
 @pytest.mark.parametrize("kind", SWEPT)
 def test_agents_go_from_offline_to_online(kind):
     agent = ref.agent_of(kind, {"policy.hidden_dims": (8,), "critic.hidden_dims": (8,)})

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shared import assert_same_bits
+from shared import assert_same_bits, killed
 
 from jaxrl import TD3, Offline, OnPolicy, UsageError, VectorEnv, hyper, load_policy, run
 from jaxrl.analysis import render_run, rollout
@@ -22,7 +22,6 @@ from jaxrl.metrics import mean_of
 from jaxrl.optim import Adam, Trained
 from jaxrl.record import Policy
 from jaxrl.rng import row_key
-from jaxrl.run.session import Session
 from jaxrl.training.evaluate import EVALUATION_SEED, evaluate
 from jaxrl.types import Array, Box, Spec, Step
 
@@ -167,19 +166,9 @@ def recorded(result):
     return type(result.trainer.agent)()
 
 
-def test_killed_and_resumed_it_is_the_uninterrupted_run(finished, tmp_path, monkeypatch):
-    class Killed(Exception):
-        pass
-
-    def advance(self, compiled, ts, done, original=Session.advance):
-        if done == 3:
-            raise Killed
-        return original(self, compiled, ts, done)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Session, "advance", advance)
-        with pytest.raises(Killed):
-            train(recorded(finished), tmp_path / "run")
+def test_killed_and_resumed_it_is_the_uninterrupted_run(finished, tmp_path):
+    with killed("advance", 4):
+        train(recorded(finished), tmp_path / "run")
     result = train(recorded(finished), tmp_path / "run", resume=True)
     assert_same_bits(result.state, finished.state)
     rows = [(each / "metrics.jsonl").read_bytes() for each in (tmp_path / "run", finished.run_dir)]

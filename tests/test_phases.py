@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shared import assert_same_bits
+from shared import assert_same_bits, killed
 
 from jaxrl import (
     BC,
@@ -184,26 +184,6 @@ def test_checkpoints_are_numbered_by_total_iterations_and_keep_their_phase(finis
 # --- interruptions
 
 
-class Killed(Exception):
-    """Ends a run at once, as a kill does: nothing more is written."""
-
-
-def killed(monkeypatch, method, call, folder):
-    """Train until so many calls of a method of the session have been made."""
-    calls, original = [], getattr(Session, method)
-
-    def then(self, *args):
-        calls.append(method)
-        if len(calls) == call:
-            raise Killed
-        return original(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Session, method, then)
-        with pytest.raises(Killed):
-            train(folder, checkpoint_every=4)
-
-
 def assert_same_run(folder, result, finished):
     assert_same_bits(result.state, finished.state)
     rows = [(each / "metrics.jsonl").read_bytes() for each in (folder, finished.run_dir)]
@@ -215,9 +195,10 @@ def assert_same_run(folder, result, finished):
     [("advance", 3), ("save", 4), ("begin", 1), ("advance", 5), ("advance", 7), ("save", 8)],
 )
 def test_killed_in_any_phase_and_resumed_it_is_the_uninterrupted_run(
-    finished, tmp_path, monkeypatch, method, call
+    finished, tmp_path, method, call
 ):
-    killed(monkeypatch, method, call, tmp_path / "run")
+    with killed(method, call):
+        train(tmp_path / "run", checkpoint_every=4)
     result = train(tmp_path / "run", resume=True, checkpoint_every=4)
     assert_same_run(tmp_path / "run", result, finished)
     left = checkpoint.available(tmp_path / "run" / "checkpoints")

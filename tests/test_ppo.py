@@ -343,6 +343,7 @@ def test_convolutions_are_xlas():
     np.testing.assert_allclose(encoder(params, obs), x.reshape(2, 4, 24), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_convolutions_train():
     agent = convolutional(update_epochs=1, num_minibatches=2)
     trainer = OnPolicy(agent, VectorEnv(make("gymnax/Breakout-MinAtar"), 2), num_steps=8)

@@ -125,7 +125,9 @@ def test_the_file_stays_short():
 # --- the temperature ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [SAC, DSAC, DSACT])
+@pytest.mark.parametrize(
+    "kind", [SAC, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (DSAC, DSACT))]
+)
 def test_temperature_settles_where_the_policy_has_the_target_entropy(kind):
     """A bandit with reward ``-4 (a - 0.2)^2``, from two initial temperatures and targets."""
     steps, size = 3000, 64

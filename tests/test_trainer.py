@@ -98,7 +98,9 @@ PQN_AGENT = PQN(
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("agent", [None, PQN_AGENT], ids=["PPO", "PQN"])
+@pytest.mark.parametrize(
+    "agent", [None, pytest.param(PQN_AGENT, marks=pytest.mark.slow)], ids=["PPO", "PQN"]
+)
 def test_chunks_equal_the_whole_bit_for_bit_and_compile_once(agent):
     trainer = tiny(agent)
     whole, history = jax.jit(lambda k: trainer.train(k, 10 * 32))(jax.random.key(0))
