@@ -136,7 +136,8 @@ def test_seeds_give_the_same_results_on_any_number_of_devices(eight, devices):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("shards", [TWO, 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [2, 8])
 def test_learning_over_shards_is_as_good_as_on_one_device(eight, shards):
     """CartPole, eight seeds; a random policy lasts for 22 steps."""
     (reference, *_), _, _ = eight(worker.learn, 1)
@@ -148,7 +149,8 @@ def test_learning_over_shards_is_as_good_as_on_one_device(eight, shards):
     assert len({*early, *reference}) == 16  # and yet other random numbers
 
 
-@pytest.mark.parametrize("shards", [TWO, 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [2, 8])
 def test_all_shards_hold_one_agent_and_their_own_environments(eight, shards):
     _, agent, env = eight(worker.learn, shards)
     for devices in agent:
@@ -239,7 +241,11 @@ def test_a_sharded_update_from_replay_is_that_of_the_whole_batch(eight, name):
 
 
 @pytest.mark.parametrize(
-    "members, layout", [(8, {"members": 8, "shards": 1}), (1, {"members": 1, "shards": 8})]
+    "members, layout",
+    [
+        (8, {"members": 8, "shards": 1}),
+        pytest.param(1, {"members": 1, "shards": 8}, marks=pytest.mark.slow),
+    ],
 )
 def test_runs_resume_on_the_same_devices_and_on_others(eight, tmp_path, members, layout):
     whole, _, _ = eight(worker.train, tmp_path / "whole", members, 8, 4, 2)
