@@ -575,7 +575,11 @@ def test_an_engine_that_cannot_run_here_is_one_line(monkeypatch):
 
 @pytest.mark.parametrize(
     ("mode", "resets"),
-    [("pool", [2 * 5]), ("fresh", [2 * 6 * 8]), ("first", [])],
+    [
+        ("pool", [2 * 5]),
+        pytest.param("fresh", [2 * 6 * 8], marks=pytest.mark.slow),
+        pytest.param("first", [], marks=pytest.mark.slow),
+    ],
 )
 def test_a_rollout_of_two_members_calls_the_engine_once_per_step(mode, resets, monkeypatch):
     """And once for all starts of a rollout. Draws inside the loop give the same steps."""

@@ -93,7 +93,12 @@ def test_sizes_are_whole_cycles():
 
 @pytest.mark.parametrize(
     ("delay", "updates", "steps", "actor_steps"),
-    [(1, 3, 1, 18), (2, 1, 1, 3), (2, 4, 3, 12), (6, 2, 1, 2)],
+    [
+        (2, 4, 3, 12),
+        (6, 2, 1, 2),
+        pytest.param(1, 3, 1, 18, marks=pytest.mark.slow),
+        pytest.param(2, 1, 1, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_every_ratio_of_steps_and_updates_and_every_delay(delay, updates, steps, actor_steps):
     """Counted by the optimisers, over one iteration of six cycles."""

@@ -177,7 +177,9 @@ def test_factors_of_one_are_the_plain_environment():
         np.testing.assert_allclose(value, nominal(env.mj_model, name), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", POLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("brax")) for n in POLES]
+)
 def test_every_suite_steps_the_model_of_its_parameters(name):
     """A pole as the plain environment's, one four times as heavy, and one without gravity."""
     env = pole(name, Randomize(mass=(0.5, 2.0), gravity=(0.5, 1.5)))
