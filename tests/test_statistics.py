@@ -71,8 +71,8 @@ def test_the_interval_of_a_difference_draws_both_groups():
     x, y = sample(10, seed=1), 2.0 * sample(12, seed=2)
     low, high = analysis.difference_ci(x, y, analysis.aggregate_mean, resamples=20_000)
     spread = np.sqrt(x.var() / 10 + y.var() / 12)
-    middle = x.mean() - y.mean()
-    np.testing.assert_allclose([low, high], middle + spread * np.array([-1.96, 1.96]), atol=0.05)
+    assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.03)
+    assert (high + low) / 2 == pytest.approx(x.mean() - y.mean(), abs=0.1)  # a little skewed
     # Equal scores in every seed: nothing is left to draw.
     assert analysis.difference_ci([3.0] * 4, [1.0] * 5) == (2.0, 2.0)
     assert analysis.improvement_ci([3.0] * 4, [1.0] * 5) == (1.0, 1.0)
@@ -120,7 +120,7 @@ def test_improvement_and_its_permutation_test_are_mann_and_whitneys():
     x, y = sample(6), sample(7, seed=50, shift=0.8)  # without ties scipy knows the exact p
     exact = stats.mannwhitneyu(x, y, method="exact").pvalue
     assert analysis.permutation_test(x, y) == pytest.approx(exact, abs=0.015)
-    assert analysis.permutation_test(x, y) == analysis.permutation_test(y, x)
+    assert analysis.permutation_test(y, x) == pytest.approx(exact, abs=0.015)
     # All of four seeds above all of four others happens 2 times in 70.
     assert analysis.permutation_test([5.0, 6, 7, 8], [1.0, 2, 3, 4]) == pytest.approx(
         2 / 70, abs=0.006

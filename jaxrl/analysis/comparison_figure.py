@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEVELS = 101  # of a profile
+POINTS = 200  # of a curve, at most
 GREY = "#555555"
 DRAWN = 12  # pairs; of more, those with the smallest p are drawn
 
@@ -105,6 +106,7 @@ def _improvement(ax: Axes, pairs: Sequence[PairRow]) -> None:
 def _curves(ax: Axes, comparison: Comparison, view: View, colours: Sequence[str]) -> None:
     groups = comparison.groups
     steps = shared_steps(groups, view)
+    steps = steps[np.unique(np.linspace(0, len(steps) - 1, POINTS).astype(int))]
     for group, colour in zip(groups.groups, colours, strict=True):
         curves = [at_steps(group.tasks[task].curve, steps) for task in view.tasks]
         seeds = min(curve.shape[1] for curve in curves)

@@ -55,10 +55,11 @@ def read_run(
         raise UsageError(f"{run_dir} has no returns yet; wait for its first evaluation")
     reference: Any = config.get("reference")
     given = None if not reference else (float(reference["random"]), float(reference["expert"]))
+    finished = is_finished(run_dir)
     sources = []
     for curve in curves:
         # The last rows of a run that was killed may lack a few seeds.
-        if not is_finished(run_dir) and len(curve.steps) > 1 and np.isnan(curve.returns[-1]).any():
+        if not finished and len(curve.steps) > 1 and np.isnan(curve.returns[-1]).any():
             curve = _rows(curve, np.arange(len(curve.steps)) < len(curve.steps) - 1)
         if kind == "train" and len(curve.complete().steps):
             curve = curve.complete()  # a return is missing until the first episode has ended
