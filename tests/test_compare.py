@@ -282,11 +282,16 @@ def test_unfinished_runs_are_compared_where_every_seed_is(tmp_path):
     b = make_run(tmp_path / "b", [4.0, 8.0], algorithm="SAC")
     groups = analysis.read_groups([[a], [b]])
     assert any("end at 500 to 1,000 steps" in note for note in groups.notes)
-    groups = analysis.read_groups([[a], [b]], steps=700)
+    groups = analysis.read_groups([[a], [b]], steps=300)  # linear between evaluations
+    np.testing.assert_allclose(groups.groups[0].tasks["probe/two"].final, [0.3, 0.6])
+    scores = groups.groups[1].tasks["probe/two"]
+    np.testing.assert_allclose(scores.final, [1.2, 2.4])
+    assert list(scores.curve.steps) == [0, 300] and not groups.notes
+    groups = analysis.read_groups([[a], [b]], steps=500)
     np.testing.assert_array_equal(groups.groups[1].tasks["probe/two"].final, [2.0, 4.0])
-    assert not groups.notes
-    with pytest.raises(UsageError, match="no returns up to step -1"):
-        analysis.read_groups([[a], [b]], steps=-1)
+    for steps in (-1, 501):
+        with pytest.raises(UsageError, match="a has returns from step 0 to 500; give one of these"):
+            analysis.read_groups([[a], [b]], steps=steps)
     with pytest.raises(UsageError, match="no returns yet"):
         (a / "metrics.jsonl").write_text("")
         analysis.read_groups([[a], [b]])

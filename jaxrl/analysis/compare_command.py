@@ -150,7 +150,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="of swept runs, only the configurations with this value (may be repeated)",
     )
-    add("--steps", type=int, metavar="N", help="compare at N steps; default at each run's end")
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="compare at N steps, linear between evaluations; default at each run's end",
+    )
     add(
         "--reference",
         action="append",

@@ -29,7 +29,9 @@ Curves = Mapping[str, ArrayLike] | Sequence[ArrayLike]
 
 
 def common_steps(curves: Sequence[Curve]) -> NDArray[np.int64]:
-    """Return the steps ``[T]`` that all curves cover, as dense as the coarsest of them.
+    """Return the steps ``[T]`` of any curve that all of them cover, with both ends.
+
+    Between its own steps a curve is linear, so these show it whole.
 
     Raises:
         UsageError: if they share none.
@@ -39,7 +41,7 @@ def common_steps(curves: Sequence[Curve]) -> NDArray[np.int64]:
     inside = [c.steps[(c.steps >= low) & (c.steps <= high)] for c in curves]
     if low > high:
         raise UsageError(f"curves share no steps: one begins at {low}, another ends at {high}")
-    return np.unique([low, *min(inside, key=len), high])
+    return np.unique(np.concatenate(inside))
 
 
 def at_steps(curve: Curve, steps: NDArray[Any]) -> Array:

@@ -42,12 +42,13 @@ def read_run(
 
     Args:
         run_dir: the folder of a run, finished or not.
-        steps: read no further than these steps; default to the end.
+        steps: read up to these steps, where returns are linear between evaluations; default to the
+            end.
         failed: the return that stands in for one that is not finite.
 
     Raises:
-        UsageError: if it is no run folder, has no returns (up to ``steps``), or a seed has failed
-            and ``failed`` is not given.
+        UsageError: if it is no run folder, has no returns (at ``steps``), or a seed has failed and
+            ``failed`` is not given.
     """
     config = load_config(run_dir)
     kind, curves = load_curves(run_dir)
@@ -190,9 +191,14 @@ def _finite(
 ) -> tuple[Curve, NDArray[np.float64]]:
     """Return a curve where it is finite, and its last returns, up to the given steps."""
     if steps is not None:
-        curve = _rows(curve, curve.steps <= steps)
-        if not len(curve.steps):
-            raise UsageError(f"{what} has no returns up to step {steps:,}; give more --steps")
+        first, last = curve.steps[0], curve.steps[-1]
+        if not first <= steps <= last:
+            raise UsageError(
+                f"steps is {steps}, but {what} has returns from step {first} to {last}; give one "
+                "of these"
+            )
+        # Up to the first evaluation at these steps or later.
+        curve = _rows(curve, curve.steps <= curve.steps[curve.steps >= steps][0])
     if failed is not None:
         returns = np.where(np.isfinite(curve.returns), curve.returns, failed)
         curve = curve._replace(returns=returns)
@@ -203,7 +209,11 @@ def _finite(
             f"{what} has no finite return of seed {seeds} at step {curve.steps[-1]:,}; leaving it "
             "out would be biased: say what it counts as, such as --failed 0"
         )
-    return curve.complete(), curve.returns[-1]
+    curve = curve.complete()
+    if steps is not None and curve.steps[-1] > steps:
+        inside = np.append(curve.steps[curve.steps < steps], steps)
+        curve = curve._replace(steps=inside, returns=at_steps(curve, inside))
+    return curve, curve.returns[-1]
 
 
 def _rows(curve: Curve, kept: NDArray[np.bool_]) -> Curve:

@@ -85,7 +85,8 @@ def _edges(estimate: Interval, number: Any, few: bool) -> str:
 
 def _steps(estimate: Interval) -> str:
     value, low, high = (f"{x:,.0f}" if math.isfinite(x) else "never" for x in estimate)
-    return value if math.isnan(estimate.low) else f"{value} ({low} to {high})"
+    alone = math.isnan(estimate.low) or low == high == "never"
+    return value if alone else f"{value} ({low} to {high})"
 
 
 def _range(pair: tuple[int, int]) -> str:
