@@ -101,9 +101,9 @@ def killed(method, call):
 
 
 @contextlib.contextmanager
-def script_module(name):
-    """``experiments/NAME.py`` as a module."""
-    spec = importlib.util.spec_from_file_location(f"{name}_script", EXPERIMENTS / f"{name}.py")
+def script_module(name, folder=EXPERIMENTS):
+    """``NAME.py`` of a folder of scripts as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_script", folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

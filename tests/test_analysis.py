@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import trim_mean
 
 from jaxrl import analysis
-from jaxrl.analysis import statistics
+from jaxrl.analysis import aggregate
 from jaxrl.analysis.__main__ import main, table_rows
 from jaxrl.errors import UsageError
 
@@ -169,7 +169,7 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
 def test_many_scores_are_resampled_piece_by_piece_to_the_same_interval(monkeypatch):
     scores = np.random.default_rng(0).normal(size=30)
     whole = analysis.bootstrap_ci(scores, resamples=100)
-    monkeypatch.setattr(statistics, "_BLOCK", 7 * 30)
+    monkeypatch.setattr(aggregate, "_BLOCK", 7 * 30)
     assert analysis.bootstrap_ci(scores, resamples=100) == whole
 
 

@@ -1,6 +1,7 @@
 """The commands of ``python -m jaxrl.analysis``.
 
-``python -m jaxrl.analysis RUN [RUN ...]`` prints a table with intervals and draws a comparison.
+``python -m jaxrl.analysis RUN [RUN ...]`` prints a table with intervals and draws the curves.
+``python -m jaxrl.analysis compare RUN ... -- RUN ...`` says which group is better, if any.
 ``python -m jaxrl.analysis render RUN`` draws an episode of the run's policy.
 """
 
@@ -10,13 +11,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jaxrl import _startup
 from jaxrl._output import lasting_output, one_line
+from jaxrl.analysis import compare_command
+from jaxrl.analysis.command import PICTURE, Parser, picture
 from jaxrl.analysis.curves import env_label, plot_comparison, plot_run
 from jaxrl.analysis.load import (
     Curve,
+    is_finished,
     load_config,
     load_curves,
     load_summary,
@@ -24,16 +28,19 @@ from jaxrl.analysis.load import (
 )
 from jaxrl.analysis.render import parse_size, render_run
 from jaxrl.analysis.statistics import final_return
+from jaxrl.analysis.tables import print_table, used_columns
 from jaxrl.errors import RunError, UsageError
 
-PICTURE = "comparison.png"
 TEXTS = ("run", "algorithm", "env", "sweep")
 NUMBERS = ("seeds", "steps", "final IQM", "95% interval", "mean", "steps/s")
 ABOUT = """\
 Print a table of runs: the interquartile mean (IQM) of the seeds' final evaluation returns with its
 95% bootstrap interval, the mean, and steps/s of all seeds together. For several runs, also draw
-the comparison. A run that is not finished is shown up to its last evaluation.
-To draw an episode of a run's policy instead: python -m jaxrl.analysis render RUN (--help)."""
+the curves. A run that is not finished is shown up to its last evaluation.
+Which of two groups is better, and whether by more than luck:
+    python -m jaxrl.analysis compare RUN ... -- RUN ... (--help)
+To draw an episode of a run's policy:
+    python -m jaxrl.analysis render RUN (--help)"""
 ABOUT_RENDER = """\
 Play one episode of a run's policy and draw it: episode.mp4 and episode.gif for MuJoCo's tasks and
 those of gymnax that it can draw, episode.html for Brax, and always episode.npz. They are written to
@@ -41,7 +48,7 @@ the run's folder, replacing those of an earlier call."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Print the table and draw the picture, or draw an episode after the word ``render``.
+    """Print the table and draw the picture, or do what the first word says.
 
     Returns:
         The exit code: 0, 2 on bad usage, or 1 if the run has no intact checkpoint.
@@ -51,17 +58,21 @@ def main(words: Sequence[str] | None = None) -> int:
         try:
             if given[:1] == ["render"]:
                 _render(_render_parser().parse_args(given[1:]))
+            elif given[:1] == ["compare"]:
+                compare_command.main(given[1:])
             else:
-                _compare(_parser().parse_args(given))
+                _show(_parser().parse_args(given))
         except (UsageError, RunError, OSError) as error:
             print(f"jaxrl.analysis: {one_line(error)}", file=sys.stderr)
             return 1 if isinstance(error, RunError) else 2
     return 0
 
 
-def _compare(options: argparse.Namespace) -> None:
-    _print_table([row for run in options.runs for row in table_rows(run)])
-    out = _picture(options.out, options.runs)
+def _show(options: argparse.Namespace) -> None:
+    rows = [row for run in options.runs for row in table_rows(run)]
+    head = list(TEXTS + NUMBERS)
+    print_table(used_columns([head, *rows]), NUMBERS)
+    out = options.out if len(options.runs) == 1 else picture(options.out)
     if out is not None:
         if len(options.runs) > 1:
             plot_comparison(options.runs, out)
@@ -87,8 +98,7 @@ def table_rows(run_dir: str | Path) -> list[list[str]]:
     timing = load_timing(run_dir)
     reached = 0 if timing.empty else int(timing["step"].iloc[-1])
     name = str(run_dir)
-    # A finished run that was extended still has the summary of its first end.
-    if summary is None or summary["total_steps"] < reached:
+    if summary is None or not is_finished(run_dir):
         name += " (unfinished)"
         entries = _so_far(run_dir)
         members = sum(len(entry["final_return"]["per_seed"]) for entry in entries)
@@ -137,46 +147,12 @@ def _cells(entry: dict[str, Any]) -> list[str]:
     return [*cells, text[0], f"{text[1]} to {text[2]}", text[3]]
 
 
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = [i for i in range(len(rows[0])) if any(row[i] for row in rows)]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in [(TEXTS + NUMBERS)[i] for i in shown]:
-        number = name in NUMBERS
-        justify: Any = "right" if number else "left"
-        wide = len(name)
-        table.add_column(name, justify=justify, no_wrap=number, overflow="fold", min_width=wide)
-    for row in rows:
-        table.add_row(*(Text(row[i]) for i in shown))
-    console = Console()
-    need = console.measure(table, options=console.options.update(max_width=10_000))
-    # On a narrow terminal names are folded, numbers never; in a pipe a row is one line.
-    width = max(console.width, need.minimum) if console.is_terminal else need.maximum
-    Console(width=width).print(table)
-
-
-def _picture(out: str | None, runs: Sequence[str]) -> str | None:
-    """Return the path to draw to; an existing picture is replaced only if it was named."""
-    if out is not None or len(runs) == 1:
-        return out
-    if Path(PICTURE).exists():
-        raise UsageError(f"{PICTURE} exists; to replace it or name another, give --out {PICTURE}")
-    return PICTURE
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that reports wrong usage in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("python -m jaxrl.analysis", description=ABOUT)
+    parser = Parser(
+        "python -m jaxrl.analysis",
+        description=ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run (./-a for -a)")
     parser.add_argument(
         "--out",
@@ -187,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _render_parser() -> argparse.ArgumentParser:
-    parser = _Parser("python -m jaxrl.analysis render", description=ABOUT_RENDER)
+    parser = Parser("python -m jaxrl.analysis render", description=ABOUT_RENDER)
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder of a run")
     add("--seed", type=int, metavar="S", help="one of its seeds; default the first")

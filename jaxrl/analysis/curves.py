@@ -72,7 +72,7 @@ def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
     if not curves:
         raise UsageError(f"{run_dir} has no returns yet; wait for its first evaluation")
     figure, (ax,) = _figure(1, len(curves))
-    for curve, colour in zip(curves, _colours(len(curves)), strict=True):
+    for curve, colour in zip(curves, colours_of(len(curves)), strict=True):
         _seeds(ax, curve, colour)
         _middle(ax, curve, colour, curve.label)
     switches = load_switches(run_dir) if "phases" in config else {}
@@ -90,7 +90,7 @@ def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
         )
     title = f"{config['algorithm']} on {env_label(config)}"
     _finish(ax, title, step_label([config]), Y_LABELS[kind], curves)
-    return _written(figure, path)
+    return written(figure, path)
 
 
 def plot_comparison(run_dirs: Sequence[str | Path], path: str | Path | None = None) -> Figure:
@@ -109,7 +109,7 @@ def plot_comparison(run_dirs: Sequence[str | Path], path: str | Path | None = No
     entries = _entries(run_dirs)
     envs = list(dict.fromkeys(entry.env for entry in entries))
     labels = list(dict.fromkeys(entry.label for entry in entries))
-    colours = dict(zip(labels, _colours(len(labels)), strict=True))
+    colours = dict(zip(labels, colours_of(len(labels)), strict=True))
     panels = [[entry for entry in entries if entry.env == env] for env in envs]
     figure, axes = _figure(len(envs), max(map(len, panels)))
     for ax, env, panel in zip(axes, envs, panels, strict=True):
@@ -122,7 +122,7 @@ def plot_comparison(run_dirs: Sequence[str | Path], path: str | Path | None = No
         name = Y_LABELS[kinds.pop()] if len(kinds) == 1 else "episode return"
         steps = step_label([entry.config for entry in panel])
         _finish(ax, env, steps, name, [entry.curve for entry in panel if entry.curve is not None])
-    return _written(figure, path)
+    return written(figure, path)
 
 
 def _entries(run_dirs: Sequence[str | Path]) -> list[Entry]:
@@ -158,7 +158,8 @@ def _seeds(ax: Axes, curve: Curve, colour: str) -> None:
 
 def _middle(ax: Axes, curve: Curve, colour: str, label: str) -> None:
     """Draw the IQM and its interval where every seed has a return."""
-    _, steps, returns = curve.complete()
+    whole = curve.complete()
+    steps, returns = whole.steps, whole.returns
     seeds = returns.shape[1]
     text = label or (f"{seeds} seeds" if seeds > 1 else "1 seed")
     middle = [float(iqm(row)) for row in returns]
@@ -171,7 +172,7 @@ def _middle(ax: Axes, curve: Curve, colour: str, label: str) -> None:
         ax.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, zorder=3)
 
 
-def _colours(count: int) -> list[str]:
+def colours_of(count: int) -> list[str]:
     """Return ``count`` colours: distinct ones, or a scale from dark to light if too many."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
@@ -181,7 +182,8 @@ def _colours(count: int) -> list[str]:
     return [to_hex(colormaps["viridis"](x)) for x in np.linspace(0.0, 0.92, count)]
 
 
-def _figure(panels: int, entries: int) -> tuple[Figure, list[Axes]]:
+def drawing(width: float, height: float) -> Figure:
+    """Return an empty figure of this size in inches."""
     from matplotlib.figure import Figure
 
     class Drawing(Figure):
@@ -192,10 +194,14 @@ def _figure(panels: int, entries: int) -> tuple[Figure, list[Axes]]:
             self.savefig(file, format="png")
             return file.getvalue()
 
+    return Drawing(figsize=(width, height), layout="constrained")
+
+
+def _figure(panels: int, entries: int) -> tuple[Figure, list[Axes]]:
     columns = min(panels, 3)
     rows = -(-panels // columns)
     width = 5.2 if entries <= LONG_LEGEND else 7.0
-    figure = Drawing(figsize=(width * columns, 3.6 * rows), layout="constrained")
+    figure = drawing(width * columns, 3.6 * rows)
     axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for ax in axes[panels:]:
         ax.set_axis_off()
@@ -204,18 +210,12 @@ def _figure(panels: int, entries: int) -> tuple[Figure, list[Axes]]:
 
 def _finish(ax: Axes, title: str, steps: str, y_label: str, curves: Sequence[Curve]) -> None:
     """Add labels, grid and legend."""
-    from matplotlib.ticker import EngFormatter, MaxNLocator
-
     members = any(curve.returns.shape[1] > 1 for curve in curves)
     ax.set_title(title, fontsize=11, parse_math=False)
     ax.set_xlabel(f"{steps} per seed" if members else steps)
     ax.set_ylabel(f"{y_label} (IQM, 95% interval)" if members else y_label)
-    ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.grid(color="#B0B0B0", alpha=0.35, linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.margins(x=0.01)
+    count_steps(ax)
+    decorate(ax)
     if len(ax.get_legend_handles_labels()[1]) <= LONG_LEGEND:
         legend = ax.legend(frameon=False, fontsize=9)
     else:
@@ -224,11 +224,33 @@ def _finish(ax: Axes, title: str, steps: str, y_label: str, curves: Sequence[Cur
         text.set_parse_math(False)
 
 
-def _written(figure: Figure, path: str | Path | None) -> Figure:
-    if path is None:
-        return figure
-    formats = figure.canvas.get_supported_filetypes()
-    if Path(path).suffix[1:].lower() not in formats:
+def count_steps(ax: Axes) -> None:
+    """Let the horizontal axis count steps: 250k, 1M."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.margins(x=0.01)
+
+
+def decorate(ax: Axes) -> None:
+    """Draw a grid behind the curves, and no frame."""
+    ax.grid(color="#B0B0B0", alpha=0.35, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def check_picture(path: str | Path) -> None:
+    """Raise UsageError unless a path ends in a picture format."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if Path(path).suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
         raise UsageError(f"out {path} is not the name of a picture; end it in .png, .pdf or .svg")
-    figure.savefig(path, dpi=160)
+
+
+def written(figure: Figure, path: str | Path | None) -> Figure:
+    """Write a figure to a path, if there is one, and return it."""
+    if path is not None:
+        check_picture(path)
+        figure.savefig(path, dpi=160)
     return figure

@@ -25,6 +25,7 @@ class Curve(NamedTuple):
     sweep: dict[str, float]  # the swept values; empty if nothing is swept
     steps: NDArray[np.int64]
     returns: NDArray[np.float64]
+    seeds: tuple[int | str, ...] = ()  # of the columns of returns; empty if not known
 
     @property
     def label(self) -> str:
@@ -34,7 +35,7 @@ class Curve(NamedTuple):
     def complete(self) -> Curve:
         """Keep the steps at which every seed has a return; a mean over fewer would be biased."""
         whole = np.isfinite(self.returns).all(axis=1)
-        return Curve(self.sweep, self.steps[whole], self.returns[whole])
+        return self._replace(steps=self.steps[whole], returns=self.returns[whole])
 
 
 def load(run_dir: str | Path, kind: str | None = None) -> DataFrame:
@@ -49,7 +50,9 @@ def load(run_dir: str | Path, kind: str | None = None) -> DataFrame:
     if kind not in (None, "train", "eval"):
         raise UsageError(f"kind is '{kind}'; choose train or eval, or None for both")
     load_config(run_dir)
-    rows = _rows(Path(run_dir) / "metrics.jsonl", RETURNS)
+    path = Path(run_dir) / "metrics.jsonl"
+    kept = Path(run_dir) / "evaluations.jsonl"
+    rows = _rows(kept if kept.exists() and not path.exists() else path, RETURNS)
     return _frame([_flat(row) for row in rows if kind in (None, row["kind"])], RETURNS)
 
 
@@ -83,6 +86,17 @@ def load_summary(run_dir: str | Path) -> dict[str, Any] | None:
         return None
     names = ("final_return", "total_steps", "steps_per_second")
     return _read_json(Path(run_dir), "summary.json", names)
+
+
+def is_finished(run_dir: str | Path) -> bool:
+    """Whether a run has reached its end. One that was extended still has its first summary.
+
+    Raises:
+        UsageError: as ``load_config``.
+    """
+    summary, timing = load_summary(run_dir), load_timing(run_dir)
+    reached = 0 if timing.empty else int(timing["step"].iloc[-1])
+    return summary is not None and summary["total_steps"] >= reached
 
 
 def load_curves(run_dir: str | Path) -> tuple[str, list[Curve]]:
@@ -122,7 +136,8 @@ def _curve(group: DataFrame, kind: str) -> Curve:
     unique = group.drop_duplicates(["step", "seed"], keep="last")
     table = unique.pivot(index="step", columns="seed", values="episode_return").astype(float)
     table = table.ffill() if kind == "train" else table
-    return Curve(sweep, table.index.to_numpy(), table.to_numpy())
+    seeds = tuple(map(int, table.columns))
+    return Curve(sweep, table.index.to_numpy(), table.to_numpy(), seeds)
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

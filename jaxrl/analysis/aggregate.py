@@ -1,0 +1,188 @@
+"""Aggregates of the scores of several tasks, and their stratified bootstrap.
+
+Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice";
+the aggregates of equally many seeds on every task are those of its library ``rliable``. A task
+counts the same however many seeds it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jaxrl.errors import UsageError
+from jaxrl.require import require_integer
+
+Array = NDArray[np.float64]
+# One task [n], or tasks: {task: [n_i]}, a sequence of [n_i], or [tasks, n].
+Tasks = Mapping[str, ArrayLike] | Sequence[ArrayLike] | ArrayLike
+Statistic = Callable[[list[Array]], Any]
+
+CONFIDENCE, RESAMPLES = 0.95, 2000
+_BLOCK = 2**23  # scores that are resampled at once
+
+
+def as_tasks(scores: Tasks) -> list[Array]:
+    """Return the scores of every task, each ``[..., n_i]``.
+
+    Raises:
+        UsageError: if there are none, or one is not finite.
+    """
+    parts: Any = list(scores.values()) if isinstance(scores, Mapping) else scores
+    nested = any(np.ndim(part) for part in parts)
+    tasks = [np.asarray(part, np.float64) for part in (parts if nested else [parts])]
+    if not tasks or not all(task.size and np.isfinite(task).all() for task in tasks):
+        raise UsageError("scores must be finite, at least one of every task, as [1.0, 2.0]")
+    return tasks
+
+
+def iqm(x: ArrayLike, axis: int = -1) -> Any:
+    """Return the interquartile mean of scores ``[..., n]``.
+
+    ``floor(n / 4)`` scores are trimmed at each end, as ``scipy.stats.trim_mean(x, 0.25)`` does; for
+    one to three scores it is the mean. NaN among the scores gives NaN.
+
+    Raises:
+        UsageError: if there is no score.
+    """
+    scores = np.moveaxis(np.asarray(x, np.float64), axis, -1)
+    n = scores.shape[-1]
+    if n == 0:
+        raise UsageError("iqm needs at least one score")
+    # NaN sorts to the end, where it would be trimmed silently.
+    missing = np.isnan(scores).any(axis=-1)
+    middle = np.sort(scores, axis=-1)[..., n // 4 : n - n // 4].mean(axis=-1)
+    return np.where(missing, np.nan, middle)[()]
+
+
+def aggregate_iqm(scores: Tasks) -> Any:
+    """Return the IQM of the scores of all tasks together; tasks ``[..., n_i]`` give ``[...]``.
+
+    With ``N`` scores, a share ``floor(N / 4) / N`` of the weight is trimmed at each end. The scores
+    of a task weigh ``1 / n_i``: for equally many seeds it is ``iqm`` of all scores.
+    """
+    tasks = as_tasks(scores)
+    pooled = np.concatenate(tasks, axis=-1)
+    if len({task.shape[-1] for task in tasks}) == 1:
+        return iqm(pooled)
+    weights = np.concatenate([np.full(n, 1.0 / (len(tasks) * n)) for n in _sizes(tasks)])
+    order = np.argsort(pooled, axis=-1)
+    sorted_weights = weights[order]
+    ends = np.cumsum(sorted_weights, axis=-1)
+    trim = pooled.shape[-1] // 4 / pooled.shape[-1]
+    kept = np.clip(ends, trim, 1 - trim) - np.clip(ends - sorted_weights, trim, 1 - trim)
+    return np.sum(np.take_along_axis(pooled, order, axis=-1) * kept, axis=-1) / (1 - 2 * trim)
+
+
+def aggregate_mean(scores: Tasks) -> Any:
+    """Return the mean over tasks of their means; tasks ``[..., n_i]`` give ``[...]``."""
+    return np.mean([task.mean(axis=-1) for task in as_tasks(scores)], axis=0)[()]
+
+
+def aggregate_median(scores: Tasks) -> Any:
+    """Return the median over tasks of their means, and the median score if there is one task."""
+    tasks = as_tasks(scores)
+    if len(tasks) == 1:
+        return np.median(tasks[0], axis=-1)
+    return np.median([task.mean(axis=-1) for task in tasks], axis=0)[()]
+
+
+def optimality_gap(scores: Tasks, gamma: float = 1.0) -> Any:
+    """Return ``gamma - mean(min(score, gamma))``, the mean over tasks; 0 is best.
+
+    ``gamma`` is the score that is good enough: 100 for normalised scores in percent.
+    """
+    return gamma - aggregate_mean([np.minimum(task, gamma) for task in as_tasks(scores)])
+
+
+def bootstrap(
+    scores: Tasks,
+    statistic: Statistic = aggregate_iqm,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    width: int = 1,
+) -> Array:
+    """Return a statistic of ``resamples`` bootstrap samples, on the last axis.
+
+    Args:
+        scores: tasks, each ``[..., n_i]``. The seeds are resampled, within each task; axes before
+            them, such as the times of curves, keep together.
+        statistic: maps the drawn tasks, each ``[..., rows, n_i]``, to ``[..., rows]``.
+        resamples: the number of bootstrap samples.
+        seed: the seed of resampling; the same seed gives the same samples.
+        width: the numbers that ``statistic`` makes of each score, where they fill the memory.
+
+    Raises:
+        UsageError: if a score is not finite, or there is none.
+    """
+    require_integer("resamples", resamples)
+    tasks = as_tasks(scores)
+    width *= max(task[..., 0].size for task in tasks)
+    drawn = (
+        statistic([task[..., index] for task, index in zip(tasks, indices, strict=True)])
+        for indices in _indices(_sizes(tasks), resamples, seed, width)
+    )
+    return np.concatenate(list(drawn), axis=-1)
+
+
+def interval(values: Array, confidence: float = CONFIDENCE) -> tuple[Any, Any]:
+    """Return the percentile interval of bootstrap values ``[..., resamples]``: two ``[...]``."""
+    check_confidence(confidence)
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(values, [tail, 100.0 - tail], axis=-1)
+    return low[()], high[()]
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise UsageError unless a level lies in (0, 1)."""
+    if not 0.0 < confidence < 1.0:
+        raise UsageError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
+
+
+def bootstrap_ci(
+    per_task_scores: Tasks,
+    statistic: Callable[..., Any] = iqm,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a statistic, stratified by task.
+
+    Args:
+        per_task_scores: ``{task: [n_i]}``, a sequence of ``[n_i]``, ``[tasks, n]``, or ``[n]`` for
+            one task. Seeds are resampled within each task; the statistic is taken over all tasks.
+        statistic: called as ``statistic(scores[resamples, n], axis=-1)``, such as ``numpy.mean``.
+        confidence: the level, in (0, 1).
+        resamples: the number of bootstrap samples.
+        seed: the seed of resampling; the same seed gives the same interval.
+
+    One score per task gives an interval of no width, which says nothing about the spread.
+
+    Raises:
+        UsageError: for no scores, scores that are not finite, or another ``confidence``.
+    """
+    check_confidence(confidence)
+
+    def pooled(tasks: list[Array]) -> Any:
+        return statistic(np.concatenate(tasks, axis=-1), axis=-1)
+
+    low, high = interval(bootstrap(per_task_scores, pooled, resamples, seed), confidence)
+    return float(low), float(high)
+
+
+def _sizes(tasks: Sequence[Array]) -> list[int]:
+    return [task.shape[-1] for task in tasks]
+
+
+def _indices(
+    sizes: Sequence[int], resamples: int, seed: int, width: int
+) -> Iterator[list[NDArray[np.int64]]]:
+    """Draw indices ``[rows, n_i]`` of every task, of many scores a few samples at a time."""
+    rng = np.random.default_rng(seed)
+    block = max(_BLOCK // (sum(sizes) * width), 1)
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        yield [rng.integers(0, n, (rows, n)) for n in sizes]

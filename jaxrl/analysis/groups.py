@@ -1,0 +1,267 @@
+"""Groups of runs that are compared: what belongs to one, on which tasks, on which scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxrl._output import one_line
+from jaxrl.analysis.load import Curve
+from jaxrl.analysis.sources import Source, choose, merged, read_csv, read_run
+from jaxrl.data.scores import normalized
+from jaxrl.errors import UsageError, nearest
+
+FEW_SEEDS = 5  # below it an interval covers less than it says
+LENGTHS = 1.02  # runs whose steps differ by more are not called equally long
+References = Mapping[str, tuple[float, float]]
+
+
+class Scores(NamedTuple):
+    """The scores of a group on one task: normalised ones in percent, or returns."""
+
+    final: NDArray[np.float64]  # [n], at the end of each run
+    curve: Curve  # of the same seeds
+    ends: tuple[int, int]  # the steps of the shortest run and of the longest
+
+
+class Group(NamedTuple):
+    """The seeds of one side, or of one configuration of it, on every task."""
+
+    side: int  # groups of one side are not compared with each other
+    name: str
+    tasks: dict[str, Scores]
+
+
+class Groups(NamedTuple):
+    """What is compared with what."""
+
+    groups: list[Group]
+    tasks: list[str]  # those that all groups have
+    scaled: bool  # whether scores are normalised, in percent
+    units: set[str]  # what steps count: "env_steps", "gradient_steps"; "" if not known
+    notes: list[str]  # what the reader must know about them
+
+
+def read_groups(
+    sides: Sequence[Sequence[str | Path]],
+    csv: Sequence[str | Path] = (),
+    *,
+    names: Sequence[str] = (),
+    where: Mapping[str, float] | None = None,
+    steps: int | None = None,
+    references: References | None = None,
+    failed: float | None = None,
+) -> Groups:
+    """Read groups of runs.
+
+    Seeds of the runs of one side on one environment are one sample. Every configuration of a sweep
+    is a group of its own: none is chosen by its returns. Of a single side the configurations are
+    compared with each other.
+
+    Args:
+        sides: run folders, a sequence per side.
+        csv: files with further curves (``sources.read_csv``); each algorithm there is a side.
+        names: the names of the sides; default their algorithms.
+        where: of runs that sweep these names, only the configurations with these values.
+        steps: compare at these steps instead of at the end.
+        references: ``{task: (random, expert)}``, the returns that scores of 0 and 100 mean, for
+            tasks of which the runs have none or another.
+        failed: the return that stands in for one that is not finite.
+
+    Raises:
+        UsageError: for a single group, a run that is given twice or cannot be read, or groups
+            without a common task.
+        OSError: if a CSV file cannot be opened.
+    """
+    _check_once(sides)
+    read = [[s for run in side for s in read_run(run, steps, failed)] for side in sides]
+    for path in csv:
+        sources = read_csv(path, steps, failed)
+        algorithms = dict.fromkeys(source.algorithm for source in sources)
+        read += [[s for s in sources if s.algorithm == each] for each in algorithms]
+    chosen, notes = choose(read, where or {})
+    kept = _with_data(chosen)
+    parts = [
+        (side, f"{title} {label}".strip(), own)
+        for side, title in enumerate(_titles(kept, names))
+        for label, own in _by(kept[side], lambda source: source.curve.label).items()
+    ]
+    if len(read) == 1:  # a sweep: its configurations are compared with each other
+        parts = [(i, name, own) for i, (_, name, own) in enumerate(parts)]
+    if len(parts) < 2:
+        raise UsageError(
+            "one group of runs cannot be compared; give two, as in runs/a* -- runs/b*, or --csv"
+        )
+    groups = [_group(*part, notes) for part in parts]
+    return _scaled(groups, [s for side in kept for s in side], references or {}, notes)
+
+
+def _by(sources: Iterable[Source], key: Callable[[Source], str]) -> dict[str, list[Source]]:
+    """Return the sources of each key, in the order in which they came."""
+    found: dict[str, list[Source]] = {}
+    for source in sources:
+        found.setdefault(key(source), []).append(source)
+    return found
+
+
+def _check_once(sides: Sequence[Sequence[str | Path]]) -> None:
+    seen: set[Path] = set()
+    for run in (run for side in sides for run in side):
+        if Path(run).resolve() in seen:
+            raise UsageError(f"{run} is given twice; give every run once")
+        seen.add(Path(run).resolve())
+    if any(not side for side in sides):
+        raise UsageError("there is no run on one side of --; give such as runs/a* -- runs/b*")
+
+
+def _titles(sides: Sequence[Sequence[Source]], names: Sequence[str]) -> list[str]:
+    """Return a name for each side: its algorithms, and its runs where those are the same."""
+    if names:
+        if len(names) != len(sides) or len(set(names)) != len(names):
+            raise UsageError(
+                f"names has {len(set(names))} different ones; give one for each of the "
+                f"{len(sides)} groups, separated by commas"
+            )
+        return [one_line(name) for name in names]
+    algorithms = ["+".join(dict.fromkeys(source.algorithm for source in side)) for side in sides]
+    titles = []
+    for algorithm, side in zip(algorithms, sides, strict=True):
+        if algorithms.count(algorithm) > 1:
+            runs = list(dict.fromkeys(source.name for source in side))
+            more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+            algorithm += f" ({runs[0]}{more})"
+        titles.append(one_line(algorithm))
+    return titles
+
+
+def _with_data(sides: Sequence[Sequence[Source]]) -> list[list[Source]]:
+    """Return the sources, with the dataset in the task where a side has several datasets of it."""
+    several = {
+        task
+        for side in sides
+        for task, own in _by(side, lambda source: source.task).items()
+        if len({source.data for source in own}) > 1
+    }
+    return [
+        [s._replace(task=f"{s.task} from {s.data}") if s.task in several else s for s in side]
+        for side in sides
+    ]
+
+
+def _group(side: int, name: str, sources: Sequence[Source], notes: list[str]) -> Group:
+    """Return a group of the sources of one side and configuration; add notes on them."""
+    tasks = {}
+    for task, own in _by(sources, lambda source: source.task).items():
+        _check_pool(task, own)
+        ends = [int(source.curve.steps[-1]) for source in own]
+        final = np.concatenate([source.final for source in own])
+        tasks[task] = Scores(final, merged([s.curve for s in own]), (min(ends), max(ends)))
+        if any(source.in_training for source in own):
+            notes.append(f"{name} on {task} was not evaluated: its returns are those in training")
+        if len({source.agent for source in own}) > 1:
+            notes.append(
+                f"the runs of {name} on {task} have different hyper-parameters (config.json); they "
+                "are taken as seeds of one algorithm"
+            )
+    return Group(side, name, tasks)
+
+
+def _check_pool(task: str, sources: Sequence[Source]) -> None:
+    """Raise UsageError unless several runs are seeds of one algorithm, each there once."""
+    algorithms = {source.algorithm for source in sources}
+    if len(algorithms) > 1:
+        raise UsageError(
+            f"{' and '.join(sorted(algorithms))} are on one side on {task}, which makes no sample "
+            "of either; put -- between them"
+        )
+    seen: dict[tuple[int | str, bytes, bytes], str] = {}
+    for source in sources:
+        for seed, returns in zip(source.curve.seeds, source.curve.returns.T, strict=True):
+            key = (seed, source.curve.steps.tobytes(), returns.tobytes())
+            if key in seen and len(returns) > 1:
+                raise UsageError(
+                    f"{seen[key]} and {source.name} hold the same returns of seed {seed}; give a "
+                    "run once"
+                )
+            seen[key] = source.name
+
+
+def _scaled(
+    groups: list[Group],
+    sources: Sequence[Source],
+    references: References,
+    notes: list[str],
+) -> Groups:
+    """Return the groups on the tasks that all have, normalised if all of these can be."""
+    everywhere = list(dict.fromkeys(task for group in groups for task in group.tasks))
+    tasks = [task for task in everywhere if all(task in group.tasks for group in groups)]
+    if not tasks:
+        held = "; ".join(f"{group.name} has {', '.join(group.tasks)}" for group in groups)
+        raise UsageError(f"no task is common to all groups: {held}")
+    for name in references:
+        if name not in everywhere:
+            raise UsageError(f"reference names {name}; {nearest(name, everywhere)}")
+    if left := [task for task in everywhere if task not in tasks]:
+        notes.append(f"not compared, as not every group has it: {', '.join(left)}")
+    known = {task: _reference(task, sources, references) for task in tasks}
+    missing = [task for task, reference in known.items() if reference is None]
+    if missing and len(tasks) > 1:
+        notes.append(
+            "returns of several tasks have no common scale, so only the probability of improvement "
+            f"is averaged over them; for scores give --reference '{missing[0]}=RANDOM,EXPERT'"
+        )
+    compared = [
+        group._replace(tasks={task: group.tasks[task] for task in tasks}) for group in groups
+    ]
+    if not missing:
+        compared = [_normalised(group, known) for group in compared]
+    _note_seeds(compared, tasks, notes)
+    _note_lengths(compared, tasks, notes)
+    units = {source.unit for source in sources if source.task in tasks}
+    if len(units - {""}) > 1:
+        notes.append("the steps of some runs are environment steps, of others gradient steps")
+    return Groups(compared, tasks, not missing, units, list(dict.fromkeys(notes)))
+
+
+def _reference(
+    task: str, sources: Sequence[Source], references: References
+) -> tuple[float, float] | None:
+    if task in references:
+        return references[task]
+    found = {s.reference for s in sources if s.task == task and s.reference is not None}
+    if len(found) > 1:
+        raise UsageError(
+            f"the runs on {task} have {len(found)} different references; choose one: "
+            f"--reference '{task}=RANDOM,EXPERT'"
+        )
+    return found.pop() if found else None
+
+
+def _normalised(group: Group, references: Mapping[str, tuple[float, float] | None]) -> Group:
+    tasks = {}
+    for task, scores in group.tasks.items():
+        random, expert = references[task] or (0.0, 100.0)
+        curve = scores.curve._replace(returns=normalized(scores.curve.returns, random, expert))
+        tasks[task] = scores._replace(final=normalized(scores.final, random, expert), curve=curve)
+    return group._replace(tasks=tasks)
+
+
+def _note_seeds(groups: Sequence[Group], tasks: Sequence[str], notes: list[str]) -> None:
+    for group in groups:
+        counts = {len(group.tasks[task].final) for task in tasks}
+        if len(counts) > 1:
+            notes.append(f"{group.name} has {min(counts)} to {max(counts)} seeds, by the task")
+
+
+def _note_lengths(groups: Sequence[Group], tasks: Sequence[str], notes: list[str]) -> None:
+    for task in tasks:
+        ends = [end for group in groups for end in group.tasks[task].ends]
+        if max(ends) > LENGTHS * min(ends):
+            notes.append(
+                f"runs on {task} end at {min(ends):,} to {max(ends):,} steps; to compare them at "
+                f"the same: --steps {min(ends)}"
+            )
