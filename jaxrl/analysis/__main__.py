@@ -2,6 +2,7 @@
 
 ``python -m jaxrl.analysis RUN [RUN ...]`` prints a table with intervals and draws a comparison.
 ``python -m jaxrl.analysis render RUN`` draws an episode of the run's policy.
+``python -m jaxrl.analysis export RUN`` writes the policy as files that need no jaxrl.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jaxrl.analysis.load import (
 from jaxrl.analysis.render import parse_size, render_run
 from jaxrl.analysis.statistics import final_return
 from jaxrl.errors import RunError, UsageError
+from jaxrl.export import export_run
 
 PICTURE = "comparison.png"
 TEXTS = ("run", "algorithm", "env", "sweep")
@@ -33,15 +35,22 @@ ABOUT = """\
 Print a table of runs: the interquartile mean (IQM) of the seeds' final evaluation returns with its
 95% bootstrap interval, the mean, and steps/s of all seeds together. For several runs, also draw
 the comparison. A run that is not finished is shown up to its last evaluation.
-To draw an episode of a run's policy instead: python -m jaxrl.analysis render RUN (--help)."""
+To draw an episode of a run's policy instead: python -m jaxrl.analysis render RUN (--help).
+To write the policy as files that need no jaxrl: python -m jaxrl.analysis export RUN (--help)."""
 ABOUT_RENDER = """\
 Play one episode of a run's policy and draw it: episode.mp4 and episode.gif for MuJoCo's tasks and
 those of gymnax that it can draw, episode.html for Brax, and always episode.npz. They are written to
 the run's folder, replacing those of an earlier call."""
 
+ABOUT_EXPORT = """\
+Write the policy of a run, with its normaliser and the scaling of its actions inside, as policy.npz
+(numpy's, with a reader), policy.jaxexport (with a loader) and policy.onnx. Each is played beside
+the policy on 1,000 observations; one that differs is not kept. They are written to the folder
+export in the run's own, replacing those of an earlier call."""
+
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Print the table and draw the picture, or draw an episode after the word ``render``.
+    """Print the table and draw the picture, or do what the words ``render``, ``export`` say.
 
     Returns:
         The exit code: 0, 2 on bad usage, or 1 if the run has no intact checkpoint.
@@ -51,6 +60,8 @@ def main(words: Sequence[str] | None = None) -> int:
         try:
             if given[:1] == ["render"]:
                 _render(_render_parser().parse_args(given[1:]))
+            elif given[:1] == ["export"]:
+                _export(_export_parser().parse_args(given[1:]))
             else:
                 _compare(_parser().parse_args(given))
         except (UsageError, RunError, OSError) as error:
@@ -79,6 +90,15 @@ def _render(options: argparse.Namespace) -> None:
     for note in rendering.notes:
         print(f"jaxrl.analysis: {note}", file=sys.stderr)
     print(rendering)
+
+
+def _export(options: argparse.Namespace) -> None:
+    given = vars(options)
+    _startup.prepare()
+    export = export_run(given.pop("run"), **given)
+    for note in export.notes:
+        print(f"jaxrl.analysis: {note}", file=sys.stderr)
+    print(export)
 
 
 def table_rows(run_dir: str | Path) -> list[list[str]]:
@@ -197,6 +217,18 @@ def _render_parser() -> argparse.ArgumentParser:
     add("--episode", type=int, default=0, metavar="I", help="index of an evaluation's episode")
     add("--steps", type=int, metavar="MAX", dest="max_steps", help="cut off after MAX steps")
     add("--size", metavar="WxH", help="pixels of MuJoCo's pictures, such as 640x480")
+    add("--out", metavar="FOLDER", help="write here instead; nothing is replaced")
+    return parser
+
+
+def _export_parser() -> argparse.ArgumentParser:
+    parser = _Parser("python -m jaxrl.analysis export", description=ABOUT_EXPORT)
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the folder of a run")
+    add("--seed", type=int, metavar="S", help="one of its seeds; default the first")
+    add("--config", type=int, default=0, metavar="I", help="the configuration of a sweep")
+    add("--iteration", type=int, metavar="I", help="the number of a checkpoint; default the newest")
+    add("--formats", nargs="+", metavar="F", help="npz, jax, onnx; default all that can hold it")
     add("--out", metavar="FOLDER", help="write here instead; nothing is replaced")
     return parser
 
