@@ -105,6 +105,7 @@ def _gather(walk: Any, equation: Any, x: Any, index: Any) -> Any:
     axes, dropped = numbers.start_index_map, numbers.collapsed_slice_dims
     refused = Refused("computes 'gather' at places that depend on the observation, or of a kind "
                       "for which there is no operation")  # fmt: skip
+    index = walk.full(index, equation.invars[1].aval)
     if not isinstance(index, np.ndarray) or numbers.operand_batching_dims:
         return refused
     if any(shape[axis] is None for axis in axes):
