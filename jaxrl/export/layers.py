@@ -18,11 +18,16 @@ from jaxrl.nn.encoders import Convolution
 
 
 class Layer(NamedTuple):
-    """An operation on one value, with the arrays and options of the layer."""
+    """An operation on one value, with the arrays and options of the layer.
+
+    ``rank`` is the number of axes of the value that the layer was called with. Where the program
+    has another one, ``vmap`` has changed the layer.
+    """
 
     operation: str
     arrays: tuple[np.ndarray, ...]
     options: dict[str, Any]
+    rank: int = 0
 
 
 @contextmanager
@@ -43,7 +48,7 @@ def named_layers() -> Iterator[dict[str, Layer]]:
             return call(x)
 
         inner.__name__ = f"jaxrl_layer_{len(layers)}"
-        layers[inner.__name__] = layer
+        layers[inner.__name__] = layer._replace(rank=args[0].ndim)
         return jax.jit(inner)(args[0])
 
     with nn.intercept_methods(intercept):

@@ -92,8 +92,8 @@ def _actuator(model: Any, i: int) -> str:
     import mujoco
 
     actuator = model.actuator(i)
-    joints = (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
-    if actuator.name or actuator.trntype[0] not in joints:
+    kinds = (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
+    if actuator.name or int(actuator.trntype[0]) not in map(int, kinds):
         return str(actuator.name or f"actuator {i}")
     return str(model.joint(actuator.trnid[0]).name or f"actuator {i}")
 

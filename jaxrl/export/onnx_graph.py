@@ -20,6 +20,7 @@ IR_VERSION = 9
 _NODES = {
     "absolute": "Abs",
     "add": "Add",
+    "arctan": "Atan",
     "ceil": "Ceil",
     "cos": "Cos",
     "divide": "Div",
@@ -50,6 +51,7 @@ _NODES = {
     "sin": "Sin",
     "sqrt": "Sqrt",
     "subtract": "Sub",
+    "tan": "Tan",
     "tanh": "Tanh",
     "where": "Where",
 }

@@ -41,6 +41,7 @@ _ELEMENTWISE = {
     "add": "add",
     "add_any": "add",
     "and": "logical_and",
+    "atan": "arctan",
     "ceil": "ceil",
     "cos": "cos",
     "div": "divide",
@@ -69,6 +70,7 @@ _ELEMENTWISE = {
     "sqrt": "sqrt",
     "square": "square",
     "sub": "subtract",
+    "tan": "tan",
     "tanh": "tanh",
 }
 _OF_FLOATS = {"div", "pow"}
@@ -82,12 +84,16 @@ def _elementwise(walk: Any, equation: Any, *values: Any) -> Any:
     if (name in _OF_FLOATS and not np.issubdtype(dtype, np.floating)) or (
         name in _OF_BOOLS and dtype != np.bool_
     ):
-        return Refused(f"computes {name!r} of {dtype}")
+        raise Refused(f"computes {name!r} of {dtype}")
     return walk.emit(_ELEMENTWISE[name], *values)
 
 
 def _same(walk: Any, equation: Any, *values: Any) -> list[Any]:
     return list(values)
+
+
+def _rows(walk: Any, equation: Any) -> Any:
+    raise Refused(TOGETHER)  # the number of rows, as a number
 
 
 def _rsqrt(walk: Any, equation: Any, x: Any) -> Any:
@@ -97,7 +103,7 @@ def _rsqrt(walk: Any, equation: Any, x: Any) -> Any:
 def _integer_pow(walk: Any, equation: Any, x: Any) -> Any:
     dtype = equation.invars[0].aval.dtype
     if not np.issubdtype(dtype, np.floating):
-        return Refused(f"computes 'integer_pow' of {dtype}")
+        raise Refused(f"computes 'integer_pow' of {dtype}")
     if equation.params["y"] == 2:
         return walk.emit("square", x)
     return walk.emit("power", x, np.asarray(equation.params["y"], dtype))
@@ -105,7 +111,9 @@ def _integer_pow(walk: Any, equation: Any, x: Any) -> Any:
 
 def _select(walk: Any, equation: Any, which: Any, *cases: Any) -> Any:
     if equation.invars[0].aval.dtype != np.bool_ or len(cases) != 2:
-        return Refused("computes 'select_n' of more than two cases")
+        raise Refused("computes 'select_n' of more than two cases")
+    if isinstance(which, np.ndarray) and len(set(which.reshape(-1).tolist())) == 1:
+        return cases[int(which.reshape(-1)[0])]
     return walk.emit("where", which, cases[1], cases[0])
 
 
@@ -118,14 +126,14 @@ def _cast(walk: Any, equation: Any, x: Any) -> Any:
     if dtype == np.dtype(equation.invars[0].aval.dtype).name:
         return x
     if dtype not in _DTYPES:
-        return Refused(f"computes in {dtype}")
+        raise Refused(f"computes in {dtype}")
     return walk.emit("cast", x, dtype=dtype)
 
 
 def _reduce(walk: Any, equation: Any, x: Any) -> Any:
     name, axes = equation.primitive.name, list(equation.params["axes"])
     if any(sizes(equation.invars[0].aval)[axis] is None for axis in axes):
-        return TOGETHER
+        raise Refused(TOGETHER)
     whole = walk.full(x, equation.invars[0].aval)
     found = walk.emit(name.removeprefix("reduce_"), whole, axes=axes)
     if not np.issubdtype(equation.outvars[0].aval.dtype, np.floating):  # numpy widens integers
@@ -136,7 +144,7 @@ def _reduce(walk: Any, equation: Any, x: Any) -> Any:
 def _arg(walk: Any, equation: Any, x: Any) -> Any:
     (axis,) = equation.params["axes"]
     if sizes(equation.invars[0].aval)[axis] is None:
-        return TOGETHER
+        raise Refused(TOGETHER)
     whole = walk.full(x, equation.invars[0].aval)
     found = walk.emit(equation.primitive.name, whole, axis=axis)
     dtype = np.dtype(equation.params["index_dtype"]).name
@@ -175,6 +183,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "argmin": _arg,
     "clamp": _clamp,
     "convert_element_type": _cast,
+    "dim_as_value": _rows,
     "dot_general": _dot_general,
     "integer_pow": _integer_pow,
     "reduce_max": _reduce,

@@ -42,9 +42,10 @@ def trace(acting: Acting) -> Network:
     memory = len(closed.jaxpr.invars) - len(boxes) - 1
     given += [Refused("has a memory")] * memory + [Refused(RANDOM)]
     aval = closed.jaxpr.outvars[0].aval
-    action = walk.full(walk.program(closed, given)[0], aval)
-    if isinstance(action, Refused):
-        raise UsageError(action.reason)
+    try:
+        action = walk.full(walk.program(closed, given)[0], aval)
+    except Refused as error:
+        raise UsageError(str(error)) from None
     if action.name in boxes:
         action = walk.emit("positive", action)
     return needed(walk.network(tuple(boxes), action.name))
@@ -68,10 +69,13 @@ class Walk:
         return Network(inputs, [*rest, last._replace(output="action")], self.arrays, "action")
 
     def emit(self, name: str, *values: Any, **options: Any) -> Any:
-        """Return the output of an operation; it is computed now if all of its inputs are known."""
-        refused = next((x for x in values if isinstance(x, Refused)), None)
-        if refused is not None:
-            return refused
+        """Return the output of an operation; it is computed now if all of its inputs are known.
+
+        Raises Refused for inputs that are.
+        """
+        for each in values:
+            if isinstance(each, Refused):
+                raise each
         if all(isinstance(x, np.ndarray) for x in values):
             given = {str(i): x for i, x in enumerate(values)}
             with np.errstate(all="ignore"):  # as in the program, where one case of two may overflow
@@ -92,17 +96,22 @@ class Walk:
         return self._names[id(value)]
 
     def full(self, value: Any, aval: Any) -> Any:
-        """Return the value with all of the axes of ``aval``, along which it may be repeated."""
+        """Return the value with all of the axes of ``aval``, along which it may be repeated.
+
+        Raises Refused if it is, or if it is to be repeated for the rows of a batch.
+        """
+        if isinstance(value, Refused):
+            raise value
         shape = sizes(aval)
-        if isinstance(value, Refused) or value.shape == shape:
+        if value.shape == shape:
             return value
         if isinstance(value, np.ndarray) and None not in shape:
             return np.broadcast_to(value, aval.shape)
         rows = shape.index(None) if None in shape else None
         if rows is not None and (len(value.shape) <= rows or value.shape[rows] is not None):
-            return Refused("does not depend on the observation alone")
+            raise Refused("does not depend on the observation alone")
         if not np.issubdtype(aval.dtype, np.floating):
-            return Refused(f"repeats values of dtype {aval.dtype}")
+            raise Refused(f"repeats values of dtype {aval.dtype}")
         zeros = np.zeros([1 if size is None else size for size in shape], aval.dtype)
         return self.emit("add", value, zeros)
 
@@ -120,19 +129,24 @@ class Walk:
         return [read(atom) for atom in closed.jaxpr.outvars]
 
     def _equation(self, equation: Any, given: list[Any]) -> list[Any]:
-        name, count = equation.primitive.name, len(equation.outvars)
+        try:
+            return self._translated(equation, given)
+        except Refused as error:
+            return [error] * len(equation.outvars)
+
+    def _translated(self, equation: Any, given: list[Any]) -> list[Any]:
+        name = equation.primitive.name
         if name in CALLS:
             inner = next(equation.params[key] for key in CALLS[name] if key in equation.params)
             inner = inner if hasattr(inner, "consts") else jex.ClosedJaxpr(inner, ())
             return self._call(equation.params.get("name"), inner, given)
-        refused = next((x for x in given if isinstance(x, Refused)), None)
-        if refused is not None:
-            return [refused] * count
+        for each in given:
+            if isinstance(each, Refused):
+                raise each
         if name in RULES:
             made = RULES[name](self, equation, *given)
             return made if isinstance(made, list) else [made]
-        unknown = Refused(f"computes {name!r}, for which there is no operation")
-        return _computed(equation, given) or [unknown] * count
+        return _computed(equation, given)
 
     def _call(self, name: str | None, inner: Any, given: list[Any]) -> list[Any]:
         """Return the outputs of a function: of one operation if it is one, else of its own.
@@ -140,9 +154,10 @@ class Walk:
         Functions with a derivative of their own have no name.
         """
         unknown = [i for i, x in enumerate(given) if not isinstance(x, np.ndarray)]
+        avals = [inner.jaxpr.invars[i].aval for i in unknown]
         layer = self.layers.get(name or "")
-        if layer is not None and len(unknown) == 1:
-            x = self.full(given[unknown[0]], inner.jaxpr.invars[unknown[0]].aval)
+        if layer is not None and [len(aval.shape) for aval in avals] == [layer.rank]:
+            x = self.full(given[unknown[0]], avals[0])
             value = self.emit(layer.operation, x, *layer.arrays, **layer.options)
             return [shaped(value, inner.jaxpr.outvars[0].aval)]
         if unknown == [0] and len(given) == 1:
@@ -167,10 +182,11 @@ class Walk:
 
 
 def _computed(equation: Any, given: list[Any]) -> list[Any]:
-    """Return what an equation of known arrays computes; nothing if it is one of others."""
+    """Return what an equation of known arrays computes; raise Refused if it is one of others."""
     known = all(isinstance(x, np.ndarray) for x in given)
     if not known or any(None in sizes(var.aval) for var in equation.outvars):
-        return []
+        name = equation.primitive.name
+        raise Refused(f"computes {name!r}, for which there is no operation")
     arrays = [
         np.broadcast_to(x, atom.aval.shape) for x, atom in zip(given, equation.invars, strict=True)
     ]

@@ -18,10 +18,11 @@ class Value(NamedTuple):
     shape: Shape
 
 
-class Refused(NamedTuple):
-    """A value that no operation gives, and why: what the policy does, as a verb and its object."""
+class Refused(Exception):
+    """A value that no operation gives; its text says why: a verb and its object.
 
-    reason: str
+    It stands for the value, on which the action may not depend, and is raised where it is needed.
+    """
 
 
 def sizes(aval: Any) -> Shape:
