@@ -15,11 +15,12 @@ import numpy as np
 from jaxrl.errors import UsageError, nearest
 from jaxrl.export import check, jax_policy, numpy_policy
 from jaxrl.export.acting import PRECISION, Acting
-from jaxrl.export.formats import played_by_jax, write_jax, write_npz, write_onnx
+from jaxrl.export.formats import write_jax, write_npz, write_onnx
+from jaxrl.export.jax_policy import JaxPolicy
 from jaxrl.export.metadata import metadata
 from jaxrl.export.trace import trace
 from jaxrl.record.policy import Policy, load_policy_and_env
-from jaxrl.types import Environment
+from jaxrl.types import Discrete, Environment, Mode
 
 FORMATS = ("npz", "jax", "onnx")
 FOLDER = "export"  # in the run's own
@@ -155,7 +156,8 @@ def _export(
         for draft in drafts:
             os.replace(draft, folder / draft.name)
     files = [each._replace(path=folder / each.path.name) for each in made.files]
-    return Export(files, notes, made.discrete, made.microseconds)
+    discrete = isinstance(policy.spec.action, Discrete)
+    return Export(files, notes, discrete, made.microseconds)
 
 
 class CannotHold(UsageError):
@@ -166,91 +168,89 @@ class _Writer:
     """Writes one policy's files into a folder, and compares each with the policy."""
 
     def __init__(self, policy: Policy, folder: Path, env: Any) -> None:
-        modes: tuple[Any, ...] = ("greedy", "sample")
-        agent, state, spec = policy.agent, policy.state, policy.spec
-        self.policies = {mode: Policy(agent, state, spec, mode) for mode in modes}
-        self.modes = [Acting(self.policies[mode], mode) for mode in modes]
-        self.folder, self.env = folder, env
-        self.discrete = not hasattr(spec.action, "low")
+        self.policy, self.folder, self.env = policy, folder, env
         self.files: list[Checked] = []
-        self.key = jax.random.key(1)
+        self.greedy, self.acting = self._mode("greedy")
         self.obs = check.observations(policy)
-        self.reads: dict[str, Any] = {acting.mode: acting.reads() for acting in self.modes}
-        self.wanted = {mode: self._played(self.policies[mode], mode) for mode in modes}
-        check.require_finite(self.wanted["greedy"])
-        with jax.default_matmul_precision(PRECISION):
-            self.microseconds = check.microseconds(self._single(self.policies["greedy"]), self.obs)
+        self.memory = self.acting.reads()["memory"]
+        self.wanted = _played(self.greedy, self.obs, self.memory)
+        check.require_finite(self.wanted)
+        self.microseconds = check.microseconds(_single(self.greedy), self.obs)
+
+    def _mode(self, mode: Mode) -> tuple[Policy, Acting]:
+        policy = Policy(self.policy.agent, self.policy.state, self.policy.spec, mode)
+        return policy, Acting(policy, mode)
 
     def write(self, name: str) -> None:
-        """Write a format's file, and its reader."""
+        """Write a format's file, and its reader. Raises CannotHold."""
         path = self.folder / FILES[name]
         if name == "jax":
             self._write_jax(path)
         else:
-            try:
-                network = trace(self.modes[0])
-            except UsageError as error:
-                raise CannotHold(
-                    f"{path.name} cannot hold this policy, which {error}; "
-                    f"{FILES['jax']} can, which --formats jax writes"
-                ) from None
-            self._write_greedy(name, network, path)
+            self._write_operations(write_npz if name == "npz" else write_onnx, path)
         if name in READERS:
             shutil.copyfile(READERS[name], self.folder / READERS[name].name)
 
-    def _write_greedy(self, name: str, network: Any, path: Path) -> None:
-        facts = metadata(self.modes[0], self.env, network.inputs)
+    def _write_operations(self, write: Any, path: Path) -> None:
         try:
-            play = (write_npz if name == "npz" else write_onnx)(network, facts, path)
+            network = trace(self.acting)
+        except UsageError as error:
+            raise CannotHold(
+                f"{path.name} cannot hold this policy, which {error}; "
+                f"{FILES['jax']} can, which --formats jax writes"
+            ) from None
+        try:
+            play = write(network, metadata(self.acting, self.env, network.inputs), path)
         except ImportError as error:
             raise CannotHold(
                 f"{path.name} needs {error.name}; pip install 'jaxrl[export]'"
             ) from None
-        self._checked(path, play, self.wanted["greedy"], play(self.obs))
+        self._checked(path, play, play(self.obs))
 
     def _write_jax(self, path: Path) -> None:
-        boxes = self.modes[0].boxes
-        read = [name for name in boxes if any(reads[name] for reads in self.reads.values())]
-        facts = metadata(self.modes[0], self.env, read or list(boxes))
-        facts["memory"] = {mode: reads["memory"] for mode, reads in self.reads.items()}
+        live, sampling = self._mode("sample")
+        reads = {each.mode: each.reads() for each in (self.acting, sampling)}
+        boxes = self.acting.boxes
+        read = [name for name in boxes if any(each[name] for each in reads.values())]
+        facts = metadata(self.acting, self.env, read or list(boxes))
+        facts["memory"] = {mode: each["memory"] for mode, each in reads.items()}
         try:
-            write_jax(self.modes, facts, path)
+            write_jax([self.acting, sampling], facts, path)
+        except OSError:
+            raise
         except Exception as error:  # whatever an agent of a user's own raises
             text = (str(error).splitlines() or ["no message"])[0]
             raise CannotHold(
                 f"{path.name} cannot hold this policy: {type(error).__name__}: {text}"
             ) from None
-        sampling = played_by_jax(path, "sample")
-        sampled = self._played(sampling, "sample")
-        check.compare(path.name, self.policies["sample"], self.wanted["sample"], sampled)
-        greedy = played_by_jax(path, "greedy")
-        found = self._played(greedy, "greedy")
-        self._checked(path, self._single(greedy), self.wanted["greedy"], found)
+        memory = reads["sample"]["memory"]
+        sampled = [_played(each, self.obs, memory) for each in (live, JaxPolicy(path, "sample"))]
+        check.compare(path.name, self.policy, *sampled)
+        loaded = JaxPolicy(path)
+        self._checked(path, _single(loaded), _played(loaded, self.obs, self.memory))
 
-    def _checked(self, path: Path, play: Any, wanted: Any, found: Any) -> None:
-        difference = check.compare(path.name, self.policies["greedy"], wanted, found)
+    def _checked(self, path: Path, play: Any, found: Any) -> None:
+        difference = check.compare(path.name, self.policy, self.wanted, found)
         self.files.append(Checked(path, difference, check.microseconds(play, self.obs)))
 
-    def _played(self, policy: Any, mode: str) -> np.ndarray:
-        """Return the actions ``[B, *A]`` for all observations; a memory plays a few steps of each.
 
-        ``policy`` is a ``Policy`` or what has its methods.
-        """
-        with jax.default_matmul_precision(PRECISION):
-            if not self.reads[mode]["memory"]:
-                return np.asarray(policy(self.obs, self.key))
-            rows = check.ROWS // STEPS
-            carry, actions = policy.start(rows), []
-            for step in range(STEPS):
-                part = slice(step * rows, (step + 1) * rows)
-                seen = jax.tree.map(lambda x, part=part: x[part], self.obs)
-                action, carry = policy.step(carry, seen, self.key)
-                actions.append(np.asarray(action))
-            return np.concatenate(actions)
+def _played(policy: Any, obs: Any, memory: bool) -> np.ndarray:
+    """Return the actions ``[B, *A]`` of a ``Policy``, or of what has its methods.
 
-    def _single(self, policy: Any) -> Any:
-        """Return a function from one observation ``[*O]`` to its action, at an episode's start."""
-        if not self.reads["greedy"]["memory"]:
-            return policy
-        carry = policy.start(1)
-        return lambda obs: policy.step(carry, jax.tree.map(lambda x: x[None], obs))[0]
+    One with a memory plays a few steps of fewer episodes.
+    """
+    steps = STEPS if memory else 1
+    rows, key, actions = check.ROWS // steps, jax.random.key(1), []
+    with jax.default_matmul_precision(PRECISION):
+        carry = policy.start(rows)
+        for step in range(steps):
+            seen = jax.tree.map(lambda x, at=step * rows: x[at : at + rows], obs)
+            action, carry = policy.step(carry, seen, key)
+            actions.append(np.asarray(action))
+    return np.concatenate(actions)
+
+
+def _single(policy: Any) -> Any:
+    """Return a function from one observation ``[*O]`` to its action, at an episode's start."""
+    carry = policy.start(1)
+    return lambda obs: policy.step(carry, jax.tree.map(lambda x: x[None], obs))[0]

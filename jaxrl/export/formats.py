@@ -1,7 +1,4 @@
-"""Writers of the three formats. Each returns how its file is played, to compare it before it stays.
-
-play = write(acting, ..., path);   play(obs) -> action
-"""
+"""Writers of the three formats."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ import numpy as np
 from jax import export
 
 from jaxrl.export.acting import PRECISION, Acting
-from jaxrl.export.jax_policy import JaxPolicy
 from jaxrl.export.numpy_policy import NumpyPolicy
 from jaxrl.export.operations import Network
 from jaxrl.types import Array, Key
@@ -72,11 +68,6 @@ def exported(acting: Acting, read: Sequence[str], batch: Any) -> export.Exported
 def _export(function: Callable[..., Any], *args: Any) -> export.Exported:
     with jax.default_matmul_precision(PRECISION):
         return export.export(jax.jit(function), platforms=PLATFORMS)(*args)
-
-
-def played_by_jax(path: Path, mode: str) -> JaxPolicy:
-    """Return the policy of a file that ``write_jax`` wrote."""
-    return JaxPolicy(path, mode)
 
 
 def write_onnx(network: Network, facts: Mapping[str, Any], path: Path) -> Play:
