@@ -120,10 +120,10 @@ def assert_equal_actions(found, wanted, spec):
     assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
     if isinstance(spec.action, Discrete):
         assert np.mean(found != wanted) <= 0.001
-        assert len(np.unique(wanted)) == spec.action.n
+        assert len(np.unique(wanted)) > 1
     else:
         np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
-        assert np.all(np.std(wanted, axis=0) > 0.05)
+        assert np.sum(np.std(wanted, axis=0) > 0.05) >= 2
 
 
 @pytest.mark.parametrize("name", NETWORKS)

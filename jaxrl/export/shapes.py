@@ -95,7 +95,7 @@ def _dynamic_slice(walk: Any, equation: Any, x: Any, *starts: Any) -> Any:
 def _split(walk: Any, equation: Any, x: Any) -> list[Any]:
     aval, axis, start = equation.invars[0].aval, equation.params["axis"], 0
     whole, parts = walk.full(x, aval), []
-    for size in equation.params["sizes"]:
+    for size in map(int, equation.params["sizes"]):
         bounds = [(0, n, 1) for n in aval.shape]
         bounds[axis] = (start, start + size, 1)
         parts.append(_sliced(walk, whole, aval, bounds))
