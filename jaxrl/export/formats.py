@@ -96,6 +96,6 @@ def write_onnx(network: Network, facts: Mapping[str, Any], path: Path) -> Play:
             leading = x.shape[: x.ndim - len(box["shape"])]
             rows[box["name"]] = x.reshape(-1, *box["shape"])
         (action,) = session.run(["action"], rows)
-        return action.reshape(*leading, *action.shape[1:])
+        return action.reshape((*leading, *action.shape[1:]))
 
     return play

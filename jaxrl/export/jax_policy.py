@@ -42,7 +42,7 @@ class JaxPolicy:
             )
         rows, leading = self._rows(obs)
         action, _ = self._act(rows, self.start(len(rows[0])), self._key(key))
-        return action.reshape(*leading, *action.shape[1:])
+        return action.reshape((*leading, *action.shape[1:]))
 
     def start(self, n: int = 1, key: Any = None) -> Any:
         """Return the memory with which ``n`` episodes begin."""

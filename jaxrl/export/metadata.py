@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 
-import jaxrl
 from jaxrl.agents import protocol
 from jaxrl.export.acting import Acting
 from jaxrl.types import Box, Discrete
@@ -39,7 +40,7 @@ def metadata(acting: Acting, env: Any, inputs: Sequence[str]) -> dict[str, Any]:
         action["elements"] = _fitting(action_names(env), space)
     return {
         "format": 1,
-        "made_by": f"jaxrl {jaxrl.__version__}",
+        "made_by": f"jaxrl {_version()}",
         "algorithm": type(protocol.innermost(acting.policy.agent)).__name__,
         "environment": getattr(env, "name", None),
         "control_interval_seconds": control_interval(env),
@@ -48,11 +49,18 @@ def metadata(acting: Acting, env: Any, inputs: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _version() -> str:
+    try:
+        return version("jaxrl")
+    except PackageNotFoundError:  # it is on the path, and not installed
+        return "unknown"
+
+
 def _box(name: str, box: Box) -> dict[str, Any]:
     return {
         "name": name,
         "shape": list(box.shape),
-        "dtype": np.dtype(box.dtype).name,
+        "dtype": np.dtype(jax.dtypes.canonicalize_dtype(box.dtype)).name,
         "low": _bound(box.low),
         "high": _bound(box.high),
     }

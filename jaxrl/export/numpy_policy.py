@@ -82,4 +82,4 @@ class NumpyPolicy:
             values[box["name"]] = x.astype(box["dtype"]).reshape(rows, *shape)
         box = self.metadata["action"]
         action = run(self.operations, values)[box["name"]]
-        return action.reshape(*leading, *box["shape"]).astype(box["dtype"])
+        return action.reshape((*leading, *box["shape"])).astype(box["dtype"])

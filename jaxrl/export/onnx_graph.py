@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-import jaxrl
 from jaxrl.export.operations import Network, Operation
 
 OPSET = 20  # the first with Gelu
@@ -70,7 +69,7 @@ def model(network: Network, facts: Mapping[str, Any]) -> onnx.ModelProto:
             graph.nodes, "policy", inputs, [_tensor(facts["action"])], list(graph.arrays.values())
         ),
         producer_name="jaxrl",
-        producer_version=jaxrl.__version__,
+        producer_version=facts["made_by"].split()[-1],
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
