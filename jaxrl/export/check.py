@@ -26,26 +26,23 @@ def observations(policy: Policy) -> Any:
     They fill finite bounds. Other elements are normal with the statistics of ``NormalizeObs``, if
     it has any; rows are spread from a tenth of the deviation to three of it.
     """
-    rng = np.random.default_rng(0)
-    spec, statistics = policy.spec.observation, None
-    if isinstance(policy.state, NormalizeObsState) and float(policy.state.statistics.size) > 0:
-        statistics = policy.state.statistics
+    rng, spec = np.random.default_rng(0), policy.spec.observation
     if not isinstance(spec, dict):
-        known = None if statistics is None else (statistics.mean, statistics.m2 / statistics.size)
-        return _drawn(rng, spec, known)
-    return {
-        name: _drawn(
-            rng,
-            box,
-            (statistics.mean[name], statistics.m2[name] / statistics.size)
-            if statistics is not None and name in statistics.mean
-            else None,
-        )
-        for name, box in spec.items()
-    }
+        return _drawn(rng, spec, *_statistics(policy))
+    return {name: _drawn(rng, box, *_statistics(policy, name)) for name, box in spec.items()}
 
 
-def _drawn(rng: np.random.Generator, box: Box, known: Any) -> np.ndarray:
+def _statistics(policy: Policy, entry: str | None = None) -> tuple[Any, Any]:
+    """Return mean and deviation of observations, or of an entry; 0 and 1 if they are not known."""
+    state = policy.state
+    if not isinstance(state, NormalizeObsState) or float(state.statistics.size) == 0:
+        return 0.0, 1.0
+    size, mean, m2 = state.statistics
+    mean, m2 = (np.asarray(x if entry is None else x[entry]) for x in (mean, m2))
+    return mean, np.maximum(np.sqrt(m2 / float(size)), 1e-2)
+
+
+def _drawn(rng: np.random.Generator, box: Box, mean: Any, std: Any) -> np.ndarray:
     shape, dtype = (ROWS, *box.shape), np.dtype(box.dtype)
     if dtype == np.bool_:
         return rng.random(shape) < 0.5
@@ -53,7 +50,6 @@ def _drawn(rng: np.random.Generator, box: Box, known: Any) -> np.ndarray:
         info = np.iinfo(dtype)
         low, high = (np.clip(x, info.min, info.max) for x in (box.low, box.high))
         return rng.integers(low, high, shape, dtype, endpoint=True)
-    mean, std = (0.0, 1.0) if known is None else (np.asarray(known[0]), np.sqrt(known[1]))
     spread = 10.0 ** rng.uniform(-1.0, 0.5, (ROWS, *[1] * len(box.shape)))
     free = mean + std * spread * rng.standard_normal(shape)
     low, high = (np.where(box.bounded, x, 0.0).astype(np.float64) for x in (box.low, box.high))
