@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from jaxrl import UsageError
-from jaxrl.export import check
+from jaxrl.export import check, numpy_policy, onnx_graph, rules
 from jaxrl.export.acting import Acting
 from jaxrl.export.formats import write_npz, write_onnx
 from jaxrl.export.metadata import metadata
@@ -171,6 +171,18 @@ def test_what_no_operation_computes_is_refused_in_one_line(function, reason):
     with pytest.raises(UsageError) as error:
         network_of(function)
     assert str(error.value) == reason
+
+
+def test_every_operation_is_one_of_both_back_ends():
+    known = set(numpy_policy.OPERATIONS)
+    graph = {name.removeprefix("_") for name in vars(onnx_graph._Graph)}
+    assert known <= {*onnx_graph._NODES, *onnx_graph._REDUCTIONS, *onnx_graph._EXTREMES} | graph
+    assert set(rules.FUNCTIONS.values()) | set(rules._ELEMENTWISE.values()) <= known
+
+
+def test_a_file_can_call_nothing_but_operations():
+    with pytest.raises(KeyError, match="load"):
+        numpy_policy.run([("load", [], "x", {"file": "x.npy", "allow_pickle": True})], {})
 
 
 def test_random_numbers_that_no_action_depends_on_do_not_matter():

@@ -1,7 +1,6 @@
 """A policy as a list of operations on arrays, which numpy's reader plays and ONNX's writer writes.
 
-The operations are those of ``numpy_policy.OPERATIONS``, and elementwise functions of numpy by their
-names there.
+The operations are those of ``numpy_policy.OPERATIONS``.
 """
 
 from __future__ import annotations
