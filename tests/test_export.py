@@ -398,6 +398,12 @@ def test_without_onnx_the_other_formats_are_written(run_dir, tmp_path, monkeypat
     with pytest.raises(UsageError, match=r"policy.onnx needs onnxruntime; pip install 'jaxrl\["):
         export_run(str(run_dir), out=tmp_path / "out", formats=["npz", "onnx"])
     assert not list((tmp_path / "out").iterdir())
-    written = export_run(str(run_dir), out=tmp_path / "out")
+    (run_dir / "export").mkdir(parents=True)
+    for name in ("policy.onnx", "mine.txt"):
+        (run_dir / "export" / name).touch()
+    written = export_run(str(run_dir))
     assert [each.path.name for each in written.files] == ["policy.npz", "policy.jaxexport"]
+    left = {path.name for path in (run_dir / "export").iterdir()}
+    assert "policy.onnx" not in left, "it was of another policy"
+    assert len(left) == 5 and "mine.txt" in left
     assert written.notes == ["policy.onnx needs onnxruntime; pip install 'jaxrl[export]'"]

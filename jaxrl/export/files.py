@@ -155,6 +155,9 @@ def _export(
             _require_free(folder, [draft.name for draft in drafts])
         for draft in drafts:
             os.replace(draft, folder / draft.name)
+    if replace and formats is None:  # what is left is of another policy
+        for name in set(_wanted(None)) - {draft.name for draft in drafts}:
+            (folder / name).unlink(missing_ok=True)
     files = [each._replace(path=folder / each.path.name) for each in made.files]
     discrete = isinstance(policy.spec.action, Discrete)
     return Export(files, notes, discrete, made.microseconds)
