@@ -14,6 +14,7 @@ from shared import assert_same_bits
 from jaxrl import PPO, OnPolicy, UsageError, VectorEnv, load_policy, make, run
 from jaxrl.analysis import plot_comparison, render_run
 from jaxrl.analysis.__main__ import table_rows
+from jaxrl.export import NumpyPolicy, export_run
 from jaxrl.nn.critics import ValueFunction
 from jaxrl.nn.policies import AutoPolicy
 from jaxrl.record import checkpoint
@@ -57,6 +58,9 @@ def test_a_run_in_a_folder_of_such_a_name_is_resumed_loaded_drawn_and_compared(
     rendering = render_run(ALL, max_steps=2)
     assert not rendering.notes and all(path.stat().st_size for path in rendering.files)
     assert {path.name for path in rendering.files} >= {"episode.gif", "episode.npz"}
+    exported = NumpyPolicy(export_run(ALL, formats=["npz"]).files[0].path)
+    seen = np.eye(4, dtype=np.float32)
+    np.testing.assert_array_equal(exported(seen), load_policy(ALL)(seen))
     (row,) = table_rows(ALL)
     assert row[0] == ALL and "64" in row
     assert json.loads((tmp_path / ALL / "summary.json").read_text())["total_steps"] == 64

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "jaxrl"
-SHELL = {"record", "analysis", "run", "cli"}
+SHELL = {"record", "export", "analysis", "run", "cli"}
 # Each package of the shell may import the core and the packages to its left.
-LAYERS = ["record", "analysis", "run", "cli"]
+LAYERS = ["record", "export", "analysis", "run", "cli"]
 
 
 def module_name(path):

@@ -3,6 +3,7 @@
 ``python -m jaxrl.analysis RUN [RUN ...]`` prints a table with intervals and draws the curves.
 ``python -m jaxrl.analysis compare RUN ... -- RUN ...`` says which group is better, if any.
 ``python -m jaxrl.analysis render RUN`` draws an episode of the run's policy.
+``python -m jaxrl.analysis export RUN`` writes the policy as files that need no jaxrl.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from jaxrl.analysis.render import parse_size, render_run
 from jaxrl.analysis.statistics import final_return
 from jaxrl.analysis.tables import print_table, used_columns
 from jaxrl.errors import RunError, UsageError
+from jaxrl.export import export_run
 
 TEXTS = ("run", "algorithm", "env", "sweep")
 NUMBERS = ("seeds", "steps", "final IQM", "95% interval", "mean", "steps/s")
@@ -40,11 +42,19 @@ the curves. A run that is not finished is shown up to its last evaluation.
 Which of two groups is better, and whether by more than luck:
     python -m jaxrl.analysis compare RUN ... -- RUN ... (--help)
 To draw an episode of a run's policy:
-    python -m jaxrl.analysis render RUN (--help)"""
+    python -m jaxrl.analysis render RUN (--help)
+To write the policy as files that need no jaxrl:
+    python -m jaxrl.analysis export RUN (--help)"""
 ABOUT_RENDER = """\
 Play one episode of a run's policy and draw it: episode.mp4 and episode.gif for MuJoCo's tasks and
 those of gymnax that it can draw, episode.html for Brax, and always episode.npz. They are written to
 the run's folder, replacing those of an earlier call."""
+
+ABOUT_EXPORT = """\
+Write the policy of a run, with its normaliser and the scaling of its actions inside, as policy.npz
+(numpy's, with a reader), policy.jaxexport (with a loader) and policy.onnx. Each is played beside
+the policy on 1,000 observations; one that differs is not kept. They are written to the folder
+export in the run's own, replacing those of an earlier call."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -60,6 +70,8 @@ def main(words: Sequence[str] | None = None) -> int:
                 _render(_render_parser().parse_args(given[1:]))
             elif given[:1] == ["compare"]:
                 compare_command.main(given[1:])
+            elif given[:1] == ["export"]:
+                _export(_export_parser().parse_args(given[1:]))
             else:
                 _show(_parser().parse_args(given))
         except (UsageError, RunError, OSError) as error:
@@ -90,6 +102,15 @@ def _render(options: argparse.Namespace) -> None:
     for note in rendering.notes:
         print(f"jaxrl.analysis: {note}", file=sys.stderr)
     print(rendering)
+
+
+def _export(options: argparse.Namespace) -> None:
+    given = vars(options)
+    _startup.prepare()
+    export = export_run(given.pop("run"), **given)
+    for note in export.notes:
+        print(f"jaxrl.analysis: {note}", file=sys.stderr)
+    print(export)
 
 
 def table_rows(run_dir: str | Path) -> list[list[str]]:
@@ -163,16 +184,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _render_parser() -> argparse.ArgumentParser:
-    parser = Parser("python -m jaxrl.analysis render", description=ABOUT_RENDER)
+    parser = _policy_parser("render", ABOUT_RENDER)
+    add = parser.add_argument
+    add("--mode", choices=("greedy", "sample"), default="greedy", help="how to act")
+    add("--episode", type=int, default=0, metavar="I", help="index of an evaluation's episode")
+    add("--steps", type=int, metavar="MAX", dest="max_steps", help="cut off after MAX steps")
+    add("--size", metavar="WxH", help="pixels of MuJoCo's pictures, such as 640x480")
+    return parser
+
+
+def _export_parser() -> argparse.ArgumentParser:
+    parser = _policy_parser("export", ABOUT_EXPORT)
+    words = "npz, jax, onnx; default all that can hold it"
+    parser.add_argument("--formats", nargs="+", metavar="F", help=words)
+    return parser
+
+
+def _policy_parser(command: str, about: str) -> argparse.ArgumentParser:
+    """Return a parser of the options that name one policy of a run, and where to write."""
+    parser = Parser(f"python -m jaxrl.analysis {command}", description=about)
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder of a run")
     add("--seed", type=int, metavar="S", help="one of its seeds; default the first")
     add("--config", type=int, default=0, metavar="I", help="the configuration of a sweep")
     add("--iteration", type=int, metavar="I", help="the number of a checkpoint; default the newest")
-    add("--mode", choices=("greedy", "sample"), default="greedy", help="how to act")
-    add("--episode", type=int, default=0, metavar="I", help="index of an evaluation's episode")
-    add("--steps", type=int, metavar="MAX", dest="max_steps", help="cut off after MAX steps")
-    add("--size", metavar="WxH", help="pixels of MuJoCo's pictures, such as 640x480")
     add("--out", metavar="FOLDER", help="write here instead; nothing is replaced")
     return parser
 

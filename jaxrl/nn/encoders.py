@@ -185,11 +185,11 @@ class _Convolutions(nn.Module):
     def __call__(self, x: Array) -> Array:
         layers = zip(self.filters, self.kernels, self.strides, strict=True)
         for i, (filters, kernel, stride) in enumerate(layers):
-            x = jax.nn.relu(_Convolution(filters, kernel, stride, name=f"conv_{i}")(x))
+            x = jax.nn.relu(Convolution(filters, kernel, stride, name=f"conv_{i}")(x))
         return x
 
 
-class _Convolution(nn.Module):
+class Convolution(nn.Module):
     """A convolution as one matrix product of patches; parameters as in ``nn.Conv``.
 
     XLA's CPU back-end computes the gradients of its own convolutions twenty times slower inside

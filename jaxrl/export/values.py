@@ -1,0 +1,43 @@
+"""Values of a policy's program, as its translation into operations knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+Shape = tuple[int | None, ...]
+
+
+class Value(NamedTuple):
+    """A value computed from the observation.
+
+    In its shape the batch is None, and an axis that it is only repeated along may be 1.
+    """
+
+    name: str
+    shape: Shape
+
+
+class Refused(Exception):
+    """A value that no operation gives; its text says why: a verb and its object.
+
+    It stands for the value, on which the action may not depend, and is raised where it is needed.
+    """
+
+
+def sizes(aval: Any) -> Shape:
+    """Return a shape in which the batch, a symbol, is None."""
+    return tuple(size if isinstance(size, int) else None for size in aval.shape)
+
+
+def joined(values: Sequence[Any]) -> Shape:
+    """Return the shape that values of these shapes are broadcast to."""
+    shapes = [value.shape for value in values]
+    rank = max(map(len, shapes))
+    padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
+    return tuple(next((n for n in axis if n != 1), 1) for axis in zip(*padded, strict=True))
+
+
+def shaped(made: Any, aval: Any) -> Any:
+    """Return what an operation made, with the shape that its program says."""
+    return made._replace(shape=sizes(aval)) if isinstance(made, Value) else made
