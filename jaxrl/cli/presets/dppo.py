@@ -1,9 +1,11 @@
 """Presets of DPPO."""
 
-from jaxrl.cli.presets.fine_tuning import FINE_TUNING, PENDULUM
+from jaxrl.cli.presets.fine_tuning import FINE_TUNING, HOPPER, MAZE, PENDULUM
 from jaxrl.cli.presets.preset import Preset
 
 PRESETS = [
     Preset("*", FINE_TUNING, anneal=False),
     Preset("gymnax/Pendulum-v1", PENDULUM),
+    Preset("mjx/Hopper-v[45]", HOPPER, agent=dict(clip_eps=0.05)),
+    Preset("maze/*", MAZE),
 ]

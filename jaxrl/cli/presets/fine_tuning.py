@@ -21,3 +21,23 @@ PENDULUM: Settings = dict(
         gamma=0.95, clip_eps=0.1, actor_learning_rate=1e-3, **networks(hidden_dims=(128, 128))
     ),
 )
+# Rollouts of the authors' size would make fifteen updates of 300,000 steps. The policy's sizes are
+# those of clones of the datasets that come with the library.
+HOPPER: Settings = dict(
+    total_steps=300_000,
+    num_envs=32,
+    num_steps=128,
+    reward_scale=0.1,
+    agent=dict(
+        gamma=0.997,
+        num_minibatches=16,
+        actor_learning_rate=3e-4,
+        **networks(hidden_dims=(128, 128)),
+    ),
+)
+MAZE: Settings = dict(
+    total_steps=300_000,
+    num_envs=16,
+    num_steps=256,
+    agent=dict(clip_eps=0.05, actor_learning_rate=3e-4, **networks(hidden_dims=(128, 128))),
+)
