@@ -20,11 +20,9 @@ from jaxrl.nn.flow import Flow
 from jaxrl.nn.policies import Gaussian
 
 SIZES: dict[str, Any] = {"hidden_dims": (128, 128)}
-CLONES = {
-    "diffusion": Diffusion(**SIZES),
-    "cosine": Diffusion(**SIZES, schedule="cosine"),  # as PA-RL's presets have it
-    "flow": Flow(**SIZES),
-    "sinusoidal": Flow(**SIZES, time_embedding="sinusoidal", sample_steps=5),
+CLONES = {  # as diffusion_bc.py, flow_bc.py and bc.py make them
+    "diffusion": Diffusion(**SIZES, schedule="cosine"),
+    "flow": Flow(**SIZES, time_embedding="sinusoidal", sample_steps=5),
     "gaussian": Gaussian(**SIZES, initializer="orthogonal"),
 }
 

@@ -43,22 +43,22 @@ from jaxrl.data.dataset import checksum
 from jaxrl.data.formats import load, reference
 from jaxrl.envs.maze import GoalMaze
 from jaxrl.errors import UsageError
-from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.flow import NoisyFlow
 from jaxrl.record.folder import write_json
 from jaxrl.record.provenance import provenance
 
-REINFLOW = jaxrl.ReinFlow(policy=NoisyFlow(**SIZES))
+CLONED = CLONES["diffusion"].replace(min_std=0.1)
+REINFLOW = jaxrl.ReinFlow(policy=NoisyFlow(**SIZES, time_embedding="sinusoidal"))
 ON_POLICY: dict[str, tuple[Any, Any, str, dict[str, Any]]] = {
-    "dppo": (jaxrl.DPPO(policy=Diffusion(**SIZES, min_std=0.1)), dppo, "diffusion", {}),
+    "dppo": (jaxrl.DPPO(policy=CLONED), dppo, "diffusion", {}),
     "reinflow": (REINFLOW, reinflow, "flow", {}),
     "reinflow_1": (REINFLOW, reinflow, "flow", {"sample_steps": 1}),
     "ppo": (jaxrl.PPO(policy=CLONES["gaussian"]), ppo, "gaussian", {}),
 }
 OFF_POLICY: dict[str, tuple[Any, Any, str]] = {
-    "dsrl": (jaxrl.DSRL(policy=CLONES["sinusoidal"]), dsrl, "sinusoidal"),
-    "edit": (jaxrl.EditPolicy(policy=CLONES["sinusoidal"]), edit, "sinusoidal"),
-    "pa_rl": (jaxrl.PARL(policy=CLONES["cosine"]), pa_rl, "cosine"),
+    "dsrl": (jaxrl.DSRL(policy=CLONES["flow"]), dsrl, "flow"),
+    "edit": (jaxrl.EditPolicy(policy=CLONES["flow"]), edit, "flow"),
+    "pa_rl": (jaxrl.PARL(policy=CLONES["diffusion"]), pa_rl, "diffusion"),
 }
 METHODS = (*ON_POLICY, *OFF_POLICY)
 REWARDS = ("reward_scale", "reward_shift", "return_range")
