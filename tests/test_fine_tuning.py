@@ -14,6 +14,7 @@ from shared import assert_same_bits, numerical_gradient, run_script, script_modu
 from jaxrl import (
     BC,
     DPPO,
+    Chunks,
     Dataset,
     NormalizeObs,
     Offline,
@@ -28,6 +29,7 @@ from jaxrl import (
 )
 from jaxrl import metrics as m
 from jaxrl.agents import chains
+from jaxrl.data import Windows
 from jaxrl.nn.critics import ValueFunction
 from jaxrl.nn.diffusion import Diffusion, betas
 from jaxrl.nn.flow import Flow, NoisyFlow
@@ -366,29 +368,38 @@ def test_it_solves_the_probe_of_actions(kind, sizes):
 # --- from a clone, by scripts -------------------------------------------------------------------
 
 
-def cloned(policy, folder):
-    """A run of behaviour cloning on Pendulum's observations, with two seeds."""
+def cloned(policy, horizon, folder):
+    """A run of behaviour cloning on Pendulum's observations, in chunks, with two seeds."""
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(64, 3)).astype(np.float32)
     ends = np.zeros(64, bool)
     data = Dataset.of(obs, np.tanh(obs[:, :1]), obs[:, 0], obs, ends, ends)
-    agent = NormalizeObs(BC(policy=policy))
-    trainer = Offline(agent, VectorEnv(make("gymnax/Pendulum-v1"), 1), batch_size=8)
+    agent = NormalizeObs(Chunks(BC(policy=policy), horizon))
+    env = VectorEnv(make("gymnax/Pendulum-v1"), 1)
+    trainer = Offline(agent, env, batch_size=8, sampler=Windows(horizon, 1))
     options = {"eval_episodes": 1, "devices": 1, "quiet": True}
     run(trainer, 8, data=data, seeds=2, run_dir=folder, **options)
 
 
 @pytest.mark.parametrize(
-    ("name", "policy", "more"),
+    ("name", "policy", "horizon", "more"),
     [
-        ("dppo", Diffusion(hidden_dims=(8,), num_steps=3), "--num-steps 3 --fine-tuned-steps 2"),
-        pytest.param(
-            *("reinflow", Flow(hidden_dims=(8,)), "--policy.sample-steps 2"), marks=pytest.mark.slow
+        (
+            "dppo",
+            Diffusion(hidden_dims=(8,), num_steps=3, schedule="cosine"),
+            1,
+            "--num-steps 3 --fine-tuned-steps 2",
+        ),
+        (
+            "reinflow",
+            Flow(hidden_dims=(8,), time_embedding="sinusoidal"),
+            2,
+            "--policy.sample-steps 2 --env-options execute=2",
         ),
     ],
 )
-def test_scripts_fine_tune_a_clone_and_resume(name, policy, more, tmp_path):
-    cloned(policy, tmp_path / "clone")
+def test_scripts_fine_tune_a_clone_and_resume(name, policy, horizon, more, tmp_path):
+    cloned(policy, horizon, tmp_path / "clone")
     words = f"--env gymnax/Pendulum-v1 --num-envs 2 --num-seeds 2 {more} --policy-from "
     words += f"{tmp_path / 'clone'} --total-steps 64 --policy.hidden-dims 8 --devices 1 --quiet "
     words += "--critic.hidden-dims 8 --eval-episodes 1 --eval-every 64 --checkpoint-every 32 "
@@ -399,10 +410,11 @@ def test_scripts_fine_tune_a_clone_and_resume(name, policy, more, tmp_path):
         run_script(script, f"{words}/parts --total-steps 32".split())
         run_script(script, f"{words}/parts --resume".split())
     whole, parts = (
-        load_policy(tmp_path / folder, seed=1, config=1).state for folder in ("whole", "parts")
+        load_policy(tmp_path / folder, seed=1, config=1) for folder in ("whole", "parts")
     )
-    assert_same_bits(whole, parts)
-    assert float(whole.statistics.size) == 64  # those of the clone
+    assert_same_bits(whole.state, parts.state)
+    assert float(whole.state.statistics.size) == 64  # those of the clone
+    assert whole.spec.action.shape == (horizon,)
 
 
 # --- what cannot work ---------------------------------------------------------------------------

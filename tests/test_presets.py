@@ -9,10 +9,12 @@ import importlib
 import pytest
 from shared import script_module
 
-from jaxrl import PPO, SAC, UsageError, hyper
+from jaxrl import PPO, SAC, UsageError, cli, hyper
 from jaxrl.cli.presets import Preset, lookup
 from jaxrl.cli.presets.preset import networks
+from jaxrl.data.shipped import shipped
 from jaxrl.envs import names
+from jaxrl.run.policy_from import differences
 
 ALGORITHMS = ["ppo", "pqn", "dqn", "sac", "td3", "dsac_t", "dppo", "reinflow"]
 
@@ -103,6 +105,29 @@ def test_every_name_is_an_option(algorithm):
     with script_module(algorithm) as script:
         for preset in presets_of(algorithm):
             assert unknown(preset.settings, script.Config()) == [], preset.pattern
+
+
+@pytest.mark.parametrize(
+    ("cloning", "going_on"),
+    [
+        ("diffusion_bc", ["dppo", "pa_rl"]),
+        ("flow_bc", ["reinflow", "dsrl", "edit"]),
+    ],
+)
+def test_clones_of_shipped_datasets_are_those_that_others_start_from(cloning, going_on):
+    tasks = {name.rpartition("/")[0] for name in shipped()}
+
+    def defaults(algorithm):
+        with script_module(algorithm) as script:
+            presets = presets_of(algorithm)
+            return {task: cli.parse(script.Config, presets, ["--env", task]) for task in tasks}
+
+    clones = defaults(cloning)
+    for algorithm in going_on:
+        for task, config in defaults(algorithm).items():
+            policies = clones[task].agent.policy, config.agent.policy
+            assert list(differences(*policies, "policy")) == [], (algorithm, task)
+            assert config.normalize_obs == clones[task].normalize_obs
 
 
 def test_wrong_names_would_be_found():

@@ -18,6 +18,7 @@ SMALL = dict(
 PRESETS = [
     Preset("*", PAPER),
     Preset("gymnax/*", SMALL, return_range=100.0),
+    Preset("mjx/*/*", SMALL, return_range=100.0),
     Preset("maze/*", SMALL, reward_shift=-1.0),
     Preset("antmaze*", reward_shift=-1.0),
 ]

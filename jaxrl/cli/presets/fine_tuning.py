@@ -1,6 +1,10 @@
-"""Presets of fine-tuning by PPO on chains: those of the authors for locomotion, and of Pendulum."""
+"""Presets of fine-tuning by PPO on chains: the authors' for locomotion, and those of small tasks.
 
-from jaxrl.cli.presets.preset import Settings, networks
+Policies are those that ``diffusion_bc.py`` and ``flow_bc.py`` clone the datasets with that come
+with the library.
+"""
+
+from jaxrl.cli.presets.preset import Settings, merge, networks
 
 FINE_TUNING: Settings = dict(
     total_steps=2_000_000,
@@ -10,14 +14,33 @@ FINE_TUNING: Settings = dict(
     reward_scale=1.0,
     agent={},
 )
+SMALL: Settings = dict(agent=networks(hidden_dims=(128, 128)))
 # With one action element, a mean over elements is as large as the sum that PPO clips at 0.2: the
 # authors' range of 0.01 hardly moved a clone in 120,000 steps.
-PENDULUM: Settings = dict(
+PENDULUM: Settings = merge(
+    SMALL,
+    dict(
+        total_steps=300_000,
+        num_envs=16,
+        num_steps=256,
+        reward_scale=0.1,
+        agent=dict(gamma=0.95, clip_eps=0.1, actor_learning_rate=1e-3),
+    ),
+)
+# Rollouts of the authors' size would make fifteen updates of 300,000 steps.
+HOPPER: Settings = dict(
     total_steps=300_000,
-    num_envs=16,
-    num_steps=256,
+    num_envs=32,
+    num_steps=128,
     reward_scale=0.1,
-    agent=dict(
-        gamma=0.95, clip_eps=0.1, actor_learning_rate=1e-3, **networks(hidden_dims=(128, 128))
+    agent=dict(gamma=0.997, num_minibatches=16, actor_learning_rate=3e-4),
+)
+MAZE: Settings = merge(
+    SMALL,
+    dict(
+        total_steps=300_000,
+        num_envs=16,
+        num_steps=256,
+        agent=dict(clip_eps=0.05, actor_learning_rate=3e-4),
     ),
 )

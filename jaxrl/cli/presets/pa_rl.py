@@ -20,6 +20,7 @@ MAZE = dict(reward_shift=-1.0, agent=dict(expectile=0.9))
 PRESETS = [
     Preset("*", PAPER),
     Preset("gymnax/*", SMALL, return_range=100.0),
+    Preset("mjx/*/*", SMALL, return_range=100.0),
     Preset("maze/*", SMALL, MAZE),
     Preset("antmaze*", MAZE, agent=dict(critic=dict(hidden_dims=(256, 256, 256, 256)))),
 ]
