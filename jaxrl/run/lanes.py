@@ -147,8 +147,11 @@ class Lane:
         interrupted: Callable[[], int | None],
         origin: Callable[[], TrainState] | None = None,
         session: Callable[..., Session] = Session,
+        keep: bool = False,
     ) -> Outcome:
         """Train a leg to its end, or read how it ended; ``origin`` has the states it begins with.
+
+        With ``keep`` its last states can be asked for, even without a folder.
 
         Raises:
             Interrupted: after a signal, with a checkpoint.
@@ -177,11 +180,16 @@ class Lane:
                 out_of_memory_reported(config),
             ):
                 state, summary = training.train(interrupted)
-            if folder is None:
+            if folder is None and keep:
                 self._states[leg.name] = state
             rows, extra = training.records.rows, training.records.extra
         self.bar.add((last - first) * len(members))
         return outcome(leg, rows, summary, extra, self.settings.max_skipped)
+
+    def forget(self, legs: Sequence[Leg]) -> None:
+        """Drop the states of legs that are in memory."""
+        for leg in legs:
+            self._states.pop(leg.name, None)
 
     def states(self, leg: Leg, rows: Sequence[int]) -> TrainState:
         """Return the last states of these members of a leg that has ended, on the host or not.

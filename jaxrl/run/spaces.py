@@ -110,7 +110,7 @@ class Range:
     def draw(self, rng: np.random.Generator, count: int) -> list[float]:
         """Return ``count`` random values, uniform on the scale."""
         low, high = self._forward(np.array([self.low, self.high]))
-        return self._typed(rng.uniform(float(low), float(high), count))
+        return self._typed(low + (high - low) * rng.uniform(size=count))
 
     def __contains__(self, value: float) -> bool:
         return self.low * (1 - 1e-6) <= value <= self.high * (1 + 1e-6)

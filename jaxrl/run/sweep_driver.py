@@ -24,7 +24,7 @@ from jaxrl.run.legs import Leg, Outcome, divide
 from jaxrl.run.pbt import PBT, PBTSession, schedule
 from jaxrl.run.ranking import configuration_score
 from jaxrl.run.signals import interruptible
-from jaxrl.run.sweep_plans import Course
+from jaxrl.run.sweep_plans import Course, population_too_large
 
 SIZES = "sizes.json"
 
@@ -86,10 +86,7 @@ class Driver:
     def _check_sizes(self) -> None:
         count = len(self.plans.configurations)
         if isinstance(self.plans.method, PBT) and min(self.sizes) < count:
-            raise UsageError(
-                f"a population of {count} members trains at once, and {min(self.sizes)} may; "
-                f"give a smaller one, or --max-parallel {count} if they fit"
-            )
+            raise UsageError(population_too_large(count, min(self.sizes)))
         steps = [
             sum(
                 rung.keep * (end - begin)
@@ -132,15 +129,16 @@ class Driver:
                     self._leg(lane, f"{rung}part{j}", part, begins, ends)
                     for j, part in enumerate(parts)
                 ]
-                outcomes = []
+                outcomes, goes_on = [], k + 1 < len(self.ladder)
                 for leg in legs:
                     gather = partial(lane.gather, before[v], leg.members) if k else None
-                    outcomes.append(self._train(lane, leg, origin=gather))
+                    outcomes.append(self._train(lane, leg, origin=gather, keep=goes_on))
+                lane.forget(before[v])
                 before[v] = legs
                 for c in own:
                     members = results.of_configuration(outcomes, c)
                     found[candidates.index((v, c))] = members
-                self.outcomes += outcomes
+                self.outcomes += [(v, each) for each in outcomes]
             return [configuration_score(found[i].scores)["score"] for i in alive], found
 
         rungs = climb(self.ladder, train)
@@ -155,17 +153,13 @@ class Driver:
         """Train the populations of PBT."""
         plans, count = self.plans, len(self.plans.configurations)
         assert isinstance(plans.method, PBT)
-        found = []
         for v, lane in enumerate(self.lanes):
             session = partial(PBTSession, pbt=plans.method, interval=self.intervals[v])
             for j, part in enumerate(divide([0], plans.seeds, self.sizes[v] // count)):
                 every = list(range(count)), part[1]
                 leg = self._leg(lane, f"part{j}", every, 0, lane.full.total)
-                outcome = self._train(lane, leg, session=session)
-                self.outcomes.append(outcome)
-                found.append((v, outcome))
-        table, best = results.table_of_populations(self.course, found)
-        return table, best
+                self.outcomes.append((v, self._train(lane, leg, session=session)))
+        return results.table_of_populations(self.course)
 
     def _confirm(self, best: results.Best) -> Outcome:
         """Train the best configuration, or schedule, on seeds that did not choose it."""
@@ -196,13 +190,22 @@ class Driver:
         sweep = {name: jnp.array([x], jnp.float32) for name, x in best.configuration.items()}
         data = programs.put_data(lane.variant.data if stage.trainer.needs_data else ())
         keys = jax.random.key(self.plans.seeds[0])[None]
+        episodes = jax.random.split(jax.random.key(0), lane.settings.eval_episodes)
         began = time.monotonic()
         ts = jax.jit(programs.init)(sweep, keys, data)
+        compiled = programs.compiled(sweep, ts, data, episodes)
+        assert compiled.evaluate is not None
+        ts, _ = jax.block_until_ready(compiled.chunk(sweep, ts, data, jnp.int32(1), jnp.int32(0)))
+        compiling = time.monotonic() - began
+
         count = max(stage.schedule.total // 20, 1)
-        chunk = jax.jit(programs.chunk, donate_argnums=1)
-        compiled = chunk.lower(sweep, ts, data, jnp.int32(1), jnp.int32(0)).compile()
-        ts, _ = jax.block_until_ready(compiled(sweep, ts, data, jnp.int32(1), jnp.int32(0)))
-        compiling, began = time.monotonic() - began, time.monotonic()
-        jax.block_until_ready(compiled(sweep, ts, data, jnp.int32(count), jnp.int32(1)))
-        seconds = (time.monotonic() - began) / count * stage.schedule.total
-        return {"compile_seconds": round(compiling, 2), "train_seconds": round(seconds, 2)}
+        began = time.monotonic()
+        ts, _ = jax.block_until_ready(
+            compiled.chunk(sweep, ts, data, jnp.int32(count), jnp.int32(1))
+        )
+        training = (time.monotonic() - began) / count * stage.schedule.total
+        began = time.monotonic()
+        jax.block_until_ready(compiled.evaluate(sweep, ts, episodes))
+        evaluations = 1 + -(-stage.schedule.total // stage.schedule.eval_every)
+        training += evaluations * (time.monotonic() - began)
+        return {"compile_seconds": round(compiling, 2), "train_seconds": round(training, 2)}

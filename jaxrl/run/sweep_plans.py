@@ -55,7 +55,7 @@ class Course:
 
     def __init__(self, plans: Plans, folder: Path | None) -> None:
         self.plans, self.folder = plans, folder
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[tuple[int, Outcome]] = []  # with the index of the variant
         settings, method = plans.settings, plans.method
         if isinstance(method, PBT):
             method.check(plans.configurations)
@@ -64,15 +64,19 @@ class Course:
                     "eval-every cannot be chosen with pbt, which evaluates twice in an interval; "
                     "give the interval instead, as --interval 20000"
                 )
+            count, most = len(plans.configurations), plans.max_parallel
+            if most is not None and most < count:
+                raise UsageError(population_too_large(count, most))
         self.bar = SweepBar(self._label(), settings.quiet)
         parts = None if folder is None else folder / PARTS
         self.lanes = [
             Lane(variant, plans.configurations, settings, parts, self.bar)
             for variant in plans.variants
         ]
-        if method is not None and any(lane.full.named for lane in self.lanes):
+        alone = method is not None or plans.time_one
+        if alone and any(lane.full.named for lane in self.lanes):
             raise UsageError(
-                "halving and pbt train runs without phases, and this one has several; "
+                "halving, pbt and time-one are for runs without phases, and this one has several; "
                 "leave them out, and all configurations are trained to the end"
             )
         self.ladder = [Rung(len(plans.candidates), 1.0)]
@@ -148,7 +152,7 @@ class Course:
             "method": described,
             "variants": {
                 variant.name or "all": {
-                    "trainers": [each.config() for each in lane.trainers],
+                    "trainers": {str(i): each.config() for i, each in enumerate(lane.trainers)},
                     "data": checksum(variant.data),
                     "policy_from": variant.policy_from and str(variant.policy_from),
                 }
@@ -167,3 +171,11 @@ class Course:
             "log": list(plans.settings.log),
             **provenance(),
         }
+
+
+def population_too_large(count: int, most: int) -> str:
+    """Return the line about a population of which not all members can train at once."""
+    return (
+        f"a population of {count} members trains at once, and {most} may; "
+        f"give a smaller one, or --max-parallel {count} if they fit"
+    )

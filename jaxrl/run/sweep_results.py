@@ -88,12 +88,10 @@ def _row(course: Course, candidate: int, rung: int, trained: Trained, rungs: int
     }
 
 
-def table_of_populations(
-    course: Course, found: Sequence[tuple[int, Outcome]]
-) -> tuple[list[Row], Best]:
+def table_of_populations(course: Course) -> tuple[list[Row], Best]:
     """Return a row per member of all populations, by score, and the best member."""
     rows, members = [], []
-    for v, outcome in found:
+    for v, outcome in course.outcomes:
         populations = len(outcome.leg.seeds)
         for row, (slot, seed) in enumerate(outcome.leg.members):
             population = row % populations
@@ -150,7 +148,7 @@ def summarise(
             "configurations": len(plans.configurations),
             "seeds": plans.seeds,
             "best": chosen,
-            "cost": _cost(course, confirmed, alone),
+            "cost": _cost(course, best.variant, confirmed, alone),
             "device": course.config()["device"],
             "command": course.config()["command"],
         }
@@ -167,7 +165,7 @@ def _schedule(course: Course, best: Best) -> dict[str, Any]:
     steps = [{"step": 0, **path.first}]
     steps += [{"step": lane.full.position(i).step, **v} for i, v in path.later.items()]
     best_of_each = []
-    for outcome in course.outcomes:
+    for _, outcome in course.outcomes:
         populations = len(outcome.leg.seeds)
         scores = outcome.scores.reshape(-1, populations)
         final = outcome.final.reshape(-1, populations)
@@ -179,10 +177,14 @@ def _schedule(course: Course, best: Best) -> dict[str, Any]:
 
 
 def _cost(
-    course: Course, confirmed: Outcome | None, alone: Mapping[str, float] | None
+    course: Course, variant: int, confirmed: Outcome | None, alone: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """Return what the sweep cost. Seconds are those of all sessions."""
-    outcomes = [*course.outcomes, *([] if confirmed is None else [confirmed])]
+    """Return what the sweep cost. Seconds are those of all sessions; ``variant`` is the best's."""
+    shapes = {(v, len(outcome.leg.members)) for v, outcome in course.outcomes}
+    outcomes = [outcome for _, outcome in course.outcomes]
+    if confirmed is not None:
+        outcomes.append(confirmed)
+        shapes.add((variant, len(confirmed.leg.members)))
     ladder, plans = course.ladder, course.plans
     sums = {
         name: round(sum(outcome.summary[name] for outcome in outcomes), 2)
@@ -191,11 +193,10 @@ def _cost(
     analysing = sum(lane.compile_seconds for lane in course.lanes)
     sums["compile_seconds"] = round(sums["compile_seconds"] + analysing, 2)
     sums["wall_seconds"] = round(sums["wall_seconds"] + analysing, 2)
-    shapes = {(o.leg.name.partition("_")[0], len(o.leg.members)) for o in outcomes}
     found = {
         "members": len(plans.candidates) * len(plans.seeds),
         "legs": len(outcomes),
-        "programs": len(shapes) if len(course.lanes) > 1 else len({s for _, s in shapes}),
+        "programs": len(shapes),
         **sums,
         "seconds_per_member": round(
             sums["wall_seconds"] / (len(plans.candidates) * len(plans.seeds)), 3
@@ -221,7 +222,7 @@ def write(
 
     folder = course.folder
     assert folder is not None
-    lineages = {each.leg.name: each.lineage for each in course.outcomes if each.lineage}
+    lineages = {each.leg.name: each.lineage for _, each in course.outcomes if each.lineage}
     try:
         _write_table(folder / TABLE, table)
         draw(table, summary, folder / PICTURE)
