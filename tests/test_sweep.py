@@ -8,7 +8,6 @@ import random
 from pathlib import Path
 from unittest import mock
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from jaxrl import (
     Values,
     Variant,
     VectorEnv,
-    hyper,
     load_policy,
     make,
     run,
