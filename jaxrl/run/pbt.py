@@ -190,12 +190,12 @@ class PBTSession(Session):
 
     def _set(self, values: Mapping[str, Any]) -> None:
         """Give the members these values ``{name: [C, P]}``."""
-        flat = {name: np.reshape(np.asarray(x, np.float32), -1) for name, x in values.items()}
+        flat = {name: np.reshape(x, -1) for name, x in values.items()}
         self.members = [
             member._replace(sweep={name: float(x[i]) for name, x in flat.items()})
             for i, member in enumerate(self.members)
         ]
-        self.sweep = {name: jnp.asarray(x) for name, x in flat.items()}
+        self.sweep = {name: jnp.asarray(x, jnp.float32) for name, x in flat.items()}
 
     def between(self, ts: TrainState, done: int) -> TrainState:
         """Exploit and explore at the end of an interval."""
@@ -212,8 +212,8 @@ class PBTSession(Session):
         if (index != np.arange(index.size)).any():
             move = self._once(("take",), lambda: jax.jit(take))
             ts = self.programs[0].put(move(ts, jnp.asarray(index)))
-        self._set(decision.values)
-        values = {name: np.asarray(x, np.float32) for name, x in decision.values.items()}
+        values = {name: _shortest(x) for name, x in decision.values.items()}
+        self._set(values)
         self.lineage.append(
             plain(
                 {
@@ -242,6 +242,12 @@ class PBTSession(Session):
         values = {name: x.reshape(scores.shape) for name, x in self.sweep.items()}
         decided: Decision = jax.device_get(decide(key, jnp.asarray(scores, jnp.float32), values))
         return decided
+
+
+@np.vectorize
+def _shortest(x: Any) -> float:
+    """Return the shortest decimal number that is ``x`` in float32."""
+    return float(str(np.float32(x)))
 
 
 def decisions_of(lineage: Lineage) -> dict[int, Decision]:

@@ -152,7 +152,7 @@ def run(
     used = placement.members * placement.shards
     check_dataset(data, used)
     memory = [each.check_memory(size, used) for each in trainers]
-    check_states(trainers, size, eval_episodes, used)
+    check_states(trainers, size, settings.eval_episodes, used)
     for each in trainers:
         check_configurations(each, configurations)
     members = [Member(i, c, seed) for i, c in enumerate(configurations) for seed in seed_list]
