@@ -41,7 +41,7 @@ class Config:
 
     env: str = "gymnax/CartPole-v1"
     """The environment."""
-    total_steps: int = 100_000
+    total_steps: int = 30_000
     """Environment steps of each run."""
     num_seeds: int = 16
     """Seeds of each learning rate."""

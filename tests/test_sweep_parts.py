@@ -137,6 +137,7 @@ def test_diverged_candidates_drop_out_first_and_ties_keep_the_first():
     assert highest([1.0, -np.inf, np.nan, 1.0, 0.5], 2) == [0, 3]
     assert highest([1.0, 1.0, 1.0], 2) == [0, 1]
     assert highest([np.nan, -np.inf, -5.0], 2) == [0, 2]
+    assert highest([(5.0, 1.0), (5.0, 3.0), (4.0, 9.0), (5.0, 2.0)], 2) == [1, 3]
 
 
 # --- populations
@@ -219,7 +220,8 @@ def test_scores_are_means_of_two_evaluations_and_the_lost_are_lowest():
     scores = member_scores(returns, np.array([False, True, False]))
     assert scores.tolist() == [2.0, -np.inf, -np.inf]
     one = np.array([-np.inf, 1.0, 2.0, 3.0])  # a quarter is trimmed
-    assert configuration_score(one) == {"score": 1.5, "ci_low": None, "ci_high": None}
+    found = configuration_score(one)
+    assert found == {"score": 1.5, "ci_low": None, "ci_high": None, "mean": -np.inf}
     assert configuration_score(np.array([-np.inf, 1.0, 2.0]))["score"] == -np.inf
     found = configuration_score(np.arange(8.0))
     assert found["ci_low"] < found["score"] == 3.5 < found["ci_high"]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Columns of a table that are no axis of a sweep.
 RESULTS = {
     "rank", "score", "ci_low", "ci_high", "final_mean", "seeds", "diverged", "rung", "steps",
-    "scores", "population", "member", "copies",
+    "scores", "mean", "population", "member", "copies",
 }  # fmt: skip
 MOST_CELLS = 24  # whose numbers are written
 

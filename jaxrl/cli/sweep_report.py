@@ -45,7 +45,7 @@ def describe_sweep(result: Sweep) -> str:
 
 def _row(row: Mapping[str, Any]) -> str:
     hidden = {"rank", "score", "ci_low", "ci_high", "final_mean", "seeds", "diverged", "scores"}
-    hidden |= {"steps"}
+    hidden |= {"steps", "mean"}
     named = [
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in row.items()

@@ -16,6 +16,8 @@ import numpy as np
 from jaxrl.errors import UsageError
 from jaxrl.require import require, require_integer
 
+Scores = Sequence[float] | Sequence[tuple[float, ...]] | np.ndarray
+
 
 class Rung(NamedTuple):
     """``keep`` configurations train until ``share`` of the run's whole length is done."""
@@ -68,18 +70,21 @@ def cost(ladder: Sequence[Rung]) -> float:
     return steps / ladder[0].keep
 
 
-def highest(scores: Sequence[float], count: int) -> list[int]:
+def highest(scores: Scores, count: int) -> list[int]:
     """Return the indices of the ``count`` highest scores in ascending order of the index.
 
-    NaN is the lowest score. Of equal ones, the first are taken.
+    NaN is the lowest score. Scores may be tuples: what comes later decides between equals. Of
+    scores that are equal altogether, the first are taken.
     """
-    ranked = np.where(np.isnan(scores), -np.inf, np.asarray(scores, float))
-    return sorted(np.argsort(-ranked, kind="stable")[:count].tolist())
+    keys = np.reshape(np.asarray(scores, float), (len(scores), -1))
+    keys = np.where(np.isnan(keys), -np.inf, keys)
+    order = np.lexsort(-keys.T[::-1])  # stable; the last key decides first
+    return sorted(order[:count].tolist())
 
 
 def climb(
-    ladder: Sequence[Rung], train: Callable[[int, list[int]], tuple[Sequence[float], Any]]
-) -> list[tuple[list[int], list[float], Any]]:
+    ladder: Sequence[Rung], train: Callable[[int, list[int]], tuple[Scores, Any]]
+) -> list[tuple[list[int], Scores, Any]]:
     """Train rung after rung, each with the best of the one before.
 
     ``train(k, candidates) -> (scores, outcome)`` trains the candidates to the end of rung ``k``.
@@ -88,7 +93,7 @@ def climb(
     alive, found = list(range(ladder[0].keep)), []
     for k in range(len(ladder)):
         scores, outcome = train(k, alive)
-        found.append((alive, [float(score) for score in scores], outcome))
+        found.append((alive, scores, outcome))
         if k + 1 < len(ladder):
             alive = [alive[i] for i in highest(scores, ladder[k + 1].keep)]
     return found

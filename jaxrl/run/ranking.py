@@ -47,14 +47,21 @@ def _not_finite(row: Mapping[str, Any]) -> bool:
 
 
 def configuration_score(per_seed: Floats) -> dict[str, Any]:
-    """Return ``score`` (the IQM), ``ci_low`` and ``ci_high`` of the scores ``[S]`` of all seeds.
+    """Return ``score`` (the IQM), its interval, and ``mean`` of the scores ``[S]`` of all seeds.
 
     A seed that diverged counts as the lowest. Where more of them diverged than the quarter that the
-    IQM trims, the score is minus infinity. The interval needs all seeds to be finite.
+    IQM trims, the score is minus infinity. The interval needs all seeds to be finite. The mean
+    decides between configurations of equal scores, as where a task has a highest return.
     """
     finite = np.isfinite(per_seed).all()
     low, high = bootstrap_ci(per_seed) if finite else (None, None)
-    return {"score": float(iqm(per_seed)), "ci_low": low, "ci_high": high}
+    mean = float(np.mean(per_seed))
+    return {"score": float(iqm(per_seed)), "ci_low": low, "ci_high": high, "mean": mean}
+
+
+def rank_key(entry: Mapping[str, Any]) -> tuple[float, float]:
+    """Return what a configuration is ranked by: its score, then its mean."""
+    return entry["score"], entry["mean"]
 
 
 def selection_bias(entry: Mapping[str, Any], candidates: int) -> float | None:

@@ -22,7 +22,7 @@ from jaxrl.run.halving import climb, highest
 from jaxrl.run.lanes import Lane
 from jaxrl.run.legs import Leg, Outcome, divide
 from jaxrl.run.pbt import PBT, PBTSession, schedule
-from jaxrl.run.ranking import configuration_score
+from jaxrl.run.ranking import configuration_score, rank_key
 from jaxrl.run.signals import interruptible
 from jaxrl.run.sweep_plans import Course, population_too_large
 
@@ -116,7 +116,7 @@ class Driver:
         candidates = self.plans.candidates
         before: list[list[Leg]] = [[] for _ in self.lanes]
 
-        def train(k: int, alive: list[int]) -> tuple[list[float], dict]:
+        def train(k: int, alive: list[int]) -> tuple[list[tuple[float, float]], dict]:
             found: dict[int, results.Trained] = {}
             for v, lane in enumerate(self.lanes):
                 own = [candidates[i][1] for i in alive if candidates[i][0] == v]
@@ -139,7 +139,7 @@ class Driver:
                     members = results.of_configuration(outcomes, c)
                     found[candidates.index((v, c))] = members
                 self.outcomes += [(v, each) for each in outcomes]
-            return [configuration_score(found[i].scores)["score"] for i in alive], found
+            return [rank_key(configuration_score(found[i].scores)) for i in alive], found
 
         rungs = climb(self.ladder, train)
         table = results.table_of_rungs(self.course, rungs)

@@ -21,7 +21,7 @@ from jaxrl.record.metrics_file import plain
 from jaxrl.run.halving import cost
 from jaxrl.run.legs import Outcome
 from jaxrl.run.pbt import PBT, Lineage, schedule
-from jaxrl.run.ranking import configuration_score, selection_bias
+from jaxrl.run.ranking import configuration_score, rank_key, selection_bias
 from jaxrl.run.summary import SUMMARY
 from jaxrl.run.sweep_plans import Course
 
@@ -67,7 +67,7 @@ def table_of_rungs(course: Course, rungs: Sequence[tuple]) -> list[Row]:
         alive, _, found = rungs[k]
         ranked = [_row(course, i, k, found[i], len(rungs)) for i in alive if i not in known]
         known |= set(alive)
-        rows += sorted(ranked, key=lambda row: -row["score"])
+        rows += sorted(ranked, key=rank_key, reverse=True)
     return [{"rank": i + 1, **row} for i, row in enumerate(rows)]
 
 
