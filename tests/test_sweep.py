@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shared import assert_same_bits, plain, run_script, script_module, trainer_of
+from shared import EXPERIMENTS, assert_same_bits, plain, run_script, script_module, trainer_of
 
 from jaxrl import (
     PBT,
@@ -338,6 +341,30 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_sweep(
             deaths += 1
     assert deaths > 1
     assert contents(tmp_path / "a") == contents(finished[name].run_dir)
+
+
+@pytest.mark.slow
+def test_processes_killed_for_good_at_random_moments_lose_nothing(tmp_path):
+    """What the test above does with exceptions, SIGKILL does to processes."""
+    words = f"ppo {TINY} {GRID} --halving 2 --max-parallel 4 --total-steps 96000"
+
+    def start(folder, resume):
+        script = str(EXPERIMENTS / "sweep.py")
+        more = ["--run-dir", str(folder), *(["--resume"] if resume else [])]
+        return subprocess.Popen([sys.executable, script, *words.split(), *more])
+
+    whole, killed, rng, deaths = tmp_path / "whole", tmp_path / "killed", random.Random(0), 0
+    assert start(whole, False).wait(300) == 0
+    while True:
+        child = start(killed, (killed / "config.json").exists())
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert child.wait(rng.uniform(6, 12)) == 0
+            break
+        child.kill()
+        child.wait()
+        deaths += 1
+        assert deaths < 40
+    assert deaths and contents(killed) == contents(whole)
 
 
 def test_a_finished_sweep_trains_nothing_and_another_one_is_refused(finished, monkeypatch):
