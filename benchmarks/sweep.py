@@ -3,7 +3,7 @@
 python benchmarks/sweep.py --out results/sweep
 
 1. A grid of 16 learning rates x 16 seeds as one program; the table and the heat map; its wall time
-   beside that of single runs, one after another (three are measured).
+   beside that of single runs, one after another (three are measured), and of parts of 32.
 2. Successive halving over the same rates and seeds: whether it finds the same best rate.
 3. Populations that all begin with rates far too low, beside the same members with their rates
    fixed, and the schedule of the best one replayed on fresh seeds.
@@ -75,6 +75,7 @@ def main() -> None:
     seeds, populations = f"--num-seeds {config.num_seeds}", f"--num-seeds {config.populations}"
     grid = summary_of(config, "grid", f"sweep.py ppo {GRID} {seeds} --confirm 16 --time-one")
     halving = summary_of(config, "halving", f"sweep.py ppo {GRID} {seeds} --halving 2 --rungs 4")
+    parts = summary_of(config, "parts", f"sweep.py ppo {GRID} {seeds} --max-parallel 32")
     rate = grid["best"]["row"]["learning_rate"]
     single = [
         summary_of(config, f"single{i}", f"ppo.py --learning-rate {rate} --seed {i}")
@@ -88,6 +89,7 @@ def main() -> None:
     members, wall = grid["cost"]["members"], grid["cost"]["wall_seconds"]
     found = {
         "grid": {"best": grid["best"], "cost": grid["cost"]},
+        "grid_in_parts_of_32": {"best": parts["best"], "cost": parts["cost"]},
         "halving": {"best": halving["best"], "cost": halving["cost"]},
         "halving_finds_the_best_of_the_grid": halving["best"]["row"]["learning_rate"] == rate,
         "single_runs": {
@@ -108,7 +110,7 @@ def main() -> None:
         folder, out = config.runs / name, config.out.with_name(config.out.name + ending)
         shutil.copy(folder / "table.csv", out.with_suffix(".csv"))
         shutil.copy(folder / "heat_map.png", out.with_suffix(".png"))
-    print(json.dumps({name: found[name] for name in list(found)[:6]}, indent=1))
+    print(json.dumps({name: found[name] for name in list(found)[:7]}, indent=1))
 
 
 if __name__ == "__main__":

@@ -198,14 +198,15 @@ class Driver:
         ts, _ = jax.block_until_ready(compiled.chunk(sweep, ts, data, jnp.int32(1), jnp.int32(0)))
         compiling = time.monotonic() - began
 
-        count = max(stage.schedule.total // 20, 1)
+        total = stage.schedule.total
+        count = max(min(total - 1, max(total // 20, 10)), 1)
         began = time.monotonic()
         ts, _ = jax.block_until_ready(
             compiled.chunk(sweep, ts, data, jnp.int32(count), jnp.int32(1))
         )
-        training = (time.monotonic() - began) / count * stage.schedule.total
+        training = (time.monotonic() - began) / count * total
         began = time.monotonic()
         jax.block_until_ready(compiled.evaluate(sweep, ts, episodes))
-        evaluations = 1 + -(-stage.schedule.total // stage.schedule.eval_every)
+        evaluations = 1 + -(-total // stage.schedule.eval_every)
         training += evaluations * (time.monotonic() - began)
         return {"compile_seconds": round(compiling, 2), "train_seconds": round(training, 2)}
