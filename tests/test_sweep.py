@@ -33,7 +33,7 @@ from jaxrl.record import checkpoint
 from jaxrl.run import lanes, memory, sizing, summary
 from jaxrl.run import pbt as populations
 from jaxrl.run.lanes import Lane
-from jaxrl.run.legs import Leg
+from jaxrl.run.legs import Leg, Outcome
 from jaxrl.run.session import Session
 from jaxrl.run.settings import Settings
 from jaxrl.run.sweep_bar import SweepBar
@@ -69,7 +69,7 @@ def population(**options):
 
 
 METHODS = {"grid": None, "halving": Halving(2), "pbt": population()}
-SIZES = {"grid": 4, "halving": 4, "pbt": 8}  # a population trains at once
+BEGIN = {"grid": RATES, "halving": RATES, "pbt": Values((1e-3, 1e-2))}  # a population is whole
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def finished(tmp_path_factory):
     """Sweeps that nothing disturbed, by the name of their method."""
     folder = tmp_path_factory.mktemp("sweeps")
     return {
-        name: swept(folder / name, method, max_parallel=SIZES[name], confirm=2)
+        name: swept(folder / name, method, values={"learning_rate": BEGIN[name]}, confirm=2)
         for name, method in METHODS.items()
     }
 
@@ -188,16 +188,33 @@ def populations_leg(name, configurations, begins, ends):
     return Leg(name, configurations, [0, 1], begins, ends)
 
 
-def test_static_choices_compile_apart_and_are_ranked_together():
+@pytest.mark.parametrize("eta", [2, 3, 8])
+def test_halving_over_static_choices_finds_the_best_of_all(monkeypatch, eta):
+    """With known scores, and without training: one ladder for the candidates of all variants."""
+    goal, trained = {"4": 2.2, "8": 2.7}, []
+
+    def train(lane, leg, interrupted, origin=None, keep=False):
+        rates = [lane.configurations[c]["learning_rate"] for c, _ in leg.members]
+        scores = -((np.array(rates) * 100 - goal[lane.variant.choices["num-envs"]]) ** 2)
+        trained.append((leg.begins, leg.ends, len(leg.members)))
+        assert (origin is None) == (leg.begins == 0)
+        times = dict.fromkeys(("compile_seconds", "train_seconds", "wall_seconds"), 1.0)
+        return Outcome(leg, scores, scores, scores > 0, times, [], [{}] * len(scores))
+
+    monkeypatch.setattr(Lane, "train", train)
     variants = [Variant(tiny(envs), STEPS, {"num-envs": str(envs)}) for envs in (4, 8)]
-    values = {"learning_rate": Values((1e-3, 1e-2))}
-    result = sweep(variants, configurations=values, method=Halving(4), seeds=2, **SMALL)
-    assert sorted((row["num-envs"], row["learning_rate"]) for row in result.table) == [
-        (envs, rate) for envs in ("4", "8") for rate in (1e-3, 1e-2)
-    ]
-    assert [row["rung"] for row in result.table] == [1, 0, 0, 0]
+    values = {"learning_rate": Values(tuple(i / 100 for i in range(1, 9)))}
+    options = SMALL | {"seeds": 2, "max_parallel": 6}
+    result = sweep(variants, configurations=values, method=Halving(eta), **options)
+    best = result.table[0]
+    assert (best["num-envs"], best["learning_rate"]) == ("4", 0.02)  # 0.2 from its goal
+    assert len(result.table) == 16 and max(size for *_, size in trained) <= 6
+    ladder = Halving(eta).ladder(16)
+    for rung, end in zip(ladder, sorted({end for _, end, _ in trained}), strict=True):
+        assert sum(size for _, e, size in trained if e == end) == 2 * rung.keep
+        assert end == int(np.ceil(16 * rung.share - 1e-9))
     with pytest.raises(UsageError, match="variants .* repeat a name"):
-        sweep([variants[0]] * 2, configurations=values, **SMALL)
+        sweep([variants[0]] * 2, configurations=values, **options)
 
 
 def test_what_does_not_fit_in_memory_is_trained_in_parts(tmp_path, monkeypatch, capsys):
@@ -211,13 +228,15 @@ def test_what_does_not_fit_in_memory_is_trained_in_parts(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(lanes, "analysed", analysed)
     monkeypatch.setattr(memory, "free_over", lambda devices: None)
-    needed["free"] = 600  # of which 0.8 may be taken: four members of 100
-    values = {"learning_rate": RATES}
+    needed["free"] = 300  # of which 0.8 may be taken: two members of 100
+    values = {"learning_rate": Values((1e-3, 1e-2))}
     result = sweep(tiny(), 64, configurations=values, seeds=2, run_dir=tmp_path / "a",
                    **SMALL | {"quiet": False})  # fmt: skip
-    assert "8 members train in parts of at most 4" in capsys.readouterr().err
+    assert (
+        "4 members train in parts of at most 2 (2 members at once need" in capsys.readouterr().err
+    )
     assert result.summary["cost"]["legs"] == 2
-    assert json.loads((tmp_path / "a" / "sizes.json").read_text()) == {"0": 4}
+    assert json.loads((tmp_path / "a" / "sizes.json").read_text()) == {"0": 2}
     needed["free"] = 10_000  # a resumed sweep has the parts that it had
     again = sweep(tiny(), 64, configurations=values, seeds=2, run_dir=tmp_path / "a", resume=True,
                   **SMALL)  # fmt: skip
@@ -228,31 +247,32 @@ def test_what_does_not_fit_in_memory_is_trained_in_parts(tmp_path, monkeypatch, 
 
 
 def test_a_member_that_diverges_is_marked_and_leaves_the_others_as_they_are(tmp_path, capsys):
-    options = {"max_parallel": 8, "max_skipped": 4, "seeds": 4}
+    options = {"max_skipped": 4}
     lost = swept(tmp_path / "a", values={"learning_rate": Values((1e-2, 1e30))}, **options)
     warned = capsys.readouterr().err
     assert "learning_rate=1e+30" in warned and "the sweep goes on" in warned
     well = swept(tmp_path / "b", values={"learning_rate": Values((1e-2, 1e-3))}, **options)
     states = [last_state(folder) for folder in (tmp_path / "a", tmp_path / "b")]
     for name, first in states[0].items():
-        np.testing.assert_array_equal(plain(first)[:4], plain(states[1][name])[:4], err_msg=name)
-    assert [row["diverged"] for row in lost.table] == [0, 4]
+        np.testing.assert_array_equal(plain(first)[:2], plain(states[1][name])[:2], err_msg=name)
+    assert [row["diverged"] for row in lost.table] == [0, 2]
     assert lost.table[1]["score"] == -np.inf and lost.table[0]["learning_rate"] == 1e-2
     assert well.table[0]["diverged"] == well.table[1]["diverged"] == 0
     table = list(csv.DictReader((tmp_path / "a" / "table.csv").open()))
-    assert table[1]["score"] == "" and table[1]["diverged"] == "4"
+    assert table[1]["score"] == "" and table[1]["diverged"] == "2"
     only = swept(tmp_path / "c", values={"learning_rate": Values((1e30, 2e30))}, **options)
-    assert [row["diverged"] for row in only.table] == [4, 4]  # and the sweep ended
+    assert [row["diverged"] for row in only.table] == [2, 2]  # and the sweep ended
 
 
 # --- populations
 
 
 def test_without_a_quantile_a_population_is_independent_runs_bit_for_bit(tmp_path, monkeypatch):
-    swept(tmp_path / "a", population(quantile=0.0), max_parallel=8)
+    values = {"learning_rate": BEGIN["pbt"]}
+    swept(tmp_path / "a", population(quantile=0.0), values=values)
     # The keys of a population's members are their own; those of a grid's are its seeds'.
     monkeypatch.setattr(Session, "keys", populations.PBTSession.keys)
-    swept(tmp_path / "b", eval_every=64, max_parallel=8)
+    swept(tmp_path / "b", eval_every=64, values=values)
     assert_same_bits(*map(last_state, (tmp_path / "a", tmp_path / "b")))
     rows = [rows_of(tmp_path / name / "parts" / "part0") for name in ("a", "b")]
     assert rows[0] == rows[1]
@@ -262,7 +282,7 @@ def test_a_population_copies_whole_members_and_says_so(finished):
     result = finished["pbt"]
     (lineage,) = json.loads((result.run_dir / "lineage.json").read_text()).values()
     assert [each["step"] for each in lineage] == [128, 256, 384]
-    copied = [np.argwhere(np.array(each["parents"]) != np.arange(4)[:, None]) for each in lineage]
+    copied = [np.argwhere(np.array(each["parents"]) != np.arange(2)[:, None]) for each in lineage]
     assert any(len(each) for each in copied)
     rows = rows_of(result.run_dir / "parts" / "part0")
     for each, after in zip(lineage, (256, 384, 512), strict=True):
@@ -270,7 +290,7 @@ def test_a_population_copies_whole_members_and_says_so(finished):
         rates = [row["sweep"]["learning_rate"] for row in played]
         assert rates == np.ravel(each["values"]["learning_rate"]).tolist()
     # Of the last interval, the best is as good as its score says, in its own population.
-    assert len(result.table) == 8 and {row["population"] for row in result.table} == {0, 1}
+    assert len(result.table) == 4 and {row["population"] for row in result.table} == {0, 1}
     assert len(result.summary["best"]["populations"]["per_seed"]) == 2
     steps = [each["step"] for each in result.summary["best"]["schedule"]]
     assert steps == [0, 128, 256, 384]
@@ -285,7 +305,7 @@ def test_the_lineage_replays_to_the_same_parameters(finished, tmp_path, monkeypa
         return decisions[done]
 
     monkeypatch.setattr(populations.PBTSession, "_decide", replay)
-    swept(tmp_path / "b", population(seed=7), max_parallel=8)
+    swept(tmp_path / "b", population(seed=7), values={"learning_rate": BEGIN["pbt"]})
     assert_same_bits(*map(last_state, (finished["pbt"].run_dir, tmp_path / "b")))
     assert sorted(decisions) == [4, 8, 12]
 
@@ -335,7 +355,8 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_sweep(
         alive["left"] = rng.randint(3, 24)
         resume = (tmp_path / "a" / "config.json").exists()
         try:
-            swept(tmp_path / "a", METHODS[name], max_parallel=SIZES[name], confirm=2, resume=resume)
+            values = {"learning_rate": BEGIN[name]}
+            swept(tmp_path / "a", METHODS[name], values=values, confirm=2, resume=resume)
             break
         except Killed:
             deaths += 1
