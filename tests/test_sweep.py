@@ -458,6 +458,8 @@ WRONG = {
     f"ppo {GRID} --render": "--render is no option of a sweep: draw the best one afterwards",
     f"ppo {GRID} --max-nonfinite 1": "--max-nonfinite is no option of a sweep",
     f"ppo {GRID} --pbt --halving 2": "--pbt and --halving exclude each other",
+    f"ppo {GRID} --random-seed 2": "--random-seed belongs to --random; leave it out of a grid",
+    f"ppo {GRID} --seed 2147483600 --confirm 99": "confirm is 99, and 2147483601 is a seed; fresh",
     f"ppo {GRID} --rungs 2": "--rungs belongs to --halving; add --halving 2",
     f"ppo {GRID} --interval 100": "--interval belongs to --pbt; add --pbt, or leave it out",
     f"ppo {GRID} --halvin 2": "unknown option --halvin",

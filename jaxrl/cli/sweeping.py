@@ -83,6 +83,8 @@ def parse_sweep(words: Sequence[str]) -> SweepOptions:
     if bool(options.grid) == bool(options.random):
         both = "both are given" if options.grid else "neither is given"
         raise UsageError(f"a sweep needs --grid or --random, and {both}; as --grid {EXAMPLE}")
+    if options.random_seed and not options.random:
+        raise UsageError("--random-seed belongs to --random; leave it out of a grid")
     if options.pbt and options.halving is not None:
         raise UsageError("--pbt and --halving exclude each other; give one of them")
     if options.rungs is not None and options.halving is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxrl.data.scores import Reference
 from jaxrl.errors import UsageError
-from jaxrl.require import require_integer
+from jaxrl.require import INT32_MAX, require_integer
 from jaxrl.run.halving import Halving
 from jaxrl.run.legs import Variant
 from jaxrl.run.pbt import PBT
@@ -122,6 +122,11 @@ def sweep(
     if isinstance(configurations, Mapping):
         configurations = grid(configurations)
     seed_list, listed = population(seeds, configurations)
+    if max(seed_list) + confirm > INT32_MAX:
+        raise UsageError(
+            f"confirm is {confirm}, and {max(seed_list)} is a seed; fresh seeds are larger than "
+            f"all others, and at most {INT32_MAX}, so give smaller seeds"
+        )
     plans = Plans(
         variants=_variants(trainer, total_steps, data, reference),
         configurations=listed,

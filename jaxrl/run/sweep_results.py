@@ -130,7 +130,7 @@ def summarise(
     alone: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``."""
-    plans, lane = course.plans, course.lanes[best.variant]
+    plans, lane, config = course.plans, course.lanes[best.variant], course.config()
     entry = {name: value for name, value in table[0].items() if name != "scores"}
     chosen: dict[str, Any] = {"row": entry, "candidates": len(table)}
     if best.member is None:
@@ -144,13 +144,13 @@ def summarise(
     summary: dict[str, Any] = plain(
         {
             "kind": "sweep",
-            "method": course.config()["method"],
+            "method": config["method"],
             "configurations": len(plans.configurations),
             "seeds": plans.seeds,
             "best": chosen,
             "cost": _cost(course, best.variant, confirmed, alone),
-            "device": course.config()["device"],
-            "command": course.config()["command"],
+            "device": config["device"],
+            "command": config["command"],
         }
     )
     return summary
