@@ -43,7 +43,17 @@ from jaxrl.envs import ChunkActions, VectorEnv, make  # noqa: E402
 from jaxrl.envs.randomize import Randomize  # noqa: E402
 from jaxrl.errors import RunError, UsageError  # noqa: E402
 from jaxrl.record import load_policy  # noqa: E402
-from jaxrl.run import Phase, Run, run  # noqa: E402
+from jaxrl.run import (  # noqa: E402
+    PBT,
+    Halving,
+    Phase,
+    Range,
+    Run,
+    Values,
+    Variant,
+    run,
+    sweep,
+)
 from jaxrl.training import Offline, OffPolicy, OnPolicy  # noqa: E402
 
 __version__ = "0.1.0"
@@ -63,6 +73,7 @@ __all__ = [
     "IFQL",
     "IQL",
     "PARL",
+    "PBT",
     "PPO",
     "PQN",
     "SAC",
@@ -77,12 +88,14 @@ __all__ = [
     "DiffusionQL",
     "DiscreteCQL",
     "EditPolicy",
+    "Halving",
     "NormalizeObs",
     "OffPolicy",
     "Offline",
     "OnPolicy",
     "Phase",
     "Randomize",
+    "Range",
     "ReBRAC",
     "ReinFlow",
     "Run",
@@ -90,9 +103,12 @@ __all__ = [
     "ScaleReward",
     "Softmax",
     "UsageError",
+    "Values",
+    "Variant",
     "VectorEnv",
     "load_dataset",
     "load_policy",
     "make",
     "run",
+    "sweep",
 ]

@@ -18,6 +18,7 @@ from jaxrl.cli.options import (
     TrainingOptions,
 )
 from jaxrl.cli.parsing import parse
+from jaxrl.cli.sweep_report import describe_sweep
 
 __all__ = [
     "AnnealOptions",
@@ -28,6 +29,7 @@ __all__ = [
     "OnPolicyOptions",
     "Options",
     "TrainingOptions",
+    "describe_sweep",
     "launch",
     "load_dataset",
     "parse",

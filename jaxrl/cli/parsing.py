@@ -20,6 +20,7 @@ from jaxrl.data.shipped import default_of, shipped
 from jaxrl.errors import UsageError
 
 Config = TypeVar("Config", bound=Options)
+Parsed = TypeVar("Parsed")
 
 
 def parse(
@@ -39,10 +40,6 @@ def parse(
         UsageError: for anything that cannot be parsed, in one line.
         SystemExit: after printing ``--help``.
     """
-    import tyro
-
-    from jaxrl.cli.constructors import registry
-
     given = list(sys.argv[1:] if args is None else args)
     bare: Any = config()
     names = [_value_of(given, "env", bare.env)]
@@ -53,6 +50,20 @@ def parse(
     if hasattr(bare, "agent"):
         settings["agent"] = hyper.override(bare.agent, settings.get("agent", {}))
     defaults = dataclasses.replace(bare, **settings)
+    return parse_words(config, defaults, given)
+
+
+def parse_words(config: type[Parsed], defaults: Parsed, given: Sequence[str]) -> Parsed:
+    """Parse the words of a command line into a dataclass of options with these defaults.
+
+    Raises:
+        UsageError: for anything that cannot be parsed, in one line.
+        SystemExit: after printing ``--help``.
+    """
+    import tyro
+
+    from jaxrl.cli.constructors import registry
+
     if "-h" in given or "--help" in given:
         tyro.cli(config, args=given, default=defaults, registry=registry())
 
@@ -76,7 +87,7 @@ def parse(
     if unknown:
         raise UsageError(f"unknown option {unknown[0]}; {_nearest_flags(unknown[0], flags)}")
     hyper.check_fields(parsed)
-    result: Config = parsed
+    result: Parsed = parsed
     return result
 
 

@@ -20,6 +20,8 @@ class DivergenceGuard:
         config: the run's configuration, with ``max_skipped`` and ``max_nonfinite``.
         report: called with a line for the user.
         saved: returns the iterations of the checkpoints.
+        stops: whether the run ends where numbers exceed their limits. A sweep goes on: which of its
+            members diverge is one of its results.
     """
 
     def __init__(
@@ -28,7 +30,9 @@ class DivergenceGuard:
         config: Mapping[str, Any],
         report: Callable[[str], Any],
         saved: Callable[[], Sequence[int]],
+        stops: bool = True,
     ) -> None:
+        self._stops = stops
         self._members, self._report, self._saved = members, report, saved
         self._max_skipped: int = config["max_skipped"]
         self._max_nonfinite: float = config["max_nonfinite"]
@@ -46,7 +50,7 @@ class DivergenceGuard:
 
     def _check_physics(self, rows: Sequence[Row], steps: int) -> None:
         bad, step = sum(row.get("nonfinite_steps", 0) for row in rows), rows[0]["step"]
-        if bad > self._max_nonfinite * steps:
+        if self._stops and bad > self._max_nonfinite * steps:
             raise RunError(
                 f"stopped at step {step}: {bad:.0f} of the last {steps} environment steps were not "
                 f"finite (max-nonfinite is {self._max_nonfinite:g} of them); {self._kept()}"
@@ -62,17 +66,17 @@ class DivergenceGuard:
         worst = [row.get("skipped_in_a_row", 0) for row in rows]
         diverged = {i for i, count in enumerate(worst) if count >= self._max_skipped}
         step, limit = rows[0]["step"], f"(max-skipped is {self._max_skipped})"
-        if len(diverged) == len(rows):
+        if self._stops and len(diverged) == len(rows):
             raise RunError(
                 f"stopped at step {step}: {min(worst):.0f} gradients in a row of "
                 f"{self._names(diverged)} were not finite {limit}; {self._kept()}"
             )
         if new := diverged - self._reported_diverged:
             self._reported_diverged |= new
+            going = "the sweep goes on" if not self._stops else "training goes on for the others"
             self._report(
                 f"warning: {min(worst[i] for i in new):.0f} gradients in a row of "
-                f"{self._names(new)} were not finite {limit} before step {step}; "
-                "training goes on for the others"
+                f"{self._names(new)} were not finite {limit} before step {step}; {going}"
             )
 
     def _kept(self) -> str:

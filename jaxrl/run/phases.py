@@ -70,9 +70,14 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The stages of a run, in order. A run without phases is one stage without a name."""
+    """The stages of a run, in order. A run without phases is one stage without a name.
+
+    ``begins`` is the number of iterations that were made before, where a run without phases goes on
+    from the states of others.
+    """
 
     stages: tuple[Stage, ...]
+    begins: int = 0
 
     @property
     def total(self) -> int:
@@ -102,9 +107,12 @@ class Plan:
 
     def trained(self) -> tuple[int, int]:
         """Return the steps and gradient steps of all iterations of a member, without warm-ups."""
-        steps = (s.schedule.total * s.trainer.units_per_iteration for s in self.stages)
+        counts = [stage.schedule.total for stage in self.stages]
+        counts[0] -= self.begins
+        trainers = [stage.trainer for stage in self.stages]
+        steps = (n * t.units_per_iteration for n, t in zip(counts, trainers, strict=True))
         gradient_steps = (
-            s.schedule.total * s.trainer.gradient_steps_per_iteration for s in self.stages
+            n * t.gradient_steps_per_iteration for n, t in zip(counts, trainers, strict=True)
         )
         return sum(steps), sum(gradient_steps)
 

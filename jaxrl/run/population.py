@@ -15,30 +15,54 @@ MOST = 2**16  # members of a population; each has rows of its own
 
 
 def population(
-    seeds: Sequence[int] | int, sweep: Mapping[str, Sequence[float]] | None
+    seeds: Sequence[int] | int,
+    sweep: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]] | None,
 ) -> tuple[list[int], list[dict[str, float]]]:
-    """Return the seeds, and the configurations: all combinations of the swept values.
+    """Return the seeds, and the configurations: all combinations of the swept values, or a list.
 
-    ``seeds`` are given, or their number; ``{"gamma": [0.9, 0.99]}`` gives two configurations.
+    ``seeds`` are given, or their number; ``{"gamma": [0.9, 0.99]}`` gives two configurations, and
+    so does ``[{"gamma": 0.9}, {"gamma": 0.99}]``.
 
     Raises:
         UsageError: for seeds that are not integers from 0 to 2**31 - 1, or repeat; for a swept name
-            without values; for more than ``MOST`` members.
+            without values; for configurations of different names; for more than ``MOST`` members.
     """
-    given, swept = _sequence(seeds), dict(sweep or {})
+    given = _sequence(seeds)
+    if sweep is not None and not isinstance(sweep, Mapping):
+        check_count(len(given), len(sweep))
+        return _seeds(given), _listed(sweep)
+    swept = dict(sweep or {})
     for name, values in swept.items():
         if not len(values):
             raise UsageError(f"sweep of {name} has no values; give some, as gamma=0.9,0.99")
     check_count(len(given), math.prod(len(values) for values in swept.values()))
-    listed = [_seed(seed) for seed in given]
-    repeated = [seed for seed, count in Counter(listed).items() if count > 1]
-    if repeated:
-        raise UsageError(f"seeds repeat {repeated[0]}; give every seed once")
     configurations = [
         dict(zip(swept, map(float, values), strict=True))  # they are recorded as JSON
         for values in itertools.product(*swept.values())
     ]
-    return listed, configurations
+    return _seeds(given), configurations
+
+
+def _listed(configurations: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Return configurations that were listed, as they are recorded."""
+    if not len(configurations):
+        raise UsageError("sweep has no configurations; give some, as [{'gamma': 0.9}]")
+    names = list(configurations[0])
+    for each in configurations:
+        if set(each) != set(names):
+            raise UsageError(
+                f"sweep has configurations of {', '.join(names) or 'nothing'} and of "
+                f"{', '.join(each) or 'nothing'}; give all of them the same hyper-parameters"
+            )
+    return [{name: float(each[name]) for name in names} for each in configurations]
+
+
+def _seeds(given: Sequence[int]) -> list[int]:
+    listed = [_seed(seed) for seed in given]
+    repeated = [seed for seed, count in Counter(listed).items() if count > 1]
+    if repeated:
+        raise UsageError(f"seeds repeat {repeated[0]}; give every seed once")
+    return listed
 
 
 def check_count(seeds: int, configurations: int = 1) -> None:

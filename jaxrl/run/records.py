@@ -33,6 +33,7 @@ class Records:
         self.resume = False
         self.bar: ProgressBar | None = None
         self.unsaved: str | None = None  # the reason why the newest checkpoint could not be saved
+        self.extra: dict[str, Any] = {}  # kept in checkpoints beside what all runs have
         self.clock = {"train_seconds": 0.0, "compile_seconds": 0.0, "wall_seconds": 0.0}
         self._writers: list[Writer] = []
 
@@ -132,6 +133,7 @@ class Records:
                 "metrics_bytes": self._metrics.sync(),
                 "timing_bytes": self._timing.sync(),
                 "clock": self.clock,
+                "extra": self.extra,
                 "config": self.folder.config,
             }
             checkpoint.save(self.folder.checkpoints, done, ts, meta)
@@ -170,6 +172,7 @@ class Records:
         lines = (self.folder.path / METRICS).read_text().splitlines()
         self.rows = [json.loads(line) for line in lines]
         self.clock |= meta["clock"]
+        self.extra = meta.get("extra", {})
         self.report(f"resumed at step {step}")
         return restored.state, done, stage
 

@@ -15,18 +15,16 @@ from jaxrl.data.scores import Reference
 from jaxrl.errors import UsageError
 from jaxrl.record.metrics_file import Row
 from jaxrl.record.policy import Policy
-from jaxrl.record.provenance import provenance
 from jaxrl.record.rows import Member
-from jaxrl.require import plain, require, require_choice, require_integer
 from jaxrl.run import devices as placing
-from jaxrl.run.logs import check_writers
+from jaxrl.run.configurations import check_configurations
 from jaxrl.run.memory import check_dataset, check_states, out_of_memory_reported
-from jaxrl.run.phases import Phase, Plan, as_phases, check_one_agent, make_plan
+from jaxrl.run.phases import Phase, as_phases, check_one_agent
 from jaxrl.run.policy_from import PolicyFrom
 from jaxrl.run.population import population
 from jaxrl.run.session import Session
+from jaxrl.run.settings import Settings
 from jaxrl.run.signals import interruptible
-from jaxrl.run.sweep import check_configurations
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Mode, PyTree, TrainState
 
@@ -66,7 +64,7 @@ def run(
     data: PyTree = (),
     reference: Reference | None = None,
     seeds: Sequence[int] | int = 1,
-    sweep: Mapping[str, Sequence[float]] | None = None,
+    sweep: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]] | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
     policy_from: str | Path | None = None,
@@ -94,7 +92,8 @@ def run(
         reference: returns of a random policy and of an expert (``jaxrl.data.scores``); the summary
             then has normalised scores.
         seeds: the seeds, or their number (0, 1, ...).
-        sweep: values of hyper-parameters, by name; every combination is a configuration.
+        sweep: values of hyper-parameters, by name; every combination is a configuration. Or a list
+            of configurations, as ``[{"gamma": 0.9}, {"gamma": 0.99}]``.
         run_dir: the folder of the record; None keeps everything in memory.
         resume: continue the run in ``run_dir`` from its newest intact checkpoint.
         policy_from: the folder of an earlier run, whose policy the agent starts from. Both have the
@@ -124,28 +123,23 @@ def run(
             saved.
         RunError: if training cannot go on, or the last checkpoint could not be saved.
     """
-    positive = {
-        "eval_every": eval_every,
-        "eval_episodes": eval_episodes,
-        "log_every": log_every,
-        "checkpoint_every": checkpoint_every,
-        "max_skipped": max_skipped,
-    }
-    for option, number in positive.items():
-        require_integer(option, number, optional=True)
-    require("max_nonfinite", max_nonfinite, 0, 1)
-    # They are recorded as JSON, which numbers of numpy and JAX are not.
-    eval_every, eval_episodes, log_every, checkpoint_every, max_skipped = map(
-        plain, positive.values()
+    settings = Settings(
+        eval_every,
+        eval_episodes,
+        eval_mode,
+        log_every,
+        checkpoint_every,
+        devices,
+        max_skipped,
+        max_nonfinite,
+        log,
+        quiet,
     )
-    max_nonfinite = plain(max_nonfinite)
-    require_choice("eval_mode", eval_mode, Mode)
     seed_list, configurations = population(seeds, sweep)
     if resume and run_dir is None:
         raise UsageError("resume needs the run-dir of the run to continue")
     if log and run_dir is None:
         raise UsageError(f"log {', '.join(log)} needs a run-dir to write to")
-    check_writers(log)
 
     phases = as_phases(trainer, total_steps)
     trainers = [phase.trainer for phase in phases]
@@ -158,29 +152,17 @@ def run(
     used = placement.members * placement.shards
     check_dataset(data, used)
     memory = [each.check_memory(size, used) for each in trainers]
-    check_states(trainers, size, eval_episodes, used)
+    check_states(trainers, size, settings.eval_episodes, used)
     for each in trainers:
         check_configurations(each, configurations)
     members = [Member(i, c, seed) for i, c in enumerate(configurations) for seed in seed_list]
-    plan = make_plan(phases, eval_every, log_every, checkpoint_every)
+    plan = settings.plan(phases)
     start = None if policy_from is None else PolicyFrom(Path(policy_from), trainers[0], members)
     if start is not None and not resume:  # which finds the policies in its own checkpoint
         start.policies  # noqa: B018
-    config = {
-        **describe(plan),
-        "data": {"checksum": checksum(data)},
-        "reference": None if reference is None else reference._asdict(),
-        "seeds": seed_list,
-        "sweep": configurations if sweep else [],
-        "eval_episodes": int(eval_episodes),
-        "eval_mode": eval_mode,
-        "max_skipped": int(max_skipped),
-        "max_nonfinite": float(max_nonfinite),
-        "log": list(log),
-        **({} if policy_from is None else {"policy_from": str(policy_from)}),
-        "placement": placement.describe(),
-        **provenance(),
-    }
+    config = settings.record(plan, placement, seed_list, configurations, checksum(data), reference)
+    if policy_from is not None:
+        config["policy_from"] = str(policy_from)
     session = Session(plan, placement, config, members, data, quiet, start)
     with (
         session.records.opened(run_dir, resume, log),
@@ -199,23 +181,3 @@ def check_data(trainers: Sequence[Trainer], data: PyTree) -> None:
     readers = [trainer for trainer in trainers if trainer.needs_data]
     for trainer in readers or trainers[:1]:
         trainer.check_data(data)
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """Return the entries of ``config.json`` about trainers and lengths.
-
-    With phases, those of the last one stand for the run, and ``phases`` lists all.
-    """
-    phases = [
-        {"name": stage.name, "steps": stage.steps, **stage.trainer.config()}
-        for stage in plan.stages
-    ]
-    return {
-        **plan.final.config(),
-        **({"phases": phases} if plan.named else {}),
-        "unit": plan.unit,
-        "total_steps": sum(stage.steps for stage in plan.stages),
-        "eval_every": plan.periods("eval_every"),
-        "log_every": plan.periods("log_every"),
-        "checkpoint_every": plan.periods("checkpoint_every"),
-    }

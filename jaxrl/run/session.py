@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -23,6 +24,19 @@ from jaxrl.training.evaluate import EVALUATION_SEED
 from jaxrl.types import Array, Key, PyTree, TrainState
 
 
+@dataclasses.dataclass
+class Within:
+    """What a session that is part of a sweep gets from it.
+
+    ``programs`` holds those of the sweep's earlier sessions, for later ones of the same shapes.
+    ``origin`` returns the states ``[M, ...]`` after ``plan.begins`` iterations that this session
+    goes on from.
+    """
+
+    programs: dict[tuple, Any]
+    origin: Callable[[], TrainState] | None = None
+
+
 class Session:
     """The training of a run. Use inside ``records.opened``.
 
@@ -38,12 +52,15 @@ class Session:
         data: PyTree,
         quiet: bool,
         policy_from: PolicyFrom | None = None,
+        within: Within | None = None,
     ) -> None:
         self.plan, self.config, self.members, self.quiet = plan, config, members, quiet
         mode = config["eval_mode"]
         self.programs = [Programs(stage.trainer, placement, mode) for stage in plan.stages]
         self.records = Records(plan, config, quiet)
-        self.guard = DivergenceGuard(members, config, self.records.report, self.records.saved)
+        report, saved, alone = self.records.report, self.records.saved, within is None
+        self.guard = DivergenceGuard(members, config, report, saved, stops=alone)
+        self.within = within or Within({})
         self.stage = plan.stages[0]
         self._data, self._policy_from = data, policy_from
         self._trained = 0  # steps of all members in this session
@@ -114,12 +131,17 @@ class Session:
                 self.save(ts, done)
                 raise Interrupted(self._stopped(signum, done), signum)
             ts, done = self.advance(compiled, ts, done)
+            ts = self.between(ts, done)
             records.clock["wall_seconds"] = time.monotonic() - began
             if stage.due(done, stage.schedule.checkpoint_every):
                 self.save(ts, done)
                 if records.unsaved:
                     records.warn(f"{records.unsaved}; training goes on")
         return ts, done
+
+    def between(self, ts: TrainState, done: int) -> TrainState:
+        """Return the states that the next chunk begins with, of those that the last one left."""
+        return ts
 
     def _stopped(self, signum: int, done: int) -> str:
         """Return the line about a signal after ``done`` iterations."""
@@ -138,6 +160,8 @@ class Session:
         found = None
         if self.records.folder is not None and self.records.resume:
             found = self.records.restore(self._template)
+        if found is None and self.within.origin is not None:
+            return self.programs[0].put(self.within.origin()), self.plan.begins
         if found is None:
             return self._first_state(), 0
         state, done, self.stage = found
@@ -153,19 +177,31 @@ class Session:
         data, policies = self.data(self.stage), ()
         if self._policy_from is not None:
             policies = self.programs[0].put_policies(self._policy_from.policies)
-        init = jax.jit(self.programs[0].init)
+        init = self._once(("init",), lambda: jax.jit(self.programs[0].init))
         return self._timed(lambda: init(self.sweep, self.keys, data, policies))
 
     def begin(self, stage: Stage, ts: TrainState) -> TrainState:
         """Return the first state of the next stage, from the last one of the stage before."""
         self.stage = stage
-        go_on = jax.jit(self.programs[stage.index].continue_from)
+        go_on = self._once(
+            ("begin", stage.index), lambda: jax.jit(self.programs[stage.index].continue_from)
+        )
         return self._timed(lambda: go_on(self.sweep, ts, self.data(stage)))
 
     def compile(self, ts: TrainState) -> Compiled:
         """Return the compiled programs of the stage's chunks and evaluations."""
         programs, data = self.programs[self.stage.index], self.data(self.stage)
-        return self._timed(lambda: programs.compiled(self.sweep, ts, data, self.eval_keys))
+        return self._once(
+            ("chunk", self.stage.index, len(self.members)),
+            lambda: self._timed(lambda: programs.compiled(self.sweep, ts, data, self.eval_keys)),
+        )
+
+    def _once(self, name: tuple, make: Callable[[], Any]) -> Any:
+        """Return the program of this name, made now unless an earlier session made it."""
+        known = self.within.programs
+        if name not in known:
+            known[name] = make()
+        return known[name]
 
     def _timed(self, prepare: Callable[[], Any]) -> Any:
         """Return what ``prepare`` does; its time counts as that of compiling."""

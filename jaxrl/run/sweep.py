@@ -1,49 +1,156 @@
-"""Sweeps: the checks of all configurations of a run before it begins."""
+"""``sweep``: many configurations x seeds, ranked. Notebooks and scripts call the same function."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from jaxrl import hyper
-from jaxrl.agents import NormalizeObs, ScaleReward
+from jaxrl.data.scores import Reference
 from jaxrl.errors import UsageError
+from jaxrl.require import INT32_MAX, require_integer
+from jaxrl.run.halving import Halving
+from jaxrl.run.legs import Variant
+from jaxrl.run.pbt import PBT
+from jaxrl.run.phases import Phase
+from jaxrl.run.population import population
+from jaxrl.run.settings import Settings
+from jaxrl.run.spaces import Space, grid
+from jaxrl.run.sweep_driver import Driver
+from jaxrl.run.sweep_plans import Course, Plans
 from jaxrl.training.trainer import Trainer
+from jaxrl.types import Mode, PyTree
 
-# The option of scripts that adds a wrapper; a reward scale of 1 adds none.
-WRAPPERS: dict[Any, str] = {
-    NormalizeObs: "--normalize-obs",
-    ScaleReward: "a --reward-scale other than 1",
-}
+Method = Halving | PBT | None
 
 
-def check_configurations(trainer: Trainer, configurations: Sequence[Mapping[str, float]]) -> None:
-    """Raise UsageError unless ``trainer`` can train every configuration."""
-    _check_wrappers(trainer, configurations[0])
-    for configuration in configurations:
-        hyper.replace(trainer, configuration).check()
-    _check_once(trainer, list(configurations[0]))
+@dataclasses.dataclass
+class Sweep:
+    """The result of a sweep; its record is in ``run_dir`` if it had one.
+
+    Attributes:
+        table: a row per configuration (with PBT, per member), the best first.
+        summary: the best configuration, what its score is worth, and what the sweep cost.
+        run_dir: the folder, or None.
+    """
+
+    table: list[dict[str, Any]]
+    summary: dict[str, Any]
+    run_dir: Path | None
+
+    def frame(self) -> Any:
+        """Return the table as a pandas frame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.table)
 
 
-def _check_once(trainer: Trainer, sweep: Sequence[str]) -> None:
-    """Raise UsageError for two names of one hyper-parameter, such as ``critic.a`` and ``a``."""
-    known, seen = hyper.names(trainer), dict[str, str]()
-    for name in sweep:
-        for full in hyper.matches(name, known):
-            if full in seen:
-                raise UsageError(f"{seen[full]} and {name} are one hyper-parameter; sweep it once")
-            seen[full] = name
+def sweep(
+    trainer: Trainer | Sequence[Phase] | Sequence[Variant],
+    total_steps: int | None = None,
+    *,
+    configurations: Mapping[str, Space] | Sequence[Mapping[str, float]],
+    method: Method = None,
+    seeds: Sequence[int] | int = 1,
+    confirm: int = 0,
+    max_parallel: int | None = None,
+    time_one: bool = False,
+    data: PyTree = (),
+    reference: Reference | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    command: Callable[[Variant, Mapping[str, float]], str] | None = None,
+    eval_every: int | None = None,
+    eval_episodes: int = 32,
+    eval_mode: Mode = "greedy",
+    log_every: int | None = None,
+    checkpoint_every: int | None = None,
+    devices: int | None = None,
+    max_skipped: int = 100,
+    log: Sequence[str] = (),
+    quiet: bool = False,
+) -> Sweep:
+    """Train all configurations x seeds, rank the configurations, and keep a record of it.
+
+    The members of one static configuration are one program. A configuration's score is the IQM over
+    its seeds of each seed's mean return in the last two evaluations. Members that diverge count as
+    the lowest; the others train on, and are not changed by them.
+
+    Args:
+        trainer: the trainer of all members, or phases, or variants (static configurations).
+        total_steps: the minimum number of steps; phases and variants have their own.
+        configurations: values of numbers by name. Either spaces, of which all combinations are
+            tried, or a list of configurations, as ``jaxrl.run.spaces.draw`` returns it.
+        method: None trains all to the end; ``Halving`` drops the worst on the way; ``PBT`` changes
+            the values on the way.
+        seeds: the seeds, or their number (0, 1, ...); with PBT that of independent populations.
+        confirm: fresh seeds on which the best configuration is trained again. The score by which
+            it was chosen is the best of many, and so too high; theirs is not.
+        max_parallel: the most members trained at once; default what the compiled program's own
+            memory analysis lets fit.
+        time_one: whether to time one run alone too, over a twentieth of its length.
+        data, reference: as ``run`` takes them, unless there are variants.
+        run_dir: the folder of the record; None keeps everything in memory.
+        resume: continue the sweep in ``run_dir``.
+        command: returns the command line that repeats a configuration, for the record.
+        eval_every: steps between evaluations; default a tenth of the run. Halving evaluates twice
+            in its first rung, and PBT twice in an interval, which cannot be changed.
+        eval_episodes, eval_mode, log_every, checkpoint_every, devices, max_skipped, log, quiet: as
+            ``run`` takes them. Members are spread over devices, and their environments are not.
+
+    Raises:
+        UsageError: for input that cannot work, before anything is compiled or written.
+        Interrupted: after a signal, once the chunk has ended and a checkpoint is saved.
+        RunError: if training cannot go on, or a checkpoint could not be saved.
+    """
+    settings = Settings(
+        eval_every=eval_every,
+        eval_episodes=eval_episodes,
+        eval_mode=eval_mode,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+        devices=devices,
+        max_skipped=max_skipped,
+        log=log,
+        quiet=quiet,
+    )
+    require_integer("confirm", confirm, 0)
+    require_integer("max_parallel", max_parallel, optional=True)
+    if resume and run_dir is None:
+        raise UsageError("resume needs the run-dir of the sweep to continue")
+    if isinstance(configurations, Mapping):
+        configurations = grid(configurations)
+    seed_list, listed = population(seeds, configurations)
+    if max(seed_list) + confirm > INT32_MAX:
+        raise UsageError(
+            f"confirm is {confirm}, and {max(seed_list)} is a seed; fresh seeds are larger than "
+            f"all others, and at most {INT32_MAX}, so give smaller seeds"
+        )
+    plans = Plans(
+        variants=_variants(trainer, total_steps, data, reference),
+        configurations=listed,
+        seeds=seed_list,
+        method=method,
+        confirm=confirm,
+        max_parallel=max_parallel,
+        time_one=time_one,
+        settings=settings,
+        command=command,
+    )
+    folder = None if run_dir is None else Path(run_dir)
+    table, summary = Driver(Course(plans, folder)).run(resume)
+    return Sweep(table, summary, folder)
 
 
-def _check_wrappers(trainer: Trainer, sweep: Iterable[str]) -> None:
-    """Raise UsageError for swept names of wrappers that ``trainer`` does not use."""
-    known = hyper.numbers(trainer)
-    for wrapper, option in WRAPPERS.items():
-        fields = {field.name for field in dataclasses.fields(wrapper)}
-        for name in sweep:
-            if name in fields - known.keys():
-                raise UsageError(
-                    f"{name} is not in use, and so cannot be swept; "
-                    f"wrap the agent in {wrapper.__name__}, or give {option}, first"
-                )
+def _variants(trainer: Any, steps: int | None, data: PyTree, reference: Any) -> list[Variant]:
+    """Return the variants, which may be given as a trainer or as phases."""
+    if isinstance(trainer, Trainer) or not all(isinstance(each, Variant) for each in trainer):
+        return [Variant(trainer, steps, data=data, reference=reference)]
+    variants = list(trainer)
+    if not variants:
+        raise UsageError("the sweep has no variants; give at least one, as Variant(trainer, 10000)")
+    names = [variant.name for variant in variants]
+    if len(set(names)) < len(names):
+        raise UsageError(f"variants {names} repeat a name; give each its own choices")
+    return variants

@@ -1,0 +1,63 @@
+"""Many configurations x seeds of any other script, in one program; the best as a command line.
+
+python experiments/sweep.py ppo --env gymnax/CartPole-v1 --num-seeds 16 \\
+    --grid learning_rate=log:1e-4,1e-2,16
+python experiments/sweep.py sac --env mjx/Hopper-v5 --num-seeds 4 --halving 2 --confirm 8 \\
+    --random 32 actor_learning_rate=log:1e-4,3e-3 gamma=log1m:0.95,0.999
+python experiments/sweep.py ppo --env gymnax/CartPole-v1 --num-seeds 4 --pbt \\
+    --random 16 learning_rate=log:1e-5,1e-1
+python experiments/sweep.py dqn --env gymnax/CartPole-v1 --grid gamma=0.97,0.99 \\
+    --static num-envs=1,8
+
+The first word is the name of a script or the path of a file. Its options follow, and mean what
+they mean there; --run-dir is the folder of the sweep, and --resume continues it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from functools import partial
+from pathlib import Path
+
+from jaxrl import cli, sweep
+from jaxrl.cli import sweeping
+from jaxrl.errors import UsageError
+
+
+def main() -> None:
+    """Train the sweep, and keep a record of it."""
+    name, *words = sys.argv[1:] or [""]
+    asked = {"-h", "--help"} & {name, *words}
+    if asked:
+        print(__doc__)
+        with contextlib.suppress(SystemExit):
+            sweeping.parse_sweep(["--help"])
+    if name.startswith("-") or not name:
+        if asked:
+            return
+        raise UsageError("the script is missing; name it first, as sweep.py ppo --grid gamma=0.9,1")
+    script = sweeping.Script(name, Path(__file__).parent)
+    if asked:
+        script.compose(["--help"])
+    own, others = sweeping.divided(words)
+    options = sweeping.parse_sweep(own)
+    tried, spaces = sweeping.configurations(options)
+    variants, settings = sweeping.variants(script, others, options, tried[0])
+
+    result = sweep(
+        variants,
+        configurations=tried,
+        method=sweeping.method(options, spaces),
+        confirm=options.confirm,
+        max_parallel=options.max_parallel,
+        time_one=options.time_one,
+        command=partial(sweeping.command, script, others),
+        **settings,
+    )
+    if not settings.get("quiet"):
+        print(cli.describe_sweep(result))
+
+
+if __name__ == "__main__":
+    cli.launch(main)

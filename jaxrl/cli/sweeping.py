@@ -1,0 +1,260 @@
+"""The command line of sweeps: which values are tried, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxrl import hyper
+from jaxrl.cli.composing import Script
+from jaxrl.cli.parsing import option_flags, parse_words
+from jaxrl.errors import UsageError, nearest
+from jaxrl.run import PBT, Halving, Range, Values, Variant
+from jaxrl.run.spaces import EXAMPLES, Space, draw, grid
+
+EXAMPLE = "learning_rate=log:1e-4,1e-2,8"
+OWN = {"--run-dir": 1, "--resume": 0, "--quiet": 0}  # options that a sweep's best one repeats not
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions:
+    """Options of a sweep; all others are those of the script, --num-seeds and --run-dir included.
+
+    A value is NAME=V,V,... or NAME=SCALE:LOW,HIGH,COUNT with SCALE linear, log, or log1m (the
+    logarithm of one minus the value, for discounts). Random draws and --explore need no COUNT."""
+
+    grid: tuple[str, ...] = ()
+    """Try all combinations, as in: learning_rate=log:1e-4,1e-2,8 gamma=0.97,0.99"""
+    random: tuple[str, ...] = ()
+    """Try N random draws, as in: 32 learning_rate=log:1e-4,1e-2 entropy_coef=0,0.01"""
+    random_seed: int = 0
+    """Seed of the draws."""
+    static: tuple[str, ...] = ()
+    """Options of the script that compile anew, as in: num-envs=8,16 'hidden-dims=64 64,128 128'"""
+    halving: float | None = None
+    """Successive halving: the best 1 / HALVING go on from each rung to the next."""
+    rungs: int | None = None
+    """The most rungs of halving; fewer have a longer first one, and let more finish."""
+    pbt: bool = False
+    """Population-based training: the configurations are a population, --num-seeds populations."""
+    explore: tuple[str, ...] = ()
+    """Where PBT's values may go, as in: learning_rate=log:1e-5,1e-1; default where they begin."""
+    interval: int | None = None
+    """Steps from one exploit of PBT to the next; default a twentieth of the run."""
+    quantile: float = 0.25
+    """Part of a population that PBT replaces by copies of the best."""
+    factors: tuple[float, float] = (1.2, 0.8)
+    """Factors by which PBT changes the values of copies."""
+    resample: float = 0.25
+    """Chance that PBT draws a copy's value anew instead."""
+    confirm: int = 0
+    """Fresh seeds on which the best is trained again: the score that chose it is biased."""
+    max_parallel: int | None = None
+    """Most runs trained at once; default what fits in memory, by the compiled program."""
+    time_one: bool = False
+    """Time one run alone too, over a twentieth of its length."""
+
+
+def divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words of the sweep's own options, and all others."""
+    known = set(option_flags(SweepOptions()))
+    own: list[str] = []
+    others: list[str] = []
+    target = others
+    for word in words:
+        if word.startswith("--"):
+            name = word.partition("=")[0].replace("_", "-")
+            target = own if name in known else others
+        target.append(word)
+    return own, others
+
+
+def parse_sweep(words: Sequence[str]) -> SweepOptions:
+    """Parse the words of the sweep's own options.
+
+    Raises:
+        UsageError: for anything that cannot be parsed, in one line.
+        SystemExit: after printing ``--help``.
+    """
+    options = parse_words(SweepOptions, SweepOptions(), words)
+    if bool(options.grid) == bool(options.random):
+        both = "both are given" if options.grid else "neither is given"
+        raise UsageError(f"a sweep needs --grid or --random, and {both}; as --grid {EXAMPLE}")
+    if options.random_seed and not options.random:
+        raise UsageError("--random-seed belongs to --random; leave it out of a grid")
+    if options.pbt and options.halving is not None:
+        raise UsageError("--pbt and --halving exclude each other; give one of them")
+    if options.rungs is not None and options.halving is None:
+        raise UsageError("--rungs belongs to --halving; add --halving 2, or leave it out")
+    if not options.pbt:
+        for name in ("explore", "interval", "quantile", "factors", "resample"):
+            if getattr(options, name) != getattr(SweepOptions(), name):
+                raise UsageError(f"--{name} belongs to --pbt; add --pbt, or leave it out")
+    return options
+
+
+def spaces(words: Sequence[str], option: str) -> dict[str, Space]:
+    """Parse ``["learning_rate=log:1e-4,1e-2,8", "gamma=0.97,0.99"]``.
+
+    Raises:
+        UsageError: for words of another form, or a name that is given twice.
+    """
+    found: dict[str, Space] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not (name and equals and text):
+            raise UsageError(f"{option} {word!r} is not NAME=VALUES, as {EXAMPLE}")
+        name = name.replace("-", "_")
+        if name in found:
+            raise UsageError(f"{option} {name} is given twice; once is enough, as {EXAMPLE}")
+        scale, colon, numbers = text.rpartition(":")
+        values = _numbers(numbers, f"{option} {word}")
+        if not colon:
+            found[name] = Values(values)
+            continue
+        if scale not in EXAMPLES:
+            raise UsageError(
+                f"{option} {word}: unknown scale {scale!r}; {nearest(scale, EXAMPLES)}"
+            )
+        count = values[2] if len(values) == 3 else None
+        if len(values) not in (2, 3) or (count is not None and count != int(count)):
+            raise UsageError(
+                f"{option} {word} is not LOW,HIGH or LOW,HIGH,COUNT, as {EXAMPLES[scale]},8"
+            )
+        low, high, *rest = values
+        kind: Any = scale
+        found[name] = Range(low, high, kind, int(rest[0]) if rest else None)
+    return found
+
+
+def _numbers(text: str, shown: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(each) for each in text.split(","))
+    except ValueError:
+        raise UsageError(f"{shown} is not a list of numbers, as {EXAMPLE}") from None
+
+
+def configurations(options: SweepOptions) -> tuple[list[dict[str, float]], dict[str, Space]]:
+    """Return the configurations that are tried, and the spaces that they come from.
+
+    Raises:
+        UsageError: for words that describe none.
+    """
+    if options.grid:
+        found = spaces(options.grid, "--grid")
+        return grid(found), found
+    count, *words = options.random
+    if not count.isdecimal() or not words:
+        raise UsageError(
+            f"--random {' '.join(options.random)} is not a number and what to draw, as "
+            "--random 32 learning_rate=log:1e-4,1e-2"
+        )
+    found = spaces(words, "--random")
+    return draw(found, int(count), options.random_seed), found
+
+
+def method(options: SweepOptions, found: Mapping[str, Space]) -> Halving | PBT | None:
+    """Return the method that the options ask for; ``found`` are the spaces of the first values."""
+    if options.halving is not None:
+        return Halving(options.halving, options.rungs)
+    if not options.pbt:
+        return None
+    return PBT(
+        spaces={**found, **spaces(options.explore, "--explore")},
+        interval=options.interval,
+        quantile=options.quantile,
+        factors=options.factors,
+        resample=options.resample,
+    )
+
+
+def static_choices(words: Sequence[str]) -> list[dict[str, str]]:
+    """Return all combinations of ``["num-envs=8,16"]``, as ``[{"num-envs": "8"}, ...]``.
+
+    Raises:
+        UsageError: for words of another form.
+    """
+    found: dict[str, list[str]] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not (name and equals and text):
+            raise UsageError(f"--static {word!r} is not NAME=VALUES, as num-envs=8,16")
+        found[name.removeprefix("--").replace("_", "-")] = text.split(",")
+    return [dict(zip(found, each, strict=True)) for each in itertools.product(*found.values())]
+
+
+def static_words(choices: Mapping[str, str]) -> list[str]:
+    """Return static choices as options of a script; ``True`` and ``False`` are switches."""
+    words = []
+    for name, value in choices.items():
+        before, dot, last = name.rpartition(".")
+        if value in ("True", "False"):
+            words.append(f"--{before}{dot}{'' if value == 'True' else 'no-'}{last}")
+        else:
+            words += [f"--{name}", *value.split()]
+    return words
+
+
+def variants(
+    script: Script, words: Sequence[str], options: SweepOptions, tried: Mapping[str, float]
+) -> tuple[list[Variant], dict[str, Any]]:
+    """Return the variants that a script composes, and the other arguments that it gives ``run``.
+
+    ``tried`` is one of the configurations.
+
+    Raises:
+        UsageError: for what the script refuses, or swept names that are no numbers of its agent.
+    """
+    found: list[Variant] = []
+    others: dict[str, Any] = {}
+    for choices in static_choices(options.static):
+        arguments = script.compose([*words, *static_words(choices)])
+        trainer = arguments.pop("trainer")
+        last = trainer if hasattr(trainer, "agent") else trainer[-1].trainer
+        _check_names(last, tried)
+        found.append(
+            Variant(
+                trainer,
+                arguments.pop("total_steps", None),
+                choices,
+                arguments.pop("data", ()),
+                arguments.pop("reference", None),
+                arguments.pop("policy_from", None),
+            )
+        )
+        others = others or arguments
+    others.pop("max_nonfinite", None)
+    return found, others
+
+
+def _check_names(trainer: Any, tried: Mapping[str, float]) -> None:
+    for name, value in tried.items():
+        try:
+            hyper.replace(trainer, {name: value})
+        except UsageError as error:
+            if "is static" in str(error):
+                text = f"{name} is static: each value compiles anew"
+            else:
+                text = f"{error}; an option that is static"
+            raise UsageError(f"{text}, and is swept as --static {name}=...") from None
+
+
+def command(
+    script: Script, words: Sequence[str], variant: Variant, configuration: Mapping[str, float]
+) -> str:
+    """Return the command line that trains a configuration by itself, in a folder of its own."""
+    kept, skipped = [], 0
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name.replace("_", "-") in OWN:
+            skipped = 0 if equals else OWN[name.replace("_", "-")]
+        elif skipped:
+            skipped -= 1
+        else:
+            kept.append(word)
+    values = [f"--{name.replace('_', '-')}={value!r}" for name, value in configuration.items()]
+    path = script.path if not script.path.is_absolute() else "/".join(script.path.parts[-2:])
+    return shlex.join(["python", str(path), *kept, *static_words(variant.choices), *values])

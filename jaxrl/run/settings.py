@@ -1,0 +1,100 @@
+"""The settings of a run that have nothing to do with what it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxrl.data.scores import Reference
+from jaxrl.record.provenance import provenance
+from jaxrl.require import plain, require, require_choice, require_integer
+from jaxrl.run.devices import Placement
+from jaxrl.run.logs import check_writers
+from jaxrl.run.phases import Phase, Plan, make_plan
+from jaxrl.types import Mode
+
+INTEGERS = ("eval_every", "eval_episodes", "log_every", "checkpoint_every", "max_skipped")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Evaluation, logging, checkpoints, devices and limits, as the arguments of ``run``.
+
+    Raises:
+        UsageError: for a value that cannot work.
+    """
+
+    eval_every: int | None = None
+    eval_episodes: int = 32
+    eval_mode: Mode = "greedy"
+    log_every: int | None = None
+    checkpoint_every: int | None = None
+    devices: int | None = None
+    max_skipped: int = 100
+    max_nonfinite: float = 0.5
+    log: Sequence[str] = ()
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for name in INTEGERS:
+            require_integer(name, getattr(self, name), optional=True)
+        require("max_nonfinite", self.max_nonfinite, 0, 1)
+        require_choice("eval_mode", self.eval_mode, Mode)
+        check_writers(self.log)
+        # They are recorded as JSON, which numbers of numpy and JAX are not.
+        for name in (*INTEGERS, "max_nonfinite"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+
+    def plan(self, phases: Sequence[Phase]) -> Plan:
+        """Return the plan of a run of these phases.
+
+        Raises:
+            UsageError: for phases that are too short.
+        """
+        return make_plan(phases, self.eval_every, self.log_every, self.checkpoint_every)
+
+    def record(
+        self,
+        plan: Plan,
+        placement: Placement,
+        seeds: Sequence[int],
+        configurations: Sequence[Mapping[str, float]],
+        checksum: str | None,
+        reference: Reference | None,
+    ) -> dict[str, Any]:
+        """Return the content of ``config.json`` of a run of ``plan``."""
+        return {
+            **describe(plan),
+            "data": {"checksum": checksum},
+            "reference": None if reference is None else reference._asdict(),
+            "seeds": list(seeds),
+            "sweep": [dict(each) for each in configurations if each],
+            "eval_episodes": int(self.eval_episodes),
+            "eval_mode": self.eval_mode,
+            "max_skipped": int(self.max_skipped),
+            "max_nonfinite": float(self.max_nonfinite),
+            "log": list(self.log),
+            "placement": placement.describe(),
+            **provenance(),
+        }
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Return the entries of ``config.json`` about trainers and lengths.
+
+    With phases, those of the last one stand for the run, and ``phases`` lists all.
+    """
+    phases = [
+        {"name": stage.name, "steps": stage.steps, **stage.trainer.config()}
+        for stage in plan.stages
+    ]
+    return {
+        **plan.final.config(),
+        **({"phases": phases} if plan.named else {}),
+        "unit": plan.unit,
+        "total_steps": sum(stage.steps for stage in plan.stages),
+        "eval_every": plan.periods("eval_every"),
+        "log_every": plan.periods("log_every"),
+        "checkpoint_every": plan.periods("checkpoint_every"),
+    }

@@ -1,0 +1,212 @@
+"""The course of a sweep: what is trained when, and what follows from how it ended."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl._output import Lasting, one_line
+from jaxrl.errors import Interrupted, UsageError
+from jaxrl.record.folder import RunFolder, write_json
+from jaxrl.run import devices as placing
+from jaxrl.run import sweep_results as results
+from jaxrl.run.halving import climb, highest
+from jaxrl.run.lanes import Lane
+from jaxrl.run.legs import Leg, Outcome, divide
+from jaxrl.run.pbt import PBT, PBTSession, schedule
+from jaxrl.run.ranking import configuration_score, rank_key
+from jaxrl.run.signals import interruptible
+from jaxrl.run.sweep_plans import Course, population_too_large
+
+SIZES = "sizes.json"
+
+
+class Driver:
+    """The training of a sweep, from its first leg to its results."""
+
+    def __init__(self, course: Course) -> None:
+        self.course, self.plans, self.folder = course, course.plans, course.folder
+        self.lanes, self.ladder, self.ends = course.lanes, course.ladder, course.ends
+        self.bar, self.intervals, self.outcomes = course.bar, course.intervals, course.outcomes
+
+    def run(self, resume: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Train everything that is not trained yet; return the table and the summary."""
+        with ExitStack() as stack:
+            if self.folder is not None:
+                opened = RunFolder(self.folder, self.course.config(), resume, self.report)
+                stack.callback(opened.close)
+                if resume:
+                    opened.write_config()
+            stack.callback(self.bar.close)
+            self.interrupted = stack.enter_context(interruptible())
+            self.sizes = [self._size(v, lane) for v, lane in enumerate(self.lanes)]
+            self._check_sizes()
+            pbt = isinstance(self.plans.method, PBT)
+            table, best = self._populations() if pbt else self._rungs()
+            confirmed = self._confirm(best) if self.plans.confirm else None
+            self.bar.close()
+            alone = self._time_one(best) if self.plans.time_one else None
+            summary = results.summarise(self.course, table, best, confirmed, alone)
+            if self.folder is not None:
+                results.write(self.course, table, summary, self.report)
+        return table, summary
+
+    def report(self, text: str) -> None:
+        """Show the user a line; a quiet sweep shows only warnings."""
+        if not self.plans.settings.quiet or text.startswith("warning"):
+            print(one_line(text), file=Lasting(sys.stderr))
+
+    def _size(self, v: int, lane: Lane) -> int:
+        """Return the members of a lane that train at once, as it was decided when it began."""
+        path = None if self.folder is None else self.folder / SIZES
+        known = json.loads(path.read_text()) if path is not None and path.exists() else {}
+        if str(v) in known:
+            return int(known[str(v)])
+        plans = self.plans
+        wanted = len(plans.configurations) * len(plans.seeds)
+        if plans.max_parallel is not None:
+            size, line = min(wanted, plans.max_parallel), ""
+        else:
+            size, line = lane.most_members(wanted)
+        if path is not None:
+            write_json(path, known | {str(v): size})
+        if size < wanted:
+            line = line or f"max-parallel is {size}"
+            self.report(f"{wanted} members train in parts of at most {size} ({line})")
+        return size
+
+    def _check_sizes(self) -> None:
+        count = len(self.plans.configurations)
+        if isinstance(self.plans.method, PBT) and min(self.sizes) < count:
+            raise UsageError(population_too_large(count, min(self.sizes)))
+        steps = [
+            sum(
+                rung.keep * (end - begin)
+                for rung, begin, end in zip(self.ladder, [0, *ends], ends, strict=False)
+            )
+            * lane.full.stages[-1].trainer.units_per_iteration
+            for lane, ends in zip(self.lanes, self.ends, strict=True)
+        ]
+        each = sum(steps) / len(steps)
+        again = self.plans.confirm * self.lanes[0].full.position(self.lanes[0].full.total).step
+        self.bar.total = round(each * len(self.plans.seeds)) + again
+
+    def _leg(self, lane: Lane, name: str, part: tuple, begins: int, ends: int) -> Leg:
+        slug = re.sub(r"[^\w=.-]+", "-", lane.variant.name)
+        configurations, seeds = part
+        return Leg("_".join(filter(None, (slug, name))), configurations, seeds, begins, ends)
+
+    def _train(self, lane: Lane, leg: Leg, **options: Any) -> Outcome:
+        try:
+            return lane.train(leg, self.interrupted, **options)
+        except Interrupted as error:
+            again = "" if self.folder is None else "; continue it with --resume"
+            raise Interrupted(f"{error} of part {leg.name}{again}", error.signum) from None
+
+    def _rungs(self) -> tuple[list[dict[str, Any]], results.Best]:
+        """Train the rungs of a ladder; a grid is one rung."""
+        candidates = self.plans.candidates
+        before: list[list[Leg]] = [[] for _ in self.lanes]
+
+        def train(k: int, alive: list[int]) -> tuple[list[tuple[float, float]], dict]:
+            found: dict[int, results.Trained] = {}
+            for v, lane in enumerate(self.lanes):
+                own = [candidates[i][1] for i in alive if candidates[i][0] == v]
+                if not own:
+                    continue
+                begins, ends = self.ends[v][k - 1] if k else 0, self.ends[v][k]
+                rung = f"rung{k}-" if len(self.ladder) > 1 else ""
+                parts = divide(own, self.plans.seeds, self.sizes[v])
+                legs = [
+                    self._leg(lane, f"{rung}part{j}", part, begins, ends)
+                    for j, part in enumerate(parts)
+                ]
+                outcomes, goes_on = [], k + 1 < len(self.ladder)
+                for leg in legs:
+                    gather = partial(lane.gather, before[v], leg.members) if k else None
+                    outcomes.append(self._train(lane, leg, origin=gather, keep=goes_on))
+                lane.forget(before[v])
+                before[v] = legs
+                for c in own:
+                    members = results.of_configuration(outcomes, c)
+                    found[candidates.index((v, c))] = members
+                self.outcomes += [(v, each) for each in outcomes]
+            return [rank_key(configuration_score(found[i].scores)) for i in alive], found
+
+        rungs = climb(self.ladder, train)
+        table = results.table_of_rungs(self.course, rungs)
+        alive, scores, found = rungs[-1]
+        (winner,) = highest(scores, 1)
+        v, c = candidates[alive[winner]]
+        trained: results.Trained = found[alive[winner]]
+        return table, results.Best(v, self.plans.configurations[c], c, trained, None)
+
+    def _populations(self) -> tuple[list[dict[str, Any]], results.Best]:
+        """Train the populations of PBT."""
+        plans, count = self.plans, len(self.plans.configurations)
+        assert isinstance(plans.method, PBT)
+        for v, lane in enumerate(self.lanes):
+            session = partial(PBTSession, pbt=plans.method, interval=self.intervals[v])
+            for j, part in enumerate(divide([0], plans.seeds, self.sizes[v] // count)):
+                every = list(range(count)), part[1]
+                leg = self._leg(lane, f"part{j}", every, 0, lane.full.total)
+                self.outcomes.append((v, self._train(lane, leg, session=session)))
+        return results.table_of_populations(self.course)
+
+    def _confirm(self, best: results.Best) -> Outcome:
+        """Train the best configuration, or schedule, on seeds that did not choose it."""
+        plans, lane = self.plans, self.lanes[best.variant]
+        first = max(plans.seeds) + 1
+        fresh = list(range(first, first + plans.confirm))
+        if best.member is None:
+            leg = self._leg(
+                lane, "confirm", ([best.configuration_index], fresh), 0, lane.full.total
+            )
+            return self._train(lane, leg)
+        lineage, slot, population = best.member
+        found = schedule(lineage, plans.configurations, slot, population)
+        session = partial(
+            PBTSession,
+            pbt=None,
+            interval=self.intervals[best.variant],
+            decisions=found.decisions(len(fresh)),
+        )
+        leg = self._leg(lane, "confirm", ([found.slot], fresh), 0, lane.full.total)
+        return self._train(lane, leg, session=session)
+
+    def _time_one(self, best: results.Best) -> dict[str, float]:
+        """Time the best configuration alone over a twentieth of a run; return seconds of a run."""
+        lane = self.lanes[best.variant]
+        stage = lane.full.stages[-1]
+        programs = placing.Programs(stage.trainer, placing.Placement(), lane.settings.eval_mode)
+        sweep = {name: jnp.array([x], jnp.float32) for name, x in best.configuration.items()}
+        data = programs.put_data(lane.variant.data if stage.trainer.needs_data else ())
+        keys = jax.random.key(self.plans.seeds[0])[None]
+        episodes = jax.random.split(jax.random.key(0), lane.settings.eval_episodes)
+        began = time.monotonic()
+        ts = jax.jit(programs.init)(sweep, keys, data)
+        compiled = programs.compiled(sweep, ts, data, episodes)
+        assert compiled.evaluate is not None
+        ts, _ = jax.block_until_ready(compiled.chunk(sweep, ts, data, jnp.int32(1), jnp.int32(0)))
+        compiling = time.monotonic() - began
+
+        total = stage.schedule.total
+        count = max(min(total - 1, max(total // 20, 10)), 1)
+        began = time.monotonic()
+        ts, _ = jax.block_until_ready(
+            compiled.chunk(sweep, ts, data, jnp.int32(count), jnp.int32(1))
+        )
+        training = (time.monotonic() - began) / count * total
+        began = time.monotonic()
+        jax.block_until_ready(compiled.evaluate(sweep, ts, episodes))
+        evaluations = 1 + -(-total // stage.schedule.eval_every)
+        training += evaluations * (time.monotonic() - began)
+        return {"compile_seconds": round(compiling, 2), "train_seconds": round(training, 2)}

@@ -1,0 +1,493 @@
+"""Sweeps: what they train, what they say, and that killing them loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from shared import EXPERIMENTS, assert_same_bits, plain, run_script, script_module, trainer_of
+
+from jaxrl import (
+    PBT,
+    Halving,
+    Range,
+    UsageError,
+    Values,
+    Variant,
+    load_policy,
+    run,
+    sweep,
+)
+from jaxrl.cli import sweeping
+from jaxrl.record import checkpoint
+from jaxrl.run import lanes, memory, sizing, summary
+from jaxrl.run import pbt as populations
+from jaxrl.run.lanes import Lane
+from jaxrl.run.legs import Leg, Outcome
+from jaxrl.run.session import Session
+from jaxrl.run.settings import Settings
+from jaxrl.run.sweep_bar import SweepBar
+
+pytestmark = pytest.mark.usefixtures("shared_programs", "without_curves")
+
+STEPS = 16 * 32  # sixteen iterations
+SMALL = {"eval_episodes": 2, "checkpoint_every": 128, "devices": 1, "quiet": True}
+RATES = Range(1e-3, 1e-1, "log", 4)
+
+
+TINY = """--env gymnax/CartPole-v1 --num-envs 4 --num-steps 8 --policy.hidden-dims 8
+    --critic.hidden-dims 8 --num-minibatches 2 --update-epochs 1 --total-steps 512 --devices 1
+    --eval-episodes 2 --num-seeds 2 --quiet"""
+
+
+@functools.cache
+def tiny(envs=4):
+    """PPO with networks of 8, as its script composes it."""
+    return trainer_of("ppo", f"{TINY} --num-envs {envs} --num-steps {32 // envs}")
+
+
+def swept(folder, method=None, **options):
+    """A sweep of four learning rates x two seeds, in ``folder``."""
+    options = SMALL | {"seeds": 2, "max_parallel": 4} | options
+    values = options.pop("values", {"learning_rate": RATES})
+    return sweep(tiny(), STEPS, configurations=values, method=method, run_dir=folder, **options)
+
+
+def population(**options):
+    options = {"interval": 128, "resample": 0.5, "quantile": 0.5} | options
+    return PBT({"learning_rate": RATES}, **options)
+
+
+METHODS = {"grid": None, "halving": Halving(2), "pbt": population()}
+BEGIN = {"grid": RATES, "halving": RATES, "pbt": Values((1e-3, 1e-2))}  # a population is whole
+
+
+@pytest.fixture(scope="module")
+def without_curves():
+    """Parts draw no pictures of their own, which takes longer than training them."""
+    with mock.patch.object(summary, "plot_run"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Sweeps that nothing disturbed, by the name of their method."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    return {
+        name: swept(folder / name, method, values={"learning_rate": BEGIN[name]}, confirm=2)
+        for name, method in METHODS.items()
+    }
+
+
+# --- what is trained, and said
+
+
+def rows_of(part):
+    return [json.loads(line) for line in (part / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_state(folder):
+    """The last states of a sweep that is one part, by their paths."""
+    return checkpoint.restore(folder / "parts" / "part0" / "checkpoints", None).state
+
+
+def test_a_grid_is_trained_in_parts_and_ranked(finished):
+    result = finished["grid"]
+    parts = sorted(path.name for path in (result.run_dir / "parts").iterdir())
+    assert parts == ["confirm", "part0", "part1"]
+    assert sorted(row["learning_rate"] for row in result.table) == RATES.grid()
+    scores = {}
+    for part in ("part0", "part1"):
+        rows = rows_of(result.run_dir / "parts" / part)
+        played = [row for row in rows if row["kind"] == "eval"][-8:]
+        for row in played:
+            at = scores.setdefault(row["sweep"]["learning_rate"], {})
+            at.setdefault(row["seed"], []).append(row["episode_return"])
+    for row in result.table:
+        of_seeds = [np.mean(scores[row["learning_rate"]][seed]) for seed in (0, 1)]
+        assert row["scores"] == pytest.approx(of_seeds)
+        assert row["score"] == pytest.approx(np.mean(of_seeds))
+        assert (row["seeds"], row["diverged"], row["steps"]) == (2, 0, STEPS)
+    ranked = [row["score"] for row in result.table]
+    assert ranked == sorted(ranked, reverse=True)
+
+    best = result.summary["best"]
+    assert best["row"]["rank"] == 1 and best["candidates"] == 4
+    assert best["confirmed"]["seeds"] == [2, 3] and len(best["confirmed"]["per_seed"]) == 2
+    cost = result.summary["cost"]
+    assert (cost["members"], cost["legs"], cost["programs"]) == (8, 3, 2)
+    assert cost["share_of_grid"] == 1.0 and 0 < cost["train_seconds"] < cost["wall_seconds"]
+    table = list(csv.DictReader((result.run_dir / "table.csv").open()))
+    assert [float(row["learning_rate"]) for row in table] == [
+        row["learning_rate"] for row in result.table
+    ]
+    assert (result.run_dir / "heat_map.png").stat().st_size > 5_000
+    assert json.loads((result.run_dir / "summary.json").read_text()) == result.summary
+    # A part is a run like any other.
+    policy = load_policy(result.run_dir / "parts" / "part1", seed=1, config=1)
+    assert policy.agent.learning_rate == pytest.approx(0.1) and policy(jnp.zeros(4)).shape == ()
+
+
+def test_halving_trains_the_best_half_on_with_the_schedule_of_the_whole_run(finished):
+    result = finished["halving"]
+    folder = result.run_dir / "parts"
+    alive = {
+        rung: {
+            row["sweep"]["learning_rate"]
+            for part in sorted(folder.glob(f"{rung}-*"))
+            for row in rows_of(part)
+        }
+        for rung in ("rung0", "rung1", "rung2")
+    }
+    assert [len(rates) for rates in alive.values()] == [4, 2, 1]
+    assert alive["rung2"] < alive["rung1"] < alive["rung0"] == set(RATES.grid())
+    steps = {rung: {row["step"] for part in folder.glob(f"{rung}-*") for row in rows_of(part)}
+             for rung in alive}  # fmt: skip
+    assert max(steps["rung0"]) == STEPS / 4 < min(steps["rung1"])  # it goes on, and not anew
+    assert max(steps["rung1"]) == STEPS / 2 < min(steps["rung2"]) and max(steps["rung2"]) == STEPS
+    for part in folder.iterdir():
+        config = json.loads((part / "config.json").read_text())
+        assert config["agent"]["lr_decay_steps"] == 16.0
+    assert [row["rung"] for row in result.table] == [2, 1, 0, 0]
+    assert result.summary["cost"]["share_of_grid"] == pytest.approx((4 / 4 + 2 / 4 + 1 / 2) / 4)
+    kept = checkpoint.restore(folder / "rung2-part0" / "checkpoints", None).state
+    assert kept["iterations"].tolist() == [16, 16]
+
+
+def test_survivors_go_on_with_the_states_they_had(tmp_path):
+    """With all kept, two rungs are the whole run: the same program, cut at another place."""
+    whole = run(tiny(), STEPS, seeds=2, sweep={"learning_rate": [1e-3, 1e-2]}, **SMALL)
+    lane = lane_of(tmp_path, [1e-3, 1e-2])
+    first = populations_leg("a", [0, 1], 0, 8)
+    second = populations_leg("b", [1, 0], 8, 16)  # in another order
+    lane.train(first, lambda: None)
+    lane.train(second, lambda: None, origin=lambda: lane.gather([first], second.members))
+    kept = lane.states(second, [2, 3, 0, 1])
+    assert_same_bits(kept, whole.state)
+
+
+def lane_of(folder, rates):
+    settings = Settings(**SMALL, eval_every=128)
+    configurations = [{"learning_rate": rate} for rate in rates]
+    lane = Lane(Variant(tiny(), STEPS), configurations, settings, folder, SweepBar("", True))
+    lane.check([0, 1])
+    return lane
+
+
+def populations_leg(name, configurations, begins, ends):
+    return Leg(name, configurations, [0, 1], begins, ends)
+
+
+@pytest.mark.parametrize("eta", [2, 3, 8])
+def test_halving_over_static_choices_finds_the_best_of_all(monkeypatch, eta):
+    """With known scores, and without training: one ladder for the candidates of all variants."""
+    goal, trained = {"4": 2.2, "8": 2.7}, []
+
+    def train(lane, leg, interrupted, origin=None, keep=False):
+        rates = [lane.configurations[c]["learning_rate"] for c, _ in leg.members]
+        scores = -((np.array(rates) * 100 - goal[lane.variant.choices["num-envs"]]) ** 2)
+        trained.append((leg.begins, leg.ends, len(leg.members)))
+        assert (origin is None) == (leg.begins == 0)
+        times = dict.fromkeys(("compile_seconds", "train_seconds", "wall_seconds"), 1.0)
+        return Outcome(leg, scores, scores, scores > 0, times, [], [{}] * len(scores))
+
+    monkeypatch.setattr(Lane, "train", train)
+    variants = [Variant(tiny(envs), STEPS, {"num-envs": str(envs)}) for envs in (4, 8)]
+    values = {"learning_rate": Values(tuple(i / 100 for i in range(1, 9)))}
+    options = SMALL | {"seeds": 2, "max_parallel": 6}
+    result = sweep(variants, configurations=values, method=Halving(eta), **options)
+    best = result.table[0]
+    assert (best["num-envs"], best["learning_rate"]) == ("4", 0.02)  # 0.2 from its goal
+    assert len(result.table) == 16 and max(size for *_, size in trained) <= 6
+    ladder = Halving(eta).ladder(16)
+    for rung, end in zip(ladder, sorted({end for _, end, _ in trained}), strict=True):
+        assert sum(size for _, e, size in trained if e == end) == 2 * rung.keep
+        assert end == int(np.ceil(16 * rung.share - 1e-9))
+    with pytest.raises(UsageError, match="variants .* repeat a name"):
+        sweep([variants[0]] * 2, configurations=values, **options)
+
+
+def test_what_does_not_fit_in_memory_is_trained_in_parts(tmp_path, monkeypatch, capsys):
+    needed = {}
+    monkeypatch.setattr(sizing, "free_over", lambda devices: needed["free"])
+
+    def analysed(*args, original=sizing.analysed):
+        compiled, size = original(*args)
+        assert size > 1000
+        return compiled, 100 * args[2]
+
+    monkeypatch.setattr(lanes, "analysed", analysed)
+    monkeypatch.setattr(memory, "free_over", lambda devices: None)
+    needed["free"] = 300  # of which 0.8 may be taken: two members of 100
+    values = {"learning_rate": Values((1e-3, 1e-2))}
+    result = sweep(tiny(), 64, configurations=values, seeds=2, run_dir=tmp_path / "a",
+                   **SMALL | {"quiet": False})  # fmt: skip
+    assert (
+        "4 members train in parts of at most 2 (2 members at once need" in capsys.readouterr().err
+    )
+    assert result.summary["cost"]["legs"] == 2
+    assert json.loads((tmp_path / "a" / "sizes.json").read_text()) == {"0": 2}
+    needed["free"] = 10_000  # a resumed sweep has the parts that it had
+    again = sweep(tiny(), 64, configurations=values, seeds=2, run_dir=tmp_path / "a", resume=True,
+                  **SMALL)  # fmt: skip
+    assert again.table == result.table
+
+
+# --- members that diverge
+
+
+def test_a_member_that_diverges_is_marked_and_leaves_the_others_as_they_are(tmp_path, capsys):
+    options = {"max_skipped": 4}
+    lost = swept(tmp_path / "a", values={"learning_rate": Values((1e-2, 1e30))}, **options)
+    warned = capsys.readouterr().err
+    assert "learning_rate=1e+30" in warned and "the sweep goes on" in warned
+    well = swept(tmp_path / "b", values={"learning_rate": Values((1e-2, 1e-3))}, **options)
+    states = [last_state(folder) for folder in (tmp_path / "a", tmp_path / "b")]
+    for name, first in states[0].items():
+        np.testing.assert_array_equal(plain(first)[:2], plain(states[1][name])[:2], err_msg=name)
+    assert [row["diverged"] for row in lost.table] == [0, 2]
+    assert lost.table[1]["score"] == -np.inf and lost.table[0]["learning_rate"] == 1e-2
+    assert well.table[0]["diverged"] == well.table[1]["diverged"] == 0
+    table = list(csv.DictReader((tmp_path / "a" / "table.csv").open()))
+    assert table[1]["score"] == "" and table[1]["diverged"] == "2"
+    only = swept(tmp_path / "c", values={"learning_rate": Values((1e30, 2e30))}, **options)
+    assert [row["diverged"] for row in only.table] == [2, 2]  # and the sweep ended
+
+
+# --- populations
+
+
+def test_without_a_quantile_a_population_is_independent_runs_bit_for_bit(tmp_path, monkeypatch):
+    values = {"learning_rate": BEGIN["pbt"]}
+    swept(tmp_path / "a", population(quantile=0.0), values=values)
+    # The keys of a population's members are their own; those of a grid's are its seeds'.
+    monkeypatch.setattr(Session, "keys", populations.PBTSession.keys)
+    swept(tmp_path / "b", eval_every=64, values=values)
+    assert_same_bits(*map(last_state, (tmp_path / "a", tmp_path / "b")))
+    rows = [rows_of(tmp_path / name / "parts" / "part0") for name in ("a", "b")]
+    assert rows[0] == rows[1]
+
+
+def test_a_population_copies_whole_members_and_says_so(finished):
+    result = finished["pbt"]
+    (lineage,) = json.loads((result.run_dir / "lineage.json").read_text()).values()
+    assert [each["step"] for each in lineage] == [128, 256, 384]
+    copied = [np.argwhere(np.array(each["parents"]) != np.arange(2)[:, None]) for each in lineage]
+    assert any(len(each) for each in copied)
+    rows = rows_of(result.run_dir / "parts" / "part0")
+    for each, after in zip(lineage, (256, 384, 512), strict=True):
+        played = [row for row in rows if row["kind"] == "eval" and row["step"] == after]
+        rates = [row["sweep"]["learning_rate"] for row in played]
+        assert rates == np.ravel(each["values"]["learning_rate"]).tolist()
+    # Of the last interval, the best is as good as its score says, in its own population.
+    assert len(result.table) == 4 and {row["population"] for row in result.table} == {0, 1}
+    assert len(result.summary["best"]["populations"]["per_seed"]) == 2
+    steps = [each["step"] for each in result.summary["best"]["schedule"]]
+    assert steps == [0, 128, 256, 384]
+    assert result.summary["best"]["confirmed"]["seeds"] == [2, 3]
+
+
+def test_the_lineage_replays_to_the_same_parameters(finished, tmp_path, monkeypatch):
+    (lineage,) = json.loads((finished["pbt"].run_dir / "lineage.json").read_text()).values()
+    decisions = populations.decisions_of(lineage)
+
+    def replay(self, done, scores):
+        return decisions[done]
+
+    monkeypatch.setattr(populations.PBTSession, "_decide", replay)
+    swept(tmp_path / "b", population(seed=7), values={"learning_rate": BEGIN["pbt"]})
+    assert_same_bits(*map(last_state, (finished["pbt"].run_dir, tmp_path / "b")))
+    assert sorted(decisions) == [4, 8, 12]
+
+
+# --- killed and resumed
+
+
+class Killed(BaseException):
+    """A kill, as the process that is killed sees it."""
+
+
+def contents(folder):
+    """All that a sweep's folder says, without times."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.name in ("metrics.jsonl", "table.csv", "lineage.json", "sizes.json"):
+            found[name] = path.read_bytes()
+        if path.parent.name == "checkpoints":
+            state = checkpoint.restore(path.parent, None, int(path.name)).state
+            found[name] = {leaf: plain(array).tobytes() for leaf, array in state.items()}
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    return found | {"best": json.dumps(best)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_killed_at_random_moments_and_resumed_it_is_the_same_sweep(
+    finished, tmp_path, monkeypatch, name
+):
+    """Inside of chunks, behind them, and between legs, again and again."""
+    rng, alive = random.Random(name), {"left": 0}
+
+    def dying(original):
+        def call(*args, **options):
+            alive["left"] -= 1
+            if alive["left"] == 0:
+                raise Killed
+            return original(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(Session, "advance", dying(Session.advance))
+    monkeypatch.setattr(Session, "save", dying(Session.save))
+    monkeypatch.setattr(Lane, "train", dying(Lane.train))
+    deaths = 0
+    while True:
+        alive["left"] = rng.randint(3, 24)
+        resume = (tmp_path / "a" / "config.json").exists()
+        try:
+            values = {"learning_rate": BEGIN[name]}
+            swept(tmp_path / "a", METHODS[name], values=values, confirm=2, resume=resume)
+            break
+        except Killed:
+            deaths += 1
+    assert deaths > 1
+    assert contents(tmp_path / "a") == contents(finished[name].run_dir)
+
+
+@pytest.mark.slow
+def test_processes_killed_for_good_at_random_moments_lose_nothing(tmp_path):
+    """What the test above does with exceptions, SIGKILL does to processes."""
+    words = f"ppo {TINY} {GRID} --halving 2 --max-parallel 4 --total-steps 96000"
+
+    def start(folder, resume):
+        script = str(EXPERIMENTS / "sweep.py")
+        more = ["--run-dir", str(folder), *(["--resume"] if resume else [])]
+        return subprocess.Popen([sys.executable, script, *words.split(), *more])
+
+    whole, killed, rng, deaths = tmp_path / "whole", tmp_path / "killed", random.Random(0), 0
+    assert start(whole, False).wait(300) == 0
+    while True:
+        child = start(killed, (killed / "config.json").exists())
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert child.wait(rng.uniform(6, 12)) == 0
+            break
+        child.kill()
+        child.wait()
+        deaths += 1
+        assert deaths < 40
+    assert deaths and contents(killed) == contents(whole)
+
+
+def test_a_finished_sweep_trains_nothing_and_another_one_is_refused(finished, monkeypatch):
+    folder = finished["halving"].run_dir
+    monkeypatch.setattr(Session, "advance", lambda *_: pytest.fail("it trains"))
+    again = swept(folder, Halving(2), confirm=2, resume=True)
+    assert again.table == finished["halving"].table
+    with pytest.raises(UsageError, match=r"another configuration: .*method.eta \(2, now 4"):
+        swept(folder, Halving(4), confirm=2, resume=True)
+    with pytest.raises(UsageError, match="already holds a run; continue it with --resume"):
+        swept(folder, Halving(2), confirm=2)
+
+
+# --- the command
+
+
+@pytest.fixture(scope="module")
+def script():
+    with script_module("sweep") as module:
+        yield module
+
+
+GRID = "--grid learning_rate=log:1e-3,1e-1,4"
+
+
+def test_the_command_sweeps_a_script_and_the_best_is_a_command_line(script, tmp_path):
+    words = f"ppo {TINY} {GRID} --max-parallel 4 --run-dir {tmp_path / 'a'} --time-one"
+    words += " --static num-minibatches=2"
+    run_script(script, words.split())
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    program, path, *rest = summary["best"]["command"].split()
+    assert (program, path) == ("python", "experiments/ppo.py") and "--run-dir" not in rest
+    trainer = trainer_of("ppo", " ".join(rest))
+    assert trainer.agent.learning_rate == summary["best"]["row"]["learning_rate"]
+    assert trainer.agent.policy.hidden_dims == (8,) and trainer.agent.lr_decay_steps == 16.0
+    assert summary["cost"]["one_run_alone"]["train_seconds"] > 0
+    assert summary["cost"]["wall_seconds_over_one_run"] > 0
+
+
+def test_words_become_values_static_choices_and_options():
+    line = "--env a --grid x=1,2 y=log:1,2,3 --num-seeds 3 --halving=2 --hidden-dims 8 8"
+    own, others = sweeping.divided(line.split())
+    assert own == ["--grid", "x=1,2", "y=log:1,2,3", "--halving=2"]
+    assert others == ["--env", "a", "--num-seeds", "3", "--hidden-dims", "8", "8"]
+    choices = sweeping.static_choices(["num_envs=8,16", "hidden-dims=64 64,8", "critic.norm=True"])
+    assert len(choices) == 4
+    assert sweeping.static_words(choices[1]) == [
+        "--num-envs", "8", "--hidden-dims", "8", "--critic.norm"
+    ]  # fmt: skip
+    assert sweeping.static_words({"critic.norm": "False"}) == ["--critic.no-norm"]
+    found = sweeping.spaces(["a=1,2.5", "b-c=log1m:0.9,0.99"], "--random")
+    assert found == {"a": Values((1.0, 2.5)), "b_c": Range(0.9, 0.99, "log1m")}
+
+
+WRONG = {
+    "": "the script is missing; name it first, as sweep.py ppo --grid",
+    "ppoo": "there is no script 'ppoo'; did you mean ppo",
+    "minimal_ppo --grid gamma=0.9,1": "minimal_ppo cannot be swept: it has no main() that calls",
+    "ppo": "a sweep needs --grid or --random, and neither is given; as --grid learning_rate=log",
+    f"ppo {GRID} --random 3 gamma=0.9,1": "and both are given",
+    "ppo --grid gamma": "--grid 'gamma' is not NAME=VALUES, as learning_rate=log:1e-4,1e-2,8",
+    "ppo --grid gamma=0.9,high": "--grid gamma=0.9,high is not a list of numbers",
+    "ppo --grid gamma=0.9 gamma=0.8": "--grid gamma is given twice; once is enough",
+    "ppo --grid gamma=lag:0.9,0.99,3": "unknown scale 'lag'; did you mean log",
+    "ppo --grid gamma=log:0.9": "is not LOW,HIGH or LOW,HIGH,COUNT, as log:1e-4,1e-2,8",
+    "ppo --grid gamma=log:0.9,0.99,2.5": "is not LOW,HIGH or LOW,HIGH,COUNT",
+    "ppo --grid gamma=log:0.9,0.99": "has no number of values, which a grid needs; give one",
+    "ppo --random learning_rate=log:1e-4,1e-2": "is not a number and what to draw, as --random 32",
+    f"ppo {GRID} --sweep gamma=0.9,1": "--sweep is no option of a sweep: name what is swept with",
+    f"ppo {GRID} --render": "--render is no option of a sweep: draw the best one afterwards",
+    f"ppo {GRID} --max-nonfinite 1": "--max-nonfinite is no option of a sweep",
+    f"ppo {GRID} --pbt --halving 2": "--pbt and --halving exclude each other",
+    f"ppo {GRID} --random-seed 2": "--random-seed belongs to --random; leave it out of a grid",
+    f"ppo {GRID} --seed 2147483600 --confirm 99": "confirm is 99, and 2147483601 is a seed; fresh",
+    f"ppo {GRID} --rungs 2": "--rungs belongs to --halving; add --halving 2",
+    f"ppo {GRID} --interval 100": "--interval belongs to --pbt; add --pbt, or leave it out",
+    f"ppo {GRID} --halvin 2": "unknown option --halvin",
+    f"ppo {GRID} --halving two": "could not convert string to float: 'two'",
+    f"ppo {GRID} --static num-envs": "--static 'num-envs' is not NAME=VALUES, as num-envs=8,16",
+    f"ppo {GRID} --static num-env=2": "unknown option --num-env; did you mean --num-envs",
+    f"ppo {GRID} --confirm -1": "confirm is -1; it must be at least 0",
+    f"ppo {GRID} --max-parallel 0": "max_parallel is 0; it must be at least 1",
+    f"ppo {GRID} --devices 99": "devices is 99; this machine has 1 to",
+    f"ppo {GRID} --halving 8": "halving by 8 needs at least 8 configurations, and there are 4",
+    f"ppo {GRID} --halving 2 --total-steps 64": "too few for 3 rungs; give more steps, or fewer",
+    f"ppo {GRID} --pbt --interval 9999": "interval is 9984 steps, and the run has 512",
+    f"ppo {GRID} --pbt --eval-every 32": "eval-every cannot be chosen with pbt",
+    f"ppo {GRID} --pbt --explore learning_rate=log:1e-2,1": "begins with learning_rate=0.001",
+    f"ppo {GRID} --pbt --max-parallel 3": "a population of 4 members trains at once, and 3 may",
+    "ppo --grid gama=0.9,1": "unknown hyper-parameter 'gama'; did you mean gamma?",
+    "ppo --grid num_envs=2,4": "swept as --static num_envs=",
+    "ppo --grid update_epochs=1,2": "update_epochs is static: each value compiles anew, and is",
+    "ppo --grid gamma=0.9,1.5": "gamma is 1.5; it must be at least 0 and at most 1",
+    "offline_to_online --grid tau=0.1,0.2 --halving 2 --quiet": "and this one has several; leave",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_input_is_one_line_before_anything_compiles(script, monkeypatch, tmp_path, words):
+    monkeypatch.setattr(Lane, "train", lambda *_, **__: pytest.fail("it trains"))
+    monkeypatch.chdir(tmp_path)
+    more = TINY.split() if words.startswith("ppo ") else []
+    with pytest.raises(UsageError) as error:
+        run_script(script, [*words.split()[:1], *more, *words.split()[1:]])
+    assert WRONG[words] in str(error.value) and "\n" not in str(error.value)
