@@ -1,0 +1,155 @@
+"""Ways to six goals: does a clone choose one of them, or their mean?
+
+python benchmarks/multi_goal.py
+python benchmarks/multi_goal.py --names gaussian flow --num-seeds 2 --steps 2000
+
+The data of ``maze/Goals-v0`` are walks from the middle of a room to six goals. The goal is not
+observed, so that at the start six directions are right and their mean is not. Clones of it play 512
+episodes of 50 steps, in which every goal counts: ``reached`` is the share that ends at one,
+``steps`` the mean length of these, ``distance`` the total variation distance between their shares
+of the goals and the data's, and ``goals`` these shares. ``deterministic`` minimises squared errors.
+The figure shows episodes of the first seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from modes import DIFFUSION, FLOW, SIZES, trained
+
+import jaxrl
+from jaxrl.analysis.statistics import final_return
+from jaxrl.cli import launch
+from jaxrl.data import Dataset
+from jaxrl.data.formats import load
+from jaxrl.data.shipped import shipped_path
+from jaxrl.envs.maze import RADIUS, PointMaze
+from jaxrl.nn.policies import Deterministic, Gaussian
+from jaxrl.record.folder import write_json
+from jaxrl.record.provenance import provenance
+from jaxrl.record.recorder import record
+from jaxrl.types import Array, Key, Step
+
+EPISODES, LIMIT, DRAWN = 512, 50, 60
+DATA = "maze/Goals-v0/goals"
+AGENTS = {
+    "deterministic": jaxrl.BC(Deterministic(**SIZES)),
+    "gaussian": jaxrl.BC(Gaussian(**SIZES, std="exp")),
+    "diffusion": jaxrl.BC(DIFFUSION),
+    "flow": jaxrl.BC(FLOW),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyGoal(PointMaze):
+    """The room of ``maze/Goals-v0``, observed as a position; an episode ends at any goal."""
+
+    task: str = "Goals-v0"
+
+    def step(self, key: Key, state: Array, action: Array) -> tuple[Array, Step]:
+        """Advance one step; the reward is 1 at a goal."""
+        goals = jnp.array(self.centres("G"), jnp.float32)
+        goal = goals[jnp.argmin(jnp.linalg.norm(goals - state, axis=-1))]
+        state, reward, reached = self.moved(state, action, goal)
+        return state, Step(self.observe(state), reward, reached, jnp.zeros_like(reached), {})
+
+
+ENV = AnyGoal()
+
+
+def in_cells(position: np.ndarray) -> np.ndarray:
+    """Return observed positions ``[..., 2]`` in cells."""
+    rows, columns = ENV.cells.shape
+    found: np.ndarray = (position + 1.0) / 2.0 * np.array([columns, rows])
+    return found
+
+
+def ends(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the goal that each episode ended at, and whether it did: ``[E]`` each."""
+    last = in_cells(data.next_obs[data.terminated | data.truncated])
+    distance = np.linalg.norm(last[:, None] - ENV.centres("G"), axis=-1)
+    return distance.argmin(-1), distance.min(-1) <= RADIUS + 1e-4
+
+
+def shares(data: Dataset) -> np.ndarray:
+    """Return the shares of the goals among the episodes that ended at one: ``[6]``."""
+    goal, reached = ends(data)
+    count = np.bincount(goal[reached], minlength=len(ENV.centres("G")))
+    return count / max(count.sum(), 1)
+
+
+def measure(played: list[Dataset], data: Dataset) -> dict[str, Any]:
+    """Return what the episodes of several seeds say about the goals."""
+    reached = [ends(each)[1] for each in played]
+    found = np.stack([shares(each) for each in played])
+    lengths = [each.lengths()[at].mean() for each, at in zip(played, reached, strict=True)]
+    return {
+        "reached": final_return([at.mean() for at in reached]),
+        "steps": final_return(lengths),
+        "distance": final_return(0.5 * np.abs(found - shares(data)).sum(-1)),
+        "goals": found.mean(0).round(4).tolist(),
+    }
+
+
+def play(agent: Any, data: Dataset, num_seeds: int, steps: int) -> list[Dataset]:
+    """Return the episodes that each seed's clone plays after ``steps`` gradient steps."""
+    bound, states = trained(agent, ENV.spec, data, num_seeds, steps)
+    env = jaxrl.VectorEnv(ENV, EPISODES, max_steps=LIMIT)
+
+    def episodes(seed: int) -> Dataset:
+        state = jax.tree.map(lambda x: x[seed], states)
+        return record((bound, state), env, jax.random.key(1), episodes=EPISODES)
+
+    return [episodes(seed) for seed in range(num_seeds)]
+
+
+def draw(found: dict[str, Dataset], path: Path) -> None:
+    """Draw the first episodes of every agent in the room."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Circle
+
+    rows, columns = ENV.cells.shape
+    figure = Figure(figsize=(3.1 * len(found), 2.8), layout="constrained")
+    axes = figure.subplots(1, len(found), squeeze=False).ravel()
+    for ax, (name, data) in zip(axes, found.items(), strict=True):
+        ax.imshow(ENV.cells == "#", cmap="Greys", vmax=2, extent=(0, columns, rows, 0))
+        for goal in ENV.centres("G"):
+            ax.add_patch(Circle(goal, RADIUS, color="#009E73", alpha=0.4))
+        last = np.flatnonzero(data.terminated | data.truncated)
+        for first, end in zip(data.first_rows()[:DRAWN], last, strict=False):
+            way = np.concatenate([data.obs[first : end + 1], data.next_obs[end : end + 1]])
+            ax.plot(*in_cells(way).T, color="#0072B2", linewidth=0.7, alpha=0.6)
+        ax.set(title=name, xticks=[], yticks=[])
+    figure.savefig(path, dpi=140)
+
+
+def main(
+    names: tuple[str, ...] = tuple(AGENTS),
+    num_seeds: int = 4,
+    steps: int = 5_000,
+    out: Path = Path("results/generative_goals.json"),
+) -> None:
+    """Train, play, print a table, and write the results and the figure."""
+    data, drawn, rows = load(shipped_path(DATA), quiet=True), {}, []
+    print(f"{'agent':16}{'reached':>9}{'steps':>8}{'distance':>10}   (IQM over {num_seeds} seeds)")
+    for name in names:
+        played = play(AGENTS[name], data, num_seeds, steps)
+        drawn[name] = played[0]
+        row = {"agent": name, **measure(played, data)}
+        rows.append(row)
+        reached, length, distance = (row[key]["iqm"] for key in ("reached", "steps", "distance"))
+        print(f"{name:16}{reached:9.1%}{length:8.1f}{distance:10.3f}", flush=True)
+    record_of = {"steps": steps, "seeds": num_seeds, "episodes": EPISODES, **provenance()}
+    of_data = {"goals": shares(data).round(4).tolist(), "steps": float(data.lengths().mean())}
+    write_json(out, {**record_of, "dataset": DATA, "data": of_data, "results": rows})
+    draw({"data": data, **drawn}, out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    launch(lambda: tyro.cli(main, description=__doc__))
