@@ -71,10 +71,13 @@ def in_cells(position: np.ndarray) -> np.ndarray:
 
 
 def ends(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the goal that each episode ended at, and whether it did: ``[E]`` each."""
-    last = in_cells(data.next_obs[data.terminated | data.truncated])
-    distance = np.linalg.norm(last[:, None] - ENV.centres("G"), axis=-1)
-    return distance.argmin(-1), distance.min(-1) <= RADIUS + 1e-4
+    """Return the goal that each episode ended nearest to, and whether it reached it: ``[E]`` each.
+
+    By its last observation; there may be no record of the one behind it.
+    """
+    last = data.terminated | data.truncated
+    away = in_cells(data.obs[last])[:, None] - ENV.centres("G")
+    return np.linalg.norm(away, axis=-1).argmin(-1), data.terminated[last]
 
 
 def shares(data: Dataset) -> np.ndarray:
@@ -123,8 +126,9 @@ def draw(found: dict[str, Dataset], path: Path) -> None:
             ax.add_patch(Circle(goal, RADIUS, color="#009E73", alpha=0.4))
         last = np.flatnonzero(data.terminated | data.truncated)
         for first, end in zip(data.first_rows()[:DRAWN], last, strict=False):
-            way = np.concatenate([data.obs[first : end + 1], data.next_obs[end : end + 1]])
-            ax.plot(*in_cells(way).T, color="#0072B2", linewidth=0.7, alpha=0.6)
+            ax.plot(
+                *in_cells(data.obs[first : end + 1]).T, color="#0072B2", linewidth=0.7, alpha=0.6
+            )
         ax.set(title=name, xticks=[], yticks=[])
     figure.savefig(path, dpi=140)
 
