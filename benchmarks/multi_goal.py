@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from modes import DIFFUSION, FLOW, SIZES, trained
+from modes import DEEP, DIFFUSION, FLOW, trained
 
 import jaxrl
 from jaxrl.analysis.statistics import final_return
@@ -38,11 +38,14 @@ from jaxrl.types import Array, Key, Step
 
 EPISODES, LIMIT, DRAWN = 512, 50, 60
 DATA = "maze/Goals-v0/goals"
+FAMILIES = {
+    "deterministic": Deterministic(**DEEP),
+    "gaussian": Gaussian(**DEEP, std="exp"),
+    "diffusion": DIFFUSION,
+    "flow": FLOW,
+}
 AGENTS = {
-    "deterministic": jaxrl.BC(Deterministic(**SIZES)),
-    "gaussian": jaxrl.BC(Gaussian(**SIZES, std="exp")),
-    "diffusion": jaxrl.BC(DIFFUSION),
-    "flow": jaxrl.BC(FLOW),
+    name: jaxrl.BC(policy, learning_rate=1e-3, ema_decay=0.995) for name, policy in FAMILIES.items()
 }
 
 
@@ -136,7 +139,7 @@ def draw(found: dict[str, Dataset], path: Path) -> None:
 def main(
     names: tuple[str, ...] = tuple(AGENTS),
     num_seeds: int = 4,
-    steps: int = 5_000,
+    steps: int = 4_000,
     out: Path = Path("results/generative_goals.json"),
 ) -> None:
     """Train, play, print a table, and write the results and the figure."""
