@@ -27,7 +27,7 @@ import jaxrl
 from jaxrl import hyper
 from jaxrl.analysis.statistics import final_return
 from jaxrl.cli import launch
-from jaxrl.data import Dataset
+from jaxrl.data import Dataset, UniformDataset
 from jaxrl.nn.denoisers import Predict
 from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.edm import EDM
@@ -102,9 +102,16 @@ def measure(samples: np.ndarray) -> dict[str, Any]:
     }
 
 
-def trained(agent: Any, spec: Spec, data: Dataset, num_seeds: int, steps: int) -> tuple[Any, Any]:
+def trained(
+    agent: Any,
+    spec: Spec,
+    data: Dataset,
+    num_seeds: int,
+    steps: int,
+    sampler: Any = UniformDataset(),  # noqa: B008
+) -> tuple[Any, Any]:
     """Return the bound agent and its states ``[S, ...]`` after ``steps`` on the data."""
-    trainer = jaxrl.Offline(agent, spec, num_updates=min(steps, 1_000))
+    trainer = jaxrl.Offline(agent, spec, num_updates=min(steps, 1_000), sampler=sampler)
     held = jax.tree.map(jnp.asarray, data)
     keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
     train = jax.vmap(lambda key, data: trainer.train(key, steps, data)[0].agent, (0, None))
