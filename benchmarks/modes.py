@@ -6,9 +6,11 @@ python benchmarks/modes.py --names flow_bc fql --num-seeds 2 --steps 2000
 Actions of the data lie around eight points on a circle, with known weights and a deviation of 0.08.
 Imitation should reproduce them: ``near`` is the share of 2,000 samples within three deviations of
 a mode, ``distance`` the total variation distance between the weights of the modes in the samples
-and in the data. Rewards grow with the number of the mode, so offline RL should move its mass to the
-best modes: ``best`` is the share of samples near one of the two best. The figure shows samples of
-the first seed.
+and in the data. Rewards grow with the number of the mode and fall with the distance from it, so
+offline RL should move its mass to the best modes: ``best`` is the share of samples near one of the
+two best. ``exact`` is what samplers of K steps reach with the best predictions there are, which are
+known. Agents whose gradients run through a chain, or follow a critic, take 3,000 steps and the
+others 10,000, unless ``--steps`` says otherwise. The figure shows samples of the first seed.
 """
 
 from __future__ import annotations
