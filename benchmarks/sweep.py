@@ -24,9 +24,8 @@ from typing import Any
 
 import tyro
 
-from jaxrl.analysis.statistics import final_return
 from jaxrl.cli import launch
-from jaxrl.errors import RunError
+from jaxrl.errors import RunError, UsageError, nearest
 from jaxrl.record.folder import write_json
 from jaxrl.record.provenance import provenance
 
@@ -49,10 +48,12 @@ class Config:
     """Populations of 16 members."""
     single: int = 3
     """Single runs that are timed."""
+    sections: tuple[str, ...] = ("grid", "parts", "halving", "single", "populations")
+    """What is measured."""
     runs: Path = Path("runs/sweep")
     """The folder of all runs."""
     out: Path = Path("results/sweep")
-    """The results without ending: .json, .csv, .png and _halving.csv."""
+    """The results without ending: .json, .csv and .png, and the same of _halving and _pbt."""
 
 
 def summary_of(config: Config, name: str, words: str) -> dict[str, Any]:
@@ -69,48 +70,76 @@ def summary_of(config: Config, name: str, words: str) -> dict[str, Any]:
     return summary
 
 
-def main() -> None:
-    """Run all parts, and write the results."""
-    config = tyro.cli(Config, description=__doc__)
-    seeds, populations = f"--num-seeds {config.num_seeds}", f"--num-seeds {config.populations}"
-    grid = summary_of(config, "grid", f"sweep.py ppo {GRID} {seeds} --confirm 16 --time-one")
-    halving = summary_of(config, "halving", f"sweep.py ppo {GRID} {seeds} --halving 2 --rungs 4")
-    parts = summary_of(config, "parts", f"sweep.py ppo {GRID} {seeds} --max-parallel 32")
-    rate = grid["best"]["row"]["learning_rate"]
-    single = [
+def grid(config: Config) -> dict[str, Any]:
+    """The grid as one program, and confirmed on fresh seeds."""
+    words = f"sweep.py ppo {GRID} --num-seeds {config.num_seeds} --confirm 16 --time-one"
+    found = summary_of(config, "grid", words)
+    return {"best": found["best"], "cost": found["cost"]}
+
+
+def parts(config: Config) -> dict[str, Any]:
+    """The grid in parts of 32."""
+    words = f"sweep.py ppo {GRID} --num-seeds {config.num_seeds} --max-parallel 32"
+    found = summary_of(config, "parts", words)
+    return {"best": found["best"]["row"], "cost": found["cost"]}
+
+
+def halving(config: Config) -> dict[str, Any]:
+    """Successive halving over the grid, and whether it finds the same best rate."""
+    words = f"sweep.py ppo {GRID} --num-seeds {config.num_seeds} --halving 2 --rungs 4"
+    found, best = summary_of(config, "halving", words), grid(config)["best"]["row"]
+    rate = found["best"]["row"]["learning_rate"]
+    same = {"finds_the_best_of_the_grid": rate == best["learning_rate"]}
+    return {"best": found["best"], "cost": found["cost"], **same}
+
+
+def single(config: Config) -> dict[str, Any]:
+    """Single runs one after another, each a process of its own, and what all would take."""
+    rate = grid(config)["best"]["row"]["learning_rate"]
+    runs = [
         summary_of(config, f"single{i}", f"ppo.py --learning-rate {rate} --seed {i}")
         for i in range(config.single)
     ]
-    low = f"sweep.py ppo --random 16 {LOW} {populations} --no-anneal"
+    cost, seconds = grid(config)["cost"], [run["wall_seconds"] for run in runs]
+    together = cost["members"] * sum(seconds) / len(seconds)
+    return {
+        "wall_seconds": seconds,  # without the start of the process
+        "compile_seconds": [run["compile_seconds"] for run in runs],
+        "train_seconds": [run["train_seconds"] for run in runs],
+        "all_one_after_another_seconds": round(together),
+        "times_as_long_as_the_grid": round(together / cost["wall_seconds"], 2),
+        "final_return": [run["final_return"]["mean"] for run in runs],
+    }
+
+
+def populations(config: Config) -> dict[str, Any]:
+    """Members whose first rates are far too low, with fixed rates and as populations."""
+    low = f"sweep.py ppo --random 16 {LOW} --num-seeds {config.populations} --no-anneal"
     fixed = summary_of(config, "fixed", low)
     pbt = summary_of(config, "pbt", f"{low} --pbt --explore {WIDE} --confirm 16")
+    return {"fixed": fixed["best"], "pbt": pbt["best"], "cost": pbt["cost"]}
 
-    each = sum(run["wall_seconds"] for run in single) / len(single)
-    members, wall = grid["cost"]["members"], grid["cost"]["wall_seconds"]
-    found = {
-        "grid": {"best": grid["best"], "cost": grid["cost"]},
-        "grid_in_parts_of_32": {"best": parts["best"], "cost": parts["cost"]},
-        "halving": {"best": halving["best"], "cost": halving["cost"]},
-        "halving_finds_the_best_of_the_grid": halving["best"]["row"]["learning_rate"] == rate,
-        "single_runs": {
-            "wall_seconds": [run["wall_seconds"] for run in single],
-            "compile_seconds": [run["compile_seconds"] for run in single],
-            "all_one_after_another_seconds": round(members * each),
-            "times_as_long_as_the_grid": round(members * each / wall, 1),
-            "final_return": final_return([run["final_return"]["mean"] for run in single]),
-        },
-        "low_rates_fixed": fixed["best"],
-        "low_rates_pbt": pbt["best"],
-        "options": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
-        **provenance(),
-    }
+
+SECTIONS = {each.__name__: each for each in (grid, parts, halving, single, populations)}
+PICTURES = {"grid": "", "halving": "_halving", "pbt": "_pbt"}
+
+
+def main() -> None:
+    """Run the sections, and write the results."""
+    config = tyro.cli(Config, description=__doc__)
+    unknown = [name for name in config.sections if name not in SECTIONS]
+    if unknown:
+        raise UsageError(f"sections {' '.join(unknown)}: {nearest(unknown[0], SECTIONS)}")
+    found = {name: SECTIONS[name](config) for name in config.sections}
+    options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(config.out.with_suffix(".json"), found)
-    for name, ending in [("grid", ""), ("halving", "_halving"), ("pbt", "_pbt")]:
+    write_json(config.out.with_suffix(".json"), found | {"options": options} | provenance())
+    for name, ending in PICTURES.items():
         folder, out = config.runs / name, config.out.with_name(config.out.name + ending)
-        shutil.copy(folder / "table.csv", out.with_suffix(".csv"))
-        shutil.copy(folder / "heat_map.png", out.with_suffix(".png"))
-    print(json.dumps({name: found[name] for name in list(found)[:7]}, indent=1))
+        if (folder / "summary.json").exists():
+            shutil.copy(folder / "table.csv", out.with_suffix(".csv"))
+            shutil.copy(folder / "heat_map.png", out.with_suffix(".png"))
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
