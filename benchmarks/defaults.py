@@ -103,9 +103,13 @@ def measure(algorithm: str, task: str, seeds: int, max_steps: int | None, runs: 
 def line(row: Row) -> str:
     """Return a row's line of the table."""
 
+    def figure(x: float | None) -> str:
+        if x is None:
+            return "none"
+        return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.{4 if abs(x) > 0.01 else 1}g}"
+
     def figures(values: list[float | None]) -> str:
-        return ", ".join("none" if x is None else f"{x:.4g}" if abs(x) < 1000 else f"{x:,.0f}"
-                         for x in values)  # fmt: skip
+        return ", ".join(map(figure, values))
 
     cells = [row["task"], row["algorithm"], short(row["steps"]), short(row["default_steps"])]
     cells += [figures([row[which]["iqm"]]) for which in ("untrained", "trained")]

@@ -10,7 +10,7 @@ os.environ.setdefault("NPROC", "8")
 import jax
 import pytest
 from jax._src import compiler  # there is no public setting of compile options for all programs
-from shared import QUICK, compiled_once
+from shared import COMPILED, QUICK, compiled_once
 
 # Compiling is most of what the tests cost. So XLA compiles their programs quickly, to slower code:
 # ten times as quickly as by default. Two kinds of test are marked for other options: ``optimized``
@@ -59,6 +59,8 @@ def pytest_runtest_protocol(item, nextitem, original=compiler.get_compile_option
         result = yield
     if nextitem is not None and chosen(nextitem) != options:
         jax.clear_caches()
+        for known in COMPILED:
+            known.clear()
     return result
 
 

@@ -59,6 +59,9 @@ def numerical_gradient(f, params):
     return gradient, leaves, tree
 
 
+COMPILED: list[dict] = []  # to be forgotten with JAX's own caches
+
+
 @contextlib.contextmanager
 def compiled_once(known=None):
     """Runs of equal trainers with arguments of the same shapes share their compiled programs.
@@ -68,6 +71,7 @@ def compiled_once(known=None):
     from jaxrl.run.devices import Programs  # only tests of runs need the shell
 
     known, compiled = {} if known is None else known, Programs.compiled
+    COMPILED.append(known)
 
     def shared(self, *args):
         shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), args)
