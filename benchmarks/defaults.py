@@ -106,7 +106,7 @@ def line(row: Row) -> str:
     def figure(x: float | None) -> str:
         if x is None:
             return "none"
-        return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.{4 if abs(x) > 0.01 else 1}g}"
+        return f"{x:,.0f}" if abs(x) >= 1000 else f"{round(x, 3) + 0.0:.4g}"
 
     def figures(values: list[float | None]) -> str:
         return ", ".join(map(figure, values))
