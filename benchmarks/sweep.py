@@ -49,7 +49,7 @@ class Config:
     single: int = 3
     """Single runs that are timed."""
     sections: tuple[str, ...] = ("grid", "parts", "halving", "single", "populations")
-    """What is measured."""
+    """The parts to measure."""
     runs: Path = Path("runs/sweep")
     """The folder of all runs."""
     out: Path = Path("results/sweep")

@@ -59,6 +59,18 @@ def numerical_gradient(f, params):
     return gradient, leaves, tree
 
 
+def rows_of_pendulum(count=40):
+    """Random rows of Pendulum's shapes, in episodes of five steps that are truncated."""
+    from jaxrl import Dataset  # not every user of this file needs the library
+
+    rng = np.random.default_rng(0)
+    obs, next_obs = rng.normal(size=(2, count, 3)).astype(np.float32)
+    action = rng.uniform(-1, 1, (count, 1)).astype(np.float32)
+    last, no = np.arange(count) % 5 == 4, np.zeros(count, bool)
+    reward = rng.normal(size=count).astype(np.float32)
+    return Dataset.of(obs, action, reward, next_obs, no, last)
+
+
 COMPILED: list[dict] = []  # to be forgotten with JAX's own caches
 
 

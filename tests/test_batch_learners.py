@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shared import assert_same_bits, killed
+from shared import assert_same_bits, killed, rows_of_pendulum
 
 import jaxrl
-from jaxrl import Dataset, NormalizeObs, Offline, OffPolicy, Phase, VectorEnv, hyper, make, run
+from jaxrl import NormalizeObs, Offline, OffPolicy, Phase, VectorEnv, hyper, make, run
 from jaxrl.agents.chunks import Chunks
 from jaxrl.data import Mixed, UniformReplay
 from jaxrl.data.windows import Windows
@@ -44,18 +44,11 @@ LEARNERS = {
     "DSRL": (jaxrl.DSRL(policy=FLOW), "noise_scale"),
 }
 QUICK = ("IQL",)
-ROWS, UPDATES = 60, 4
+UPDATES = 4
 
 
 def dataset():
-    """Rows of Pendulum's shapes, in episodes of five steps that are truncated."""
-    rng = np.random.default_rng(0)
-    obs, next_obs = rng.normal(size=(2, ROWS, 3)).astype(np.float32)
-    action = rng.uniform(-1, 1, (ROWS, 1)).astype(np.float32)
-    last = np.arange(ROWS) % 5 == 4
-    reward = rng.normal(size=ROWS).astype(np.float32)
-    data = Dataset.of(obs, action, reward, next_obs, last & False, last)
-    return data.with_next_action().with_return_to_go(0.99)
+    return rows_of_pendulum().with_next_action().with_return_to_go(0.99)
 
 
 def phases(name):

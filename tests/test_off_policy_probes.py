@@ -110,7 +110,6 @@ def best(agent, state, obs):
     return agent.act(state, (), obs, jax.random.key(0), "greedy")[0]
 
 
-# DSAC-T's program takes as long to compile as all the others.
 @pytest.mark.parametrize("kind", TRAINED)
 @pytest.mark.parametrize("name", ["constant", "observation", "delayed", "action", "both"])
 def test_solves_the_probes(kind, name):

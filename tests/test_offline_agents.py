@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared import rows_of_pendulum
 
 from jaxrl import (
     BC,
@@ -16,7 +17,6 @@ from jaxrl import (
     SAC,
     TD3,
     TD3BC,
-    Dataset,
     Offline,
     OffPolicy,
     ReBRAC,
@@ -292,15 +292,6 @@ def test_alphas_and_penalties_and_seeds_are_swept_by_vmap(kind):
 # --- trainers -----------------------------------------------------------------------------------
 
 
-def rows_of_pendulum(count=40):
-    rng = np.random.default_rng(0)
-    obs, next_obs = rng.normal(size=(2, count, 3)).astype(np.float32)
-    action = rng.uniform(-1, 1, (count, 1)).astype(np.float32)
-    last, no = np.arange(count) % 5 == 4, np.zeros(count, bool)
-    reward = rng.normal(size=count).astype(np.float32)
-    return Dataset.of(obs, action, reward, next_obs, no, last).with_next_action()
-
-
 @pytest.mark.slow  # as test_batch_learners.py
 @pytest.mark.parametrize("kind", SWEPT)
 def test_agents_go_from_offline_to_online(kind):
@@ -315,7 +306,9 @@ def test_agents_go_from_offline_to_online(kind):
         second, after = online.iteration(online.continue_from(first))
         return first, second, m.values(before), m.values(after)
 
-    first, second, before, after = jax.jit(both)(KEY, jax.device_put(rows_of_pendulum()))
+    first, second, before, after = jax.jit(both)(
+        KEY, jax.device_put(rows_of_pendulum().with_next_action())
+    )
     assert (int(second.gradient_steps[0]), int(first.gradient_steps[0])) == (10, 2)
     for metrics in (before, after):
         assert metrics["skipped_updates"] == 0 < metrics["critic_grad_norm"]

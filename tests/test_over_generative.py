@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shared import assert_same_bits
+from shared import assert_same_bits, rows_of_pendulum
 
 from jaxrl import (
     BC,
     DSRL,
     PARL,
-    Dataset,
     EditPolicy,
     Offline,
     OffPolicy,
@@ -436,15 +435,6 @@ def test_seeds_and_numbers_are_swept_by_vmap(name):
     assert np.abs(action[0] - action[1]).max() > 1e-4 < np.abs(action[0] - action[2]).max()
 
 
-def rows_of_pendulum(count=40):
-    rng = np.random.default_rng(0)
-    obs, next_obs = rng.normal(size=(2, count, 3)).astype(np.float32)
-    action = rng.uniform(-1, 1, (count, 1)).astype(np.float32)
-    last, no = np.arange(count) % 5 == 4, np.zeros(count, bool)
-    reward = rng.normal(size=count).astype(np.float32)
-    return Dataset.of(obs, action, reward, next_obs, no, last).with_return_to_go(0.99)
-
-
 @pytest.mark.parametrize(
     "agent",
     [*SWEPT.values(), pa_rl(policy=FLOW, critic_learning="iql"), edit(policy=FLOW, frozen=True)],
@@ -462,7 +452,9 @@ def test_agents_go_from_offline_to_online(agent):
         second, after = online.iteration(online.continue_from(first))
         return first.agent, second.agent, before, after
 
-    first, second, before, after = jax.eval_shape(both, KEY, rows_of_pendulum())
+    first, second, before, after = jax.eval_shape(
+        both, KEY, rows_of_pendulum().with_return_to_go(0.99)
+    )
     assert jax.tree.structure(first) == jax.tree.structure(second)
     assert {"critic_loss", "skipped_updates"} <= before.keys() & after.keys()
 

@@ -1,4 +1,4 @@
-"""What the commands of ``python -m jaxrl.analysis`` share."""
+"""Helpers shared by the commands of ``python -m jaxrl.analysis``."""
 
 from __future__ import annotations
 

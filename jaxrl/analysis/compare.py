@@ -82,7 +82,7 @@ class PairRow(NamedTuple):
 
 
 class View(NamedTuple):
-    """What is drawn and counted together: one task, or all on one scale."""
+    """One row of the figure: a task, or all tasks on one scale."""
 
     name: str
     tasks: list[str]

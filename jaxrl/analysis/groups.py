@@ -37,7 +37,7 @@ class Group(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """What is compared with what."""
+    """The groups to compare, and the tasks that they share."""
 
     groups: list[Group]
     tasks: list[str]  # those that all groups have

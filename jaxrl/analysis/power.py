@@ -22,7 +22,7 @@ MOST_SEEDS = 10_000
 
 
 class Separation(NamedTuple):
-    """What two groups say of the seeds that would separate them; None where they cannot."""
+    """Effect size of two groups and the seeds needed to separate them; None if unknown."""
 
     d: float | None  # the standardised difference, with its sign
     seeds: int | None  # in each group, on every task; None too if it is more than MOST_SEEDS

@@ -1,4 +1,4 @@
-"""What a script would train: its ``main`` is called up to ``run``, whose arguments are kept."""
+"""Find out what a script trains: call its ``main`` up to ``run``, and keep the arguments."""
 
 from __future__ import annotations
 

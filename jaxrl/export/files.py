@@ -38,7 +38,7 @@ class Checked(NamedTuple):
 
 
 class Export(NamedTuple):
-    """What was written; ``notes`` has a line for each format that cannot hold the policy."""
+    """The files written; ``notes`` has a line for each format that cannot hold the policy."""
 
     files: list[Checked]
     notes: list[str]

@@ -1,4 +1,4 @@
-"""What a file says of its policy: where it was trained, what it sees, what its actions mean."""
+"""Metadata of an exported policy: its task, its observations and its actions."""
 
 from __future__ import annotations
 

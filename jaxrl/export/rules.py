@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl.export.shapes import SHAPE_RULES, TOGETHER
-from jaxrl.export.values import Refused, shaped, sizes
+from jaxrl.export.values import Refused, result, sizes
 
 # Calls of functions, and where their programs are.
 CALLS = {
@@ -138,7 +138,7 @@ def _reduce(walk: Any, equation: Any, x: Any) -> Any:
     found = walk.emit(name.removeprefix("reduce_"), whole, axes=axes)
     if not np.issubdtype(equation.outvars[0].aval.dtype, np.floating):  # numpy widens integers
         found = walk.emit("cast", found, dtype=equation.outvars[0].aval.dtype.name)
-    return _shaped(found, equation)
+    return result(found, equation)
 
 
 def _arg(walk: Any, equation: Any, x: Any) -> Any:
@@ -148,7 +148,7 @@ def _arg(walk: Any, equation: Any, x: Any) -> Any:
     whole = walk.full(x, equation.invars[0].aval)
     found = walk.emit(equation.primitive.name, whole, axis=axis)
     dtype = np.dtype(equation.params["index_dtype"]).name
-    return _shaped(walk.emit("cast", found, dtype=dtype), equation)
+    return result(walk.emit("cast", found, dtype=dtype), equation)
 
 
 def _dot_general(walk: Any, equation: Any, x: Any, y: Any) -> Any:
@@ -157,7 +157,7 @@ def _dot_general(walk: Any, equation: Any, x: Any, y: Any) -> Any:
     (x_sum, y_sum), (x_batch, y_batch) = equation.params["dimension_numbers"]
     ranks = [len(aval.shape) for aval in avals]
     if (list(x_sum), list(y_sum), ranks[1]) == ([ranks[0] - 1], [0], 2) and not x_batch:
-        return _shaped(walk.emit("matmul", *whole), equation)
+        return result(walk.emit("matmul", *whole), equation)
     letters = iter(string.ascii_letters)
     names = [[next(letters) for _ in range(rank)] for rank in ranks]
     for i, j in zip((*x_sum, *x_batch), (*y_sum, *y_batch), strict=True):
@@ -168,11 +168,7 @@ def _dot_general(walk: Any, equation: Any, x: Any, y: Any) -> Any:
         *(names[1][j] for j in range(ranks[1]) if j not in (*y_sum, *y_batch)),
     ]
     subscripts = f"{''.join(names[0])},{''.join(names[1])}->{''.join(kept)}"
-    return _shaped(walk.emit("einsum", *whole, subscripts=subscripts), equation)
-
-
-def _shaped(made: Any, equation: Any) -> Any:
-    return shaped(made, equation.outvars[0].aval)
+    return result(walk.emit("einsum", *whole, subscripts=subscripts), equation)
 
 
 RULES: dict[str, Callable[..., Any]] = {

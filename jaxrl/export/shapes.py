@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl.export.values import Refused, Shape, Value, shaped, sizes
+from jaxrl.export.values import Refused, Shape, Value, result, sizes
 
 TOGETHER = "computes with the rows of a batch together"
 
@@ -44,12 +44,12 @@ def _broadcast(walk: Any, equation: Any, x: Any, *_: Any) -> Any:
 def _transpose(walk: Any, equation: Any, x: Any) -> Any:
     order = list(equation.params["permutation"])
     made = walk.emit("transpose", walk.full(x, equation.invars[0].aval), axes=order)
-    return _result(made, equation)
+    return result(made, equation)
 
 
 def _concatenate(walk: Any, equation: Any, *parts: Any) -> Any:
     whole = [walk.full(x, atom.aval) for x, atom in zip(parts, equation.invars, strict=True)]
-    return _result(walk.emit("concatenate", *whole, axis=equation.params["dimension"]), equation)
+    return result(walk.emit("concatenate", *whole, axis=equation.params["dimension"]), equation)
 
 
 def _stack(walk: Any, equation: Any, *parts: Any) -> Any:
@@ -57,7 +57,7 @@ def _stack(walk: Any, equation: Any, *parts: Any) -> Any:
     for x, atom in zip(parts, equation.invars, strict=True):
         shape = list(sizes(atom.aval))
         whole.append(_reshaped(walk, walk.full(x, atom.aval), (*shape[:axis], 1, *shape[axis:])))
-    return _result(walk.emit("concatenate", *whole, axis=axis), equation)
+    return result(walk.emit("concatenate", *whole, axis=axis), equation)
 
 
 def _rev(walk: Any, equation: Any, x: Any) -> Any:
@@ -67,7 +67,7 @@ def _rev(walk: Any, equation: Any, x: Any) -> Any:
         if sizes(aval)[axis] is None:
             raise Refused(TOGETHER)
         value = walk.emit("take", value, np.arange(aval.shape[axis])[::-1].copy(), axis=axis)
-    return _result(value, equation)
+    return result(value, equation)
 
 
 def _slice(walk: Any, equation: Any, x: Any) -> Any:
@@ -148,7 +148,7 @@ def _gather(walk: Any, equation: Any, x: Any, index: Any) -> Any:
         bounds = [(0, size, 1) for size in aval.shape]
         bounds[axis] = (int(places[0]), int(places[-1]) + 1, step)
         return _sliced(walk, whole, aval, bounds)
-    return _result(walk.emit("take", whole, places, axis=axis), equation)
+    return result(walk.emit("take", whole, places, axis=axis), equation)
 
 
 def _iota(walk: Any, equation: Any) -> Any:
@@ -157,10 +157,6 @@ def _iota(walk: Any, equation: Any) -> Any:
         raise Refused(TOGETHER)
     line = np.arange(shape[axis], dtype=equation.params["dtype"])
     return line.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-
-
-def _result(made: Any, equation: Any) -> Any:
-    return shaped(made, equation.outvars[0].aval)
 
 
 SHAPE_RULES: dict[str, Callable[..., Any]] = {

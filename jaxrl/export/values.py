@@ -41,3 +41,8 @@ def joined(values: Sequence[Any]) -> Shape:
 def shaped(made: Any, aval: Any) -> Any:
     """Return what an operation made, with the shape that its program says."""
     return made._replace(shape=sizes(aval)) if isinstance(made, Value) else made
+
+
+def result(made: Any, equation: Any) -> Any:
+    """Return the value of an equation's only output, with the shape that its program says."""
+    return shaped(made, equation.outvars[0].aval)

@@ -177,7 +177,7 @@ class PBTSession(Session):
 
     @property
     def lineage(self) -> Lineage:
-        """What was decided after each interval so far."""
+        """The decisions after each interval so far."""
         found: Lineage = self.records.extra.setdefault("lineage", [])
         return found
 

@@ -26,7 +26,7 @@ from jaxrl.types import Array, Key, PyTree, TrainState
 
 @dataclasses.dataclass
 class Within:
-    """What a session that is part of a sweep gets from it.
+    """State that a sweep hands to the sessions it consists of.
 
     ``programs`` holds those of the sweep's earlier sessions, for later ones of the same shapes.
     ``origin`` returns the states ``[M, ...]`` after ``plan.begins`` iterations that this session

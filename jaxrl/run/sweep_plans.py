@@ -1,4 +1,4 @@
-"""What a sweep is to do: its checks, and the lengths of all that it trains."""
+"""The plan of a sweep: its checks, and the length of each session."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INTERVALS = 20  # of PBT in a run
 
 @dataclasses.dataclass(frozen=True)
 class Plans:
-    """What a sweep is to do: the arguments of ``sweep``, checked one by one."""
+    """The arguments of ``sweep``, checked one by one."""
 
     variants: list[Variant]
     configurations: list[dict[str, float]]
