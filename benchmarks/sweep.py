@@ -13,6 +13,7 @@ Each part is a command of ``experiments/``, and goes on where it was stopped.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import shlex
@@ -29,7 +30,6 @@ from jaxrl.errors import RunError, UsageError, nearest
 from jaxrl.record.folder import write_json
 from jaxrl.record.provenance import provenance
 
-GRID = "--grid learning_rate=log:1e-4,1e-1,16"
 LOW = "learning_rate=log:1e-6,1e-5"  # where populations begin
 WIDE = "learning_rate=log:1e-6,1e-1"  # where they may go
 
@@ -40,6 +40,8 @@ class Config:
 
     env: str = "gymnax/CartPole-v1"
     """The environment."""
+    rates: str = "log:1e-4,1e-1,16"
+    """The learning rates of the grid."""
     total_steps: int = 30_000
     """Environment steps of each run."""
     num_seeds: int = 16
@@ -70,27 +72,38 @@ def summary_of(config: Config, name: str, words: str) -> dict[str, Any]:
     return summary
 
 
+def grid_of(config: Config) -> str:
+    """The options of the grid and its seeds."""
+    return f"--grid learning_rate={config.rates} --num-seeds {config.num_seeds}"
+
+
 def grid(config: Config) -> dict[str, Any]:
     """The grid as one program, and confirmed on fresh seeds."""
-    words = f"sweep.py ppo {GRID} --num-seeds {config.num_seeds} --confirm 16 --time-one"
+    words = f"sweep.py ppo {grid_of(config)} --confirm 16 --time-one"
     found = summary_of(config, "grid", words)
     return {"best": found["best"], "cost": found["cost"]}
 
 
 def parts(config: Config) -> dict[str, Any]:
     """The grid in parts of 32."""
-    words = f"sweep.py ppo {GRID} --num-seeds {config.num_seeds} --max-parallel 32"
+    words = f"sweep.py ppo {grid_of(config)} --max-parallel 32"
     found = summary_of(config, "parts", words)
     return {"best": found["best"]["row"], "cost": found["cost"]}
 
 
 def halving(config: Config) -> dict[str, Any]:
-    """Successive halving over the grid, and whether it finds the same best rate."""
-    words = f"sweep.py ppo {GRID} --num-seeds {config.num_seeds} --halving 2 --rungs 4"
+    """Successive halving over the grid: whether it finds the same rate; that rate's row there."""
+    words = f"sweep.py ppo {grid_of(config)} --halving 2 --rungs 4"
     found, best = summary_of(config, "halving", words), grid(config)["best"]["row"]
     rate = found["best"]["row"]["learning_rate"]
-    same = {"finds_the_best_of_the_grid": rate == best["learning_rate"]}
-    return {"best": found["best"], "cost": found["cost"], **same}
+    with (config.runs / "grid" / "table.csv").open() as file:
+        rows = {float(row["learning_rate"]): row for row in csv.DictReader(file)}
+    return {
+        "best": found["best"],
+        "cost": found["cost"],
+        "finds_the_best_of_the_grid": rate == best["learning_rate"],
+        "in_the_grid": rows[rate],
+    }
 
 
 def single(config: Config) -> dict[str, Any]:
