@@ -1,0 +1,98 @@
+"""Hyper-parameters of the classes in a file, read from its text: nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+KINDS = ("number", "size", "choice", "flag", "interval", "words", "part", "same_as")
+LONGEST = 40  # characters of a default; longer ones are cut to the name of their class
+
+
+class Field(NamedTuple):
+    """A declared field. ``values`` are what it may be, in words; "" for parts and switches."""
+
+    name: str
+    kind: str
+    default: str
+    values: str
+    help: str
+
+
+def table(fields: list[Field]) -> str:
+    """Return fields as a Markdown table."""
+    rows = ["| name | default | values | meaning |", "|---|---|---|---|"]
+    for field in fields:
+        kind = field.values or {"part": "part", "flag": "true, false"}.get(field.kind, "")
+        cells = [f"`{field.name}`", f"`{field.default}`", kind, field.help]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+@cache
+def declared(path: Path) -> dict[str, list[Field]]:
+    """Return the declared fields of each class of a file; those of a base in it come first."""
+    found: dict[str, list[Field]] = {}
+    body = ast.parse(path.read_text()).body
+    texts = {
+        ast.unparse(node.targets[0]): node.value.value
+        for node in body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    }
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            bases = [ast.unparse(base) for base in node.bases]
+            fields = {field.name: field for base in bases for field in found.get(base, [])}
+            own = [_field(each, texts) for each in node.body]
+            fields |= {field.name: field for field in own if field is not None}
+            found[node.name] = list(fields.values())
+    return found
+
+
+def declarations_of(path: Path, name: str) -> list[ast.stmt]:
+    """Return the statements of a class that declare a field."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return [each for each in node.body if _field(each, {}) is not None]
+    return []
+
+
+def _field(node: ast.stmt, texts: dict[str, Any]) -> Field | None:
+    if not isinstance(node, ast.AnnAssign) or not isinstance(node.value, ast.Call):
+        return None
+    kind = ast.unparse(node.value.func)
+    if kind not in KINDS:
+        return None
+    said = {each.arg: each.value for each in node.value.keywords}
+    args = node.value.args
+    default = _short(args[0]) if args else ""
+    values = _values(kind, args[1:], said)
+    if kind == "same_as":
+        default, values = "", f"as `{ast.unparse(args[0])}.{ast.literal_eval(args[1])}`"
+    about = said.get("help", ast.Constant(""))
+    text = about.value if isinstance(about, ast.Constant) else texts.get(ast.unparse(about), "")
+    return Field(ast.unparse(node.target), kind, default, values, text)
+
+
+def _short(node: ast.expr) -> str:
+    text = ast.unparse(node)
+    if len(text) <= LONGEST and "**" not in text.replace("2.0 ** 0.5", ""):
+        return text
+    return f"{ast.unparse(node.func)}(...)" if isinstance(node, ast.Call) else text
+
+
+def _values(kind: str, args: list[ast.expr], said: dict[str | None, ast.expr]) -> str:
+    if kind == "choice":
+        return f"`{ast.unparse(args[0])}`"
+    if kind == "size":
+        return f"integer, at least {ast.unparse(args[0]) if args else 1}"
+    if kind != "number":
+        return ""
+    low, high = ([ast.unparse(each) for each in args] + ["", ""])[:2]
+    if "above" in said:
+        return f"more than {ast.unparse(said['above'])}" + (f", at most {high}" if high else "")
+    if low and high:
+        return f"{low} to {high}"
+    return f"at least {low}" if low else "any number"
