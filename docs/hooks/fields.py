@@ -9,7 +9,7 @@ from typing import Any
 import griffe
 
 sys.path.insert(0, str(Path(__file__).parent))  # mkdocstrings loads this file by its path
-from declared import declarations_of, declared, table  # noqa: E402
+from declared import declarations_of, declared, table
 
 
 class Fields(griffe.Extension):

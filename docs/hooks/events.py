@@ -20,6 +20,7 @@ from links import rewritten
 from mathml import as_mathml
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+
 from notebooks import page_of
 
 ROOT = Path(__file__).parent.parent.parent
