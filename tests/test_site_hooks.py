@@ -8,12 +8,12 @@ from blocks import ROOT
 
 sys.path.append(str(ROOT / "docs" / "hooks"))
 
-import declared  # noqa: E402
-import links  # noqa: E402
-import runs  # noqa: E402
+import declared
+import links
+import runs
 
-from jaxrl import hyper  # noqa: E402
-from jaxrl.agents.dsac import DSACT  # noqa: E402
+from jaxrl import hyper
+from jaxrl.agents.dsac import DSACT
 
 AGENTS = ROOT / "jaxrl" / "agents"
 
