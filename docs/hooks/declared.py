@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+ROOT = Path(__file__).parent.parent.parent
 KINDS = ("number", "size", "choice", "flag", "interval", "words", "part", "same_as")
 LONGEST = 40  # characters of a default; longer ones are cut to the name of their class
 
@@ -33,30 +34,47 @@ def table(fields: list[Field]) -> str:
 
 @cache
 def declared(path: Path) -> dict[str, list[Field]]:
-    """Return the declared fields of each class of a file; those of a base in it come first."""
-    found: dict[str, list[Field]] = {}
+    """Return the declared fields of each class of a file; those of its bases come first."""
     body = ast.parse(path.read_text()).body
-    texts = {
-        ast.unparse(node.targets[0]): node.value.value
-        for node in body
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-    }
+    texts, elsewhere = _texts(body), _imported(body)
+    found: dict[str, list[Field]] = {}
     for node in body:
-        if isinstance(node, ast.ClassDef):
-            bases = [ast.unparse(base) for base in node.bases]
-            fields = {field.name: field for base in bases for field in found.get(base, [])}
-            own = [_field(each, texts) for each in node.body]
-            fields |= {field.name: field for field in own if field is not None}
-            found[node.name] = list(fields.values())
+        if not isinstance(node, ast.ClassDef):
+            continue
+        fields: dict[str, Field] = {}
+        for base in map(ast.unparse, node.bases):
+            known = (
+                found if base in found else declared(elsewhere[base]) if base in elsewhere else {}
+            )
+            fields |= {field.name: field for field in known.get(base, [])}
+        own = [_field(each, texts) for each in node.body]
+        fields |= {field.name: field for field in own if field is not None}
+        found[node.name] = list(fields.values())
     return found
 
 
-def declarations_of(path: Path, name: str) -> list[ast.stmt]:
-    """Return the statements of a class that declare a field."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return [each for each in node.body if _field(each, {}) is not None]
-    return []
+def _texts(body: list[ast.stmt]) -> dict[str, Any]:
+    """The constants of a module, and the strings of its ``Literal``s, by name."""
+    found: dict[str, Any] = {}
+    for node in body:
+        if not isinstance(node, ast.Assign):
+            continue
+        name = ast.unparse(node.targets[0])
+        if isinstance(node.value, ast.Constant):
+            found[name] = node.value.value
+        elif isinstance(node.value, ast.Subscript) and ast.unparse(node.value.value) == "Literal":
+            found[name] = ast.literal_eval(node.value.slice)
+    return found
+
+
+def _imported(body: list[ast.stmt]) -> dict[str, Path]:
+    """The files of the library that a module imports names from, by these names."""
+    found = {}
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("jaxrl."):
+            path = ROOT / f"{str(node.module).replace('.', '/')}.py"
+            found |= {each.name: path for each in node.names if path.exists()}
+    return found
 
 
 def _field(node: ast.stmt, texts: dict[str, Any]) -> Field | None:
@@ -68,7 +86,7 @@ def _field(node: ast.stmt, texts: dict[str, Any]) -> Field | None:
     said = {each.arg: each.value for each in node.value.keywords}
     args = node.value.args
     default = _short(args[0]) if args else ""
-    values = _values(kind, args[1:], said)
+    values = _values(kind, args[1:], said, texts)
     if kind == "same_as":
         default, values = "", f"as `{ast.unparse(args[0])}.{ast.literal_eval(args[1])}`"
     about = said.get("help", ast.Constant(""))
@@ -78,14 +96,17 @@ def _field(node: ast.stmt, texts: dict[str, Any]) -> Field | None:
 
 def _short(node: ast.expr) -> str:
     text = ast.unparse(node)
-    if len(text) <= LONGEST and "**" not in text.replace("2.0 ** 0.5", ""):
-        return text
-    return f"{ast.unparse(node.func)}(...)" if isinstance(node, ast.Call) else text
+    if len(text) > LONGEST and isinstance(node, ast.Call):
+        return f"{ast.unparse(node.func)}(...)"
+    return text
 
 
-def _values(kind: str, args: list[ast.expr], said: dict[str | None, ast.expr]) -> str:
+def _values(
+    kind: str, args: list[ast.expr], said: dict[str | None, ast.expr], texts: dict[str, Any]
+) -> str:
     if kind == "choice":
-        return f"`{ast.unparse(args[0])}`"
+        choices = texts.get(ast.unparse(args[0]))
+        return ", ".join(f"`{each}`" for each in choices) if choices else ast.unparse(args[0])
     if kind == "size":
         return f"integer, at least {ast.unparse(args[0]) if args else 1}"
     if kind != "number":

@@ -9,7 +9,7 @@ from typing import Any
 import griffe
 
 sys.path.insert(0, str(Path(__file__).parent))  # mkdocstrings loads this file by its path
-from declared import declarations_of, declared, table
+from declared import declared, table
 
 
 class Fields(griffe.Extension):
@@ -18,9 +18,9 @@ class Fields(griffe.Extension):
     def on_class(self, *, cls: griffe.Class, **kwargs: Any) -> None:
         """Replace declared attributes by a table."""
         path = cls.filepath
-        if not isinstance(path, Path) or not declarations_of(path, cls.name):
+        fields = declared(path).get(cls.name) if isinstance(path, Path) else None
+        if not fields:
             return
-        fields = declared(path)[cls.name]
         for field in fields:
             cls.members.pop(field.name, None)
         if cls.docstring is not None:

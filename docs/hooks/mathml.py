@@ -10,7 +10,7 @@ from latex2mathml.converter import convert
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
 NAMESPACE = "http://www.w3.org/1998/Math/MathML"
-OVERLINE, PRIME = "\u2015", "\u2032"
+OVERLINE, PRIME, SIMILAR = "\u2015", "\u2032", "\u223c"
 BESIDE = "0.12em"  # the names of functions
 
 ET.register_namespace("", NAMESPACE)
@@ -41,9 +41,11 @@ def _mend(node: ET.Element) -> None:
 
     Long bars are borders, primes are no superscripts, and names of functions are operators.
     """
-    for child in node:
-        _mend(child)
     kind, children = _kind(node), list(node)
+    for child in children:
+        _mend(child)
+        if child.text == "~" and kind != "mover":  # no accent, but "is distributed as"
+            child.text = SIMILAR
     if kind == "mover" and children[1].text == OVERLINE:
         _become(node, "mrow", children[:1])
         node.set("class", "bar")

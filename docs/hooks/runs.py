@@ -21,8 +21,8 @@ or the return itself of a single seed. Intervals of fewer than five seeds are to
 ([statistics](../statistics.md)). Commands are those that were recorded: they use the names that
 options had at their commit, of which the [change log](../changelog.md) lists the renamed.
 
-| run | algorithm | environment | seeds | steps each | return | commit |
-|---|---|---|---|---|---|---|
+| algorithm | environment | seeds | steps each | return |
+|---|---|---|---|---|
 """
 
 
@@ -93,8 +93,8 @@ def steps_of(n: int) -> str:
 def table() -> str:
     """Return the page of all runs."""
     rows = [
-        f"| [{run.name}](#{run.name}) | {run.algorithm} | `{run.env}` | {run.seeds} "
-        f"| {steps_of(run.steps)} | {run.score} | `{run.commit or 'unknown'}` |"
+        f"| [{run.algorithm}](#{run.name}) | `{run.env}` | {run.seeds} "
+        f"| {steps_of(run.steps)} | {run.score.replace(' ', '&nbsp;')} |"
         for run in runs().values()
     ]
     each = [f"## {run.name}\n\n{figure(run.name)}" for run in runs().values()]
