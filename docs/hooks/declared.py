@@ -36,7 +36,8 @@ def table(fields: list[Field]) -> str:
 def declared(path: Path) -> dict[str, list[Field]]:
     """Return the declared fields of each class of a file; those of its bases come first."""
     body = ast.parse(path.read_text()).body
-    texts, elsewhere = _texts(body), _imported(body)
+    elsewhere = _imported(body)
+    texts = {name: _texts_of(path).get(name) for name, path in elsewhere.items()} | _texts(body)
     found: dict[str, list[Field]] = {}
     for node in body:
         if not isinstance(node, ast.ClassDef):
@@ -51,6 +52,11 @@ def declared(path: Path) -> dict[str, list[Field]]:
         fields |= {field.name: field for field in own if field is not None}
         found[node.name] = list(fields.values())
     return found
+
+
+@cache
+def _texts_of(path: Path) -> dict[str, Any]:
+    return _texts(ast.parse(path.read_text()).body)
 
 
 def _texts(body: list[ast.stmt]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Directives are comments, so that the pages can be read on a plain Git host too:
 
     <!-- run: ppo_cartpole -->       the curves, result and command of a run in results/
     <!-- options: ppo.py PPO -->     the hyper-parameters of a class in jaxrl/agents/
+    <!-- speeds: speed_ant.json -->  a table of speeds in results/
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mkdocs.structure.files import File, Files
 from notebooks import page_of
 
 ROOT = Path(__file__).parent.parent.parent
-DIRECTIVE = re.compile(r"^<!-- (run|options): (.+?) -->$", re.M)
+DIRECTIVE = re.compile(r"^<!-- (run|options|speeds): (.+?) -->$", re.M)
 COPIED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 NOTEBOOKS = """\
 # Notebooks
@@ -104,6 +105,8 @@ def _replacement(found: re.Match[str]) -> str:
     try:
         if kind == "run":
             return runs.figure(words)
+        if kind == "speeds":
+            return runs.speeds(words)
         file, name = words.split()
         return table(declared(ROOT / "jaxrl" / "agents" / file)[name])
     except (KeyError, ValueError, OSError, json.JSONDecodeError) as error:

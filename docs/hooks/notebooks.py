@@ -31,10 +31,14 @@ def page_of(path: Path) -> tuple[str, dict[str, bytes]]:
 
 def _shown(output: dict[str, Any], path: Path, pictures: dict[str, bytes]) -> str:
     data = output.get("data", {})
-    if "image/png" in data:
-        name = f"notebooks/{path.stem}_{len(pictures)}.png"
-        pictures[name] = base64.b64decode("".join(data["image/png"]))
-        return f"![Output of the cell]({posixpath.basename(name)})"
+    for kind in ("png", "gif", "jpeg"):
+        if f"image/{kind}" in data:
+            name = f"notebooks/{path.stem}_{len(pictures)}.{kind}"
+            pictures[name] = base64.b64decode("".join(data[f"image/{kind}"]))
+            return f"![Output of the cell]({posixpath.basename(name)})"
+    markup = "".join(data.get("text/html", ""))
+    if "<video" in markup or "<img" in markup:
+        return markup
     text = "".join(output.get("text", data.get("text/plain", "")))
     if not text.strip() or output.get("name") == "stderr":
         return ""

@@ -101,6 +101,21 @@ def table() -> str:
     return ABOUT + "\n".join(rows) + "\n\n" + "\n\n".join(each) + "\n"
 
 
+def speeds(name: str) -> str:
+    """Return the speeds in a file of ``results/`` as a table, a column for each program."""
+    rows = json.loads((RESULTS / name).read_text())["results"]
+    programs = list(dict.fromkeys(row["command"] for row in rows))
+    lines = [f"| steps per second | {' | '.join(programs)} |", "|---" * (len(programs) + 1) + "|"]
+    for case in dict.fromkeys((row["workload"], row["seeds"]) for row in rows):
+        found = {row["command"]: row for row in rows if (row["workload"], row["seeds"]) == case}
+        cells = [
+            f"{found[each]['steps_per_second'] / 1e3:.3g}k" if each in found else ""
+            for each in programs
+        ]
+        lines.append(f"| {case[0]}, {case[1]} seed{'s' * (case[1] > 1)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def figure(name: str) -> str:
     """Return a run as Markdown: its curves, its result and its command.
 
