@@ -5,6 +5,8 @@ Directives are comments, so that the pages can be read on a plain Git host too:
     <!-- run: ppo_cartpole -->       the curves, result and command of a run in results/
     <!-- options: ppo.py PPO -->     the hyper-parameters of a class in jaxrl/agents/
     <!-- speeds: speed_ant.json -->  a table of speeds in results/
+    <!-- scores: bc bc10 -->         the rows of algorithms in results/offline.json
+    <!-- fine_tuning: dppo -->       the rows of methods in results/fine_tuning*.json
 """
 
 from __future__ import annotations
@@ -25,7 +27,13 @@ from mkdocs.structure.files import File, Files
 from notebooks import page_of
 
 ROOT = Path(__file__).parent.parent.parent
-DIRECTIVE = re.compile(r"^<!-- (run|options|speeds): (.+?) -->$", re.M)
+DIRECTIVE = re.compile(r"^<!-- (run|options|speeds|scores|fine_tuning): (.+?) -->$", re.M)
+MADE = {
+    "run": runs.figure,
+    "speeds": runs.speeds,
+    "scores": runs.scores,
+    "fine_tuning": runs.fine_tuning,
+}
 COPIED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 NOTEBOOKS = """\
 # Notebooks
@@ -103,10 +111,8 @@ def _title(text: str) -> str:
 def _replacement(found: re.Match[str]) -> str:
     kind, words = found.groups()
     try:
-        if kind == "run":
-            return runs.figure(words)
-        if kind == "speeds":
-            return runs.speeds(words)
+        if kind in MADE:
+            return MADE[kind](words)
         file, name = words.split()
         return table(declared(ROOT / "jaxrl" / "agents" / file)[name])
     except (KeyError, ValueError, OSError, json.JSONDecodeError) as error:

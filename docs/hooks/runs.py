@@ -116,6 +116,49 @@ def speeds(name: str) -> str:
     return "\n".join(lines)
 
 
+def scores(names: str) -> str:
+    """Return the rows of ``results/offline.json`` of these algorithms as a table.
+
+    Raises:
+        KeyError: for an algorithm that has none.
+    """
+    rows = json.loads((RESULTS / "offline.json").read_text())["rows"]
+    lines = ["| dataset | algorithm | steps | seeds | normalised score |", "|---|---|---|---|---|"]
+    for name in names.split():
+        found = [row for row in rows if row["algorithm"] == name]
+        if not found:
+            raise KeyError(name)
+        for row in found:
+            score = _score(row["scores"]["final"], len(row["seeds"])).replace(" ", "&nbsp;")
+            cells = (f"`{row['dataset']}`", name, steps_of(row["steps"]), len(row["seeds"]), score)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def fine_tuning(names: str) -> str:
+    """Return the rows of ``results/fine_tuning*.json`` of these methods as a table.
+
+    Raises:
+        KeyError: for methods that have none.
+    """
+    lines = [
+        "| dataset | method | seeds | clone | fine-tuned | steps |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted(RESULTS.glob("fine_tuning*.json")):
+        file = json.loads(path.read_text())
+        dataset = file["dataset"].removeprefix("runs/data/").removesuffix(".hdf5")
+        for row in file["results"]:
+            if row["method"] in names.split():
+                final = _score(row["final"], len(row["seeds"])).replace(" ", "&nbsp;")
+                clone, steps = number(row["clone"]["iqm"]), steps_of(row["env_steps"])
+                cells = (f"`{dataset}`", row["method"], len(row["seeds"]), clone, final, steps)
+                lines.append(f"| {' | '.join(map(str, cells))} |")
+    if len(lines) == 2:
+        raise KeyError(names)
+    return "\n".join(lines)
+
+
 def figure(name: str) -> str:
     """Return a run as Markdown: its curves, its result and its command.
 
