@@ -35,6 +35,15 @@ def test_links_of_the_repository_become_those_of_the_site(source, page, target, 
     assert links.rewritten(f"[a]({target})", source, page) == f"[a]({expected})"
 
 
+def test_links_to_what_is_not_on_the_site_become_text():
+    text = (
+        "See [`the loop`](../jaxrl/rng.py), [ppo](../results/ppo_ant) and ![a](../results/a.png)."
+    )
+    assert links.rewritten(text, "docs/mjx.md", "mjx.md") == (
+        "See `the loop`, [ppo](results/runs.md#ppo_ant) and ![a](results/a.png)."
+    )
+
+
 def test_links_in_code_stay_as_they_are():
     text = "`[a](../results/a.png)`\n\n```python\nx[0](../y)\n```\n"
     assert links.rewritten(text, "docs/mjx.md", "mjx.md") == text

@@ -44,13 +44,19 @@ They are in `notebooks/`, with their outputs. `pip install -e '.[notebooks]'` br
 
 
 def on_config(config: Any) -> Any:
-    """Put the notebooks and the tables of results into the navigation."""
+    """Put guides that are not listed, notebooks and tables of results into the navigation."""
     listed = [f"notebooks/{path.stem}.md" for path in _notebooks()]
     tables = [f"results/{path.name}" for path in sorted((ROOT / "results").glob("*.md"))]
-    added = {"Notebooks": ["notebooks/index.md", *listed], "Results": ["results/runs.md", *tables]}
+    guides = [path.name for path in sorted((ROOT / "docs").glob("*.md"))]
+    known = set(_leaves(config.nav))
+    added = {
+        "Guides": [name for name in guides if name not in known],
+        "Notebooks": ["notebooks/index.md", *listed],
+        "Results": ["results/runs.md", *tables],
+    }
     for entry in config.nav:
         for name in set(entry) & set(added):
-            entry[name] = added[name]
+            entry[name] = [*entry[name], *added[name]]
     return config
 
 
@@ -68,7 +74,7 @@ def on_files(files: Files, *, config: Any) -> Files:
         listed.append(f"- [{_title(text)}]({path.stem}.md): `{path.name}`")
     _add(files, config, "notebooks/index.md", content=NOTEBOOKS + "\n".join(listed) + "\n")
     for path in sorted((ROOT / "results").rglob("*")):
-        if path.suffix in (".md", ".png", ".json", ".csv"):
+        if path.suffix in (".md", ".png", ".json", ".jsonl", ".csv"):
             _add(files, config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path))
     return files
 
@@ -98,6 +104,14 @@ def _source_of(page: str) -> str:
     if page == "results/runs.md":
         return "docs/results/runs.md"  # its links are those of the site already
     return page if page.startswith(("results/", "notebooks/")) else f"docs/{page}"
+
+
+def _leaves(nav: Any) -> list[str]:
+    """Return the pages of a part of the navigation."""
+    if isinstance(nav, str):
+        return [nav]
+    entries = nav.values() if isinstance(nav, dict) else nav
+    return [page for entry in entries for page in _leaves(entry)]
 
 
 def _notebooks() -> list[Path]:
