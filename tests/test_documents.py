@@ -1,46 +1,26 @@
 """What the documents say can be run: their Python blocks, and the notebooks."""
 
+import ast
 import importlib
 import os
 import re
-import shlex
-from pathlib import Path
+import sys
 
 import jax
 import jax.numpy as jnp
 import nbformat
 import numpy as np
 import pytest
+from blocks import MARKDOWN, ROOT, blocks, python_blocks, run_blocks
 from nbclient import NotebookClient
-from shared import QUICK_FLAGS, script_module
+from shared import QUICK_FLAGS
 
 import jaxrl
-from jaxrl import cli
 from jaxrl.envs.vector import VectorEnv
 
-ROOT = Path(__file__).parent.parent
-# Every Markdown file of the tree; tools keep theirs in other folders.
-FOLDERS = ["docs", "experiments", "benchmarks", "jaxrl", "notebooks", "results", "tests"]
-MARKDOWN = sorted(
-    [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
-)
+SHOWN = [path for path in MARKDOWN if blocks(path, "python")]
 COLUMNS = 100
 REINFORCE_LINES = 40
-
-
-def python_blocks(path: str) -> list[str]:
-    """The fenced Python blocks of a document."""
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / path).read_text(), re.S | re.M)
-
-
-def run_blocks(path: str) -> dict:
-    """The names that the Python blocks of a document define, one block after another."""
-    said: dict = {}
-    blocks = python_blocks(path)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, path, "exec"), said)
-    return said
 
 
 def train(agent, env, steps):
@@ -53,7 +33,7 @@ def train(agent, env, steps):
 def test_contributing_describes_classes_of_a_users_own(tmp_path, monkeypatch):
     """The agent learns, the part trains, the environment steps, and the run is read again."""
     monkeypatch.chdir(tmp_path)
-    said = run_blocks("CONTRIBUTING.md")
+    said = run_blocks(ROOT / "CONTRIBUTING.md")
     returns = np.asarray(said["metrics"]["episode_return"])
     assert np.nanmean(returns[-20:]) > 3 * np.nanmean(returns[:5])
 
@@ -67,16 +47,42 @@ def test_contributing_describes_classes_of_a_users_own(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "corridor" / "episode.npz").exists()
 
 
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_of_the_documents_compiles_and_imports_what_exists(path):
+    """All blocks, whether they run or not; names of the library are looked up."""
+    for block in blocks(path, "python", "setup"):
+        for node in ast.walk(ast.parse(block.text, block.where)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("jaxrl"):
+                module = importlib.import_module(str(node.module))
+                missing = [each.name for each in node.names if not hasattr(module, each.name)]
+                assert not missing, f"{block.where}: {node.module} has no {missing}"
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "jaxrl":
+                assert hasattr(jaxrl, node.attr), f"{block.where}: jaxrl.{node.attr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path",
+    [path for path in SHOWN if path.parent != ROOT and python_blocks(path)],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_python_of_the_documents_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    run_blocks(path)
+
+
 def test_reinforce_is_short():
     """The agent of CONTRIBUTING, imports included."""
-    block = next(block for block in python_blocks("CONTRIBUTING.md") if "class Reinforce:" in block)
+    texts = [block.text for block in python_blocks(ROOT / "CONTRIBUTING.md")]
+    block = next(text for text in texts if "class Reinforce:" in text)
     assert block.startswith("import")
     assert sum(bool(line.strip()) for line in block.splitlines()) <= REINFORCE_LINES
 
 
 def test_readme_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = run_blocks("README.md")
+    said = run_blocks(ROOT / "README.md")
     assert said["state"].env_steps.shape[0] == 4
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {
         "cartpole",
@@ -90,27 +96,10 @@ def test_lines_of_markdown_fit_the_page(path):
     assert [f"{n}: {line}" for n, line in lines if len(line) > COLUMNS] == []
 
 
-def test_commands_of_the_documents_have_options_that_exist():
-    """Of the scripts that parse them with presets; nothing is trained."""
-    parsed = 0
-    for path in ("README.md", "docs/mjx.md", "docs/offline.md"):
-        text = (ROOT / path).read_text().replace("\\\n", " ")
-        for script, words in re.findall(r"python experiments/(\w+)\.py([^\n`#|]*)", text):
-            if not (ROOT / "jaxrl" / "cli" / "presets" / f"{script}.py").exists():
-                continue
-            presets = importlib.import_module(f"jaxrl.cli.presets.{script}").PRESETS
-            with script_module(script) as module:
-                cli.parse(module.Config, presets, shlex.split(words))
-            parsed += 1
-    assert parsed >= 10
-
-
-def test_readme_names_only_files_that_exist():
-    text = (ROOT / "README.md").read_text()
-    linked = re.findall(r"\]\((?!https?://|#)([^)#]+)\)", text)
-    assert linked
-    for target in linked:
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documents_name_only_files_that_exist(path):
+    linked = re.findall(r"\]\((?!https?://|#)([^)#\s]+)[^)\s]*\)", path.read_text())
+    assert not [target for target in linked if not (path.parent / target).exists()]
 
 
 @pytest.mark.parametrize(
