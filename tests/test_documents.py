@@ -26,6 +26,8 @@ MARKDOWN = sorted(
 )
 COLUMNS = 100
 REINFORCE_LINES = 40
+# The others compile more programs, or steps of MuJoCo, which no cache keeps.
+QUICK_NOTEBOOKS = ("01_quickstart", "04_write_your_own_agent")
 
 
 def python_blocks(path: str) -> list[str]:
@@ -116,8 +118,7 @@ def test_readme_names_only_files_that_exist():
 @pytest.mark.parametrize(
     "path",
     [
-        # The others train many agents, which takes minutes to compile.
-        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem != "01_quickstart"))
+        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem not in QUICK_NOTEBOOKS))
         for p in sorted((ROOT / "notebooks").glob("*.ipynb"))
     ],
 )
