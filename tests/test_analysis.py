@@ -244,6 +244,18 @@ def test_swept_run_has_a_colour_for_each_configuration(tmp_path):
         assert len({handle.get_color() for handle in handles}) == count
 
 
+def test_a_long_legend_leaves_room_for_the_curves(tmp_path):
+    """Of 40 entries 16 are named, the first and the last among them; 40 would leave no axes."""
+    sweep = [{"gamma": 0.9 + i / 1000, "clip": 0.2} for i in range(40)]
+    figure = analysis.plot_run(make_run(tmp_path / "run", sweep=sweep, seeds=2))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(labels) == 16 and axes.get_legend().get_title().get_text() == "16 of 40"
+    assert (labels[0], labels[-1]) == ("gamma=0.9 clip=0.2", "gamma=0.939 clip=0.2")
+    assert axes.get_position().height > 0.5
+
+
 def test_comparison_has_a_panel_per_environment_and_telling_labels(tmp_path):
     runs = [
         make_run(tmp_path / "x" / "first", env="probe/one"),

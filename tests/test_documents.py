@@ -21,6 +21,8 @@ from jaxrl.envs.vector import VectorEnv
 SHOWN = [path for path in MARKDOWN if blocks(path, "python")]
 COLUMNS = 100
 REINFORCE_LINES = 40
+# The others compile more programs, or steps of MuJoCo, which no cache keeps.
+QUICK_NOTEBOOKS = ("01_quickstart", "04_write_your_own_agent")
 
 
 def train(agent, env, steps):
@@ -105,8 +107,7 @@ def test_documents_name_only_files_that_exist(path):
 @pytest.mark.parametrize(
     "path",
     [
-        # The others train many agents, which takes minutes to compile.
-        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem != "01_quickstart"))
+        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem not in QUICK_NOTEBOOKS))
         for p in sorted((ROOT / "notebooks").glob("*.ipynb"))
     ],
 )

@@ -26,6 +26,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5
 Y_LABELS = {"eval": "evaluation return", "train": "return in training"}
 UNITS = {"env_steps": "environment steps", "gradient_steps": "gradient steps", "steps": "steps"}
 LONG_LEGEND = 6  # entries; a longer legend is placed beside the axes
+MOST_LEGEND = 16  # entries that fit there; of more, as many are named, evenly spaced
 
 
 class Entry(NamedTuple):
@@ -216,10 +217,21 @@ def _finish(ax: Axes, title: str, steps: str, y_label: str, curves: Sequence[Cur
     ax.set_ylabel(f"{y_label} (IQM, 95% interval)" if members else y_label)
     count_steps(ax)
     decorate(ax)
-    if len(ax.get_legend_handles_labels()[1]) <= LONG_LEGEND:
+    handles, labels = ax.get_legend_handles_labels()
+    if len(labels) <= LONG_LEGEND:
         legend = ax.legend(frameon=False, fontsize=9)
     else:
-        legend = ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        count = len(labels)
+        shown = np.linspace(0, count - 1, min(count, MOST_LEGEND)).round().astype(int)
+        legend = ax.legend(
+            [handles[i] for i in shown],
+            [labels[i] for i in shown],
+            title=f"{len(shown)} of {count}" if count > len(shown) else None,
+            frameon=False,
+            fontsize=8,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+        )
     for text in legend.get_texts():  # names of folders may hold dollars
         text.set_parse_math(False)
 

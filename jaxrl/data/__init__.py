@@ -11,7 +11,8 @@ from jaxrl.data.samplers import (
     UniformReplay,
     WeightedDataset,
 )
-from jaxrl.data.scores import d4rl_score, normalized
+from jaxrl.data.scores import Reference, d4rl_score, normalized
+from jaxrl.data.units import to_agent, to_environment
 from jaxrl.data.weights import weighted
 from jaxrl.data.windows import Windows
 
@@ -20,6 +21,7 @@ __all__ = [
     "Hindsight",
     "Mixed",
     "Pooled",
+    "Reference",
     "ReplayBuffer",
     "UniformDataset",
     "UniformReplay",
@@ -29,6 +31,8 @@ __all__ = [
     "d4rl_score",
     "describe",
     "normalized",
+    "to_agent",
+    "to_environment",
     "weighted",
     "with_goals",
 ]
