@@ -250,7 +250,7 @@ def test_a_member_that_diverges_is_marked_and_leaves_the_others_as_they_are(tmp_
     options = {"max_skipped": 4}
     lost = swept(tmp_path / "a", values={"learning_rate": Values((1e-2, 1e30))}, **options)
     warned = capsys.readouterr().err
-    assert "learning_rate=1e+30" in warned and "the sweep goes on" in warned
+    assert "learning_rate=1e+30" in warned and "training goes on" in warned
     well = swept(tmp_path / "b", values={"learning_rate": Values((1e-2, 1e-3))}, **options)
     states = [last_state(folder) for folder in (tmp_path / "a", tmp_path / "b")]
     for name, first in states[0].items():

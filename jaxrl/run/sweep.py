@@ -66,6 +66,7 @@ def sweep(
     eval_mode: Mode = "greedy",
     log_every: int | None = None,
     checkpoint_every: int | None = None,
+    keep_best: bool = True,
     devices: int | None = None,
     max_skipped: int = 100,
     log: Sequence[str] = (),
@@ -96,8 +97,9 @@ def sweep(
         command: returns the command line that repeats a configuration, for the record.
         eval_every: steps between evaluations; default a tenth of the run. Halving evaluates twice
             in its first rung, and PBT twice in an interval, which cannot be changed.
-        eval_episodes, eval_mode, log_every, checkpoint_every, devices, max_skipped, log, quiet: as
-            ``run`` takes them. Members are spread over devices, and their environments are not.
+        eval_episodes, eval_mode, log_every, checkpoint_every, keep_best, devices, max_skipped, log,
+            quiet: as ``run`` takes them. Members are spread over devices, and their environments
+            are not.
 
     Raises:
         UsageError: for input that cannot work, before anything is compiled or written.
@@ -110,6 +112,7 @@ def sweep(
         eval_mode=eval_mode,
         log_every=log_every,
         checkpoint_every=checkpoint_every,
+        keep_best=keep_best,
         devices=devices,
         max_skipped=max_skipped,
         log=log,

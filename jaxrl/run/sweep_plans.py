@@ -146,7 +146,10 @@ class Course:
                 if isinstance(method, PBT)
                 else {"class": "Halving", **dataclasses.asdict(method)}
             )
-        free = ("eval_every", "eval_episodes", "eval_mode", "log_every", "checkpoint_every")
+        free = (
+            *("eval_every", "eval_episodes", "eval_mode", "log_every", "checkpoint_every"),
+            "keep_best",
+        )
         return {
             "kind": "sweep",
             "method": described,
