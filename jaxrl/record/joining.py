@@ -131,7 +131,7 @@ def _build(draft: Path, run: Path, added: Path, config: Mapping[str, Any], itera
         for old, new in zip(*(record.events for record in records), strict=True)
     ]
     members = [len(record.events[0].lines) for record in records]
-    times = _times(*(record.times for record in records), members)
+    times = _times(records[0].times, records[1].times, members)
     draft.mkdir()
     saved = [set(checkpoint.available(part / CHECKPOINTS)) for part in parts]
     for each in sorted(saved[0] & saved[1]):
