@@ -46,7 +46,8 @@ class Options:
     run_dir: str | None = None
     """The run's folder; default runs/ALGORITHM_ENV_TIME."""
     resume: bool = False
-    """Continue the run in --run-dir from its newest intact checkpoint."""
+    """Continue the run in --run-dir from its newest intact checkpoint; with more --num-seeds, the
+    new ones are trained to where the others are, and join them."""
     eval_every: int | None = None
     """Steps between evaluations; default a tenth of the run."""
     eval_episodes: int = 32

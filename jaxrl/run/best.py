@@ -13,6 +13,8 @@ import numpy as np
 from jaxrl.record.metrics_file import Row, plain
 from jaxrl.types import Array, PyTree, TrainState
 
+KEPT = ("step", "episode_return")  # of an evaluation's row
+
 
 class Best:
     """The agents ``[M, ...]`` of the best evaluations so far, and which evaluations these were.
@@ -46,9 +48,6 @@ class Best:
             self.agent = _chosen(better, agent, self.agent)
             own = zip(better, found, self.evaluations, strict=True)
             self.evaluations = [new if is_better else old for is_better, new, old in own]
-
-
-KEPT = ("step", "episode_return")
 
 
 def _score(evaluation: Row) -> float:
