@@ -394,7 +394,7 @@ def test_seeds_are_added_to_a_finished_sweep(finished, tmp_path, name):
     """They are further parts; what was trained before stays as it was, to the byte."""
     whole = finished[name].run_dir
     folder, values = shutil.copytree(whole, tmp_path / "run"), {"learning_rate": BEGIN[name]}
-    added = swept(folder, METHODS[name], values=values, seeds=4, resume=True, confirm=1)
+    added = swept(folder, METHODS[name], values=values, seeds=4, resume=True, confirm=2)
     alone = swept(tmp_path / "alone", METHODS[name], values=values, seeds=[2, 3])
     for part in (whole / "parts").iterdir():
         kept = folder / "parts" / part.name / "metrics.jsonl"
@@ -410,10 +410,10 @@ def test_seeds_are_added_to_a_finished_sweep(finished, tmp_path, name):
 
     assert scores(added) == scores(finished[name], alone)
     assert added.summary["seeds"] == [0, 1, 2, 3]
-    assert added.summary["best"]["confirmed"]["seeds"] == [4]
+    assert added.summary["best"]["confirmed"]["seeds"] == [4, 5]
     assert json.loads((folder / "config.json").read_text())["cohorts"] == [[0, 1], [2, 3]]
     with mock.patch.object(Session, "train", side_effect=AssertionError("it trains")):
-        again = swept(folder, METHODS[name], values=values, seeds=4, resume=True, confirm=1)
+        again = swept(folder, METHODS[name], values=values, seeds=4, resume=True, confirm=2)
     assert again.table == added.table
 
 
