@@ -95,9 +95,9 @@ def _without_repetition(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def finish_joining(run: Path) -> None:
-    """Move a joined record to its place in ``run``; a crash on the way leaves it to be finished.
+    """Move a joined record to its place in ``run``, whose lock the caller holds.
 
-    The caller holds the run's lock.
+    A crash on the way leaves it to be finished (``mend``).
     """
     joined = run / JOINED
     if (joined / CHECKPOINTS).is_dir():
@@ -112,6 +112,35 @@ def finish_joining(run: Path) -> None:
             os.replace(joined / name, run / name)
     for name in (ADDED, JOINED):
         shutil.rmtree(run / name, ignore_errors=True)
+
+
+def mend(run: Path) -> None:
+    """Finish a joining that was cut short in ``run``, if there is one; call it before resuming.
+
+    Raises:
+        RunError: if another process is writing in the folder.
+    """
+    if (run / JOINED).is_dir():
+        with _locked(run.absolute()):
+            finish_joining(run)
+
+
+def _locked(path: Path) -> TextIO:
+    """Return the lock of the folder ``path``, which is held until it is closed."""
+    lock = open(path / LOCK, "a+")  # noqa: SIM115 (open for the run)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise RunError(
+            f"run-dir {path} is in use by process {owner}; wait for it, or give another"
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
 
 
 class RunFolder:
@@ -139,15 +168,11 @@ class RunFolder:
         self._lock: TextIO | None = None
         try:
             if resume:
-                if (self.path / JOINED).is_dir():
-                    self._acquire()
-                    finish_joining(self.path)
                 self._check_resume(report)
             else:
                 self._check_new()
             self.path.mkdir(parents=True, exist_ok=True)
-            if self._lock is None:
-                self._acquire()
+            self._lock = _locked(self.path)
             for stray in self.path.glob(".*.json-*"):  # left by a process killed in write_json
                 stray.unlink()
             if not resume:
@@ -205,19 +230,3 @@ class RunFolder:
         recorded = differences(stored, self.config, RECORDED - {"command", "git"})
         if recorded:
             report(f"note: resumed under another {'; '.join(recorded)}: results may differ in bits")
-
-    def _acquire(self) -> None:
-        lock = open(self.path / LOCK, "a+")  # noqa: SIM115 (open for the run)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            lock.close()
-            raise RunError(
-                f"run-dir {self.path} is in use by process {owner}; wait for it, or give another"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        self._lock = lock

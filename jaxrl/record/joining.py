@@ -2,7 +2,7 @@
 
 The joined record is built in a folder of its own, and one rename makes it valid. A crash before
 leaves the run as it was; after it, whoever opens the run to resume it moves the files to their
-places first (``jaxrl.record.folder.finish_joining``).
+places first (``jaxrl.record.folder.mend``).
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ def _build(draft: Path, run: Path, added: Path, config: Mapping[str, Any], itera
     parts = [run, added]
     records = [read_record(part, iteration) for part in parts]
     known = [member for record in records for member in members_of(record.meta["config"])]
-    order = [known.index(member) for member in members_of(config)]
+    at = {member: i for i, member in enumerate(known)}
+    order = [at[member] for member in members_of(config)]
     marks = [[event[:3] for event in record.events] for record in records]
     if marks[0] != marks[1]:
         raise RunError(f"the rows in {added} are not of the same steps as those in {run}")

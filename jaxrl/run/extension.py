@@ -107,9 +107,6 @@ class Extension:
         own = {"seeds": stored["seeds"], "placement": stored.get("placement")}
         folder = RunFolder(self.run_dir, {**self.config, **own}, True, self.report)
         try:
-            known = json.loads((self.run_dir / CONFIG).read_text())["seeds"]
-            if set(self.seeds) <= set(known):  # a joining that was cut short has been finished
-                return
             self._check(stored)
             checkpoint.clean(folder.checkpoints)
             record, iteration = self._newest()

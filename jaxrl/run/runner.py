@@ -14,6 +14,7 @@ from jaxrl import hyper
 from jaxrl.data.dataset import checksum
 from jaxrl.data.scores import Reference
 from jaxrl.errors import UsageError
+from jaxrl.record.folder import mend
 from jaxrl.record.metrics_file import Row
 from jaxrl.record.policy import Policy
 from jaxrl.record.rows import Member
@@ -186,6 +187,8 @@ def run(
         return Session(plan, placement, config, members, data, quiet, start, within)
 
     session = session_of(plan, placement, config, members, not resume)
+    if resume and run_dir is not None:
+        mend(Path(run_dir))
     if resume and run_dir is not None and (added := new_seeds(run_dir, seed_list)):
         new = [member for member in members if member.seed in added]
         where = placing.choose(trainers, len(new), devices)
