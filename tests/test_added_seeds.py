@@ -30,7 +30,7 @@ from jaxrl.errors import Interrupted, RunError
 from jaxrl.nn.critics import QNetwork, ValueFunction
 from jaxrl.nn.policies import AutoPolicy
 from jaxrl.record import checkpoint, folder, joining
-from jaxrl.run import extension
+from jaxrl.run import extension, summary
 from jaxrl.run.session import Session
 
 pytestmark = [pytest.mark.usefixtures("shared_programs"), pytest.mark.exact]
@@ -59,8 +59,15 @@ def train(path, seeds, steps=ENDS, **options):
     return run(tiny(), steps, run_dir=path, seeds=seeds, **OPTIONS | options)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_curves():
+    """Runs draw no pictures, which takes longer than training them."""
+    with mock.patch.object(summary, "plot_run"):
+        yield
+
+
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory, shared_programs):
+def fresh(tmp_path_factory, shared_programs, without_curves):
     """A run that had all seeds from the start."""
     path = tmp_path_factory.mktemp("fresh") / "run"
     train(path, ALL)
@@ -68,7 +75,7 @@ def fresh(tmp_path_factory, shared_programs):
 
 
 @pytest.fixture(scope="module")
-def old(tmp_path_factory, shared_programs):
+def old(tmp_path_factory, shared_programs, without_curves):
     """A finished run of some of them; to be copied."""
     path = tmp_path_factory.mktemp("old") / "run"
     train(path, OLD)
@@ -232,7 +239,8 @@ FILES = ("metrics.jsonl", "timing.jsonl", "config.json")
 
 def test_a_joining_that_was_cut_short_is_finished_by_the_next_session(trained, fresh, tmp_path):
     path = shutil.copytree(trained, tmp_path / "run")
-    with mock.patch.object(folder.shutil, "rmtree", side_effect=Killed), pytest.raises(Killed):
+    dead = Dying(shutil, [], 1)
+    with mock.patch.object(folder, "shutil", dead), pytest.raises(Killed):
         train(path, ALL, resume=True)
     assert (path / "joined").is_dir() and (path / "added").is_dir()
     train(path, ALL, resume=True)
@@ -301,22 +309,24 @@ def test_a_signal_leaves_new_seeds_that_go_on(copied, fresh, monkeypatch):
 
 
 def test_what_cannot_be_joined_is_refused_in_one_line(copied, tmp_path):
-    before = {each: each.read_bytes() for each in copied.rglob("*") if each.is_file()}
+
+    def files():
+        inside = (each for each in copied.rglob("*") if each.is_file() and each.name != ".lock")
+        return {each: each.read_bytes() for each in inside}
+
+    before = files()
 
     def refused(message, seeds=ALL, **options):
         with pytest.raises(UsageError, match=message) as caught:
             train(copied, seeds, resume=True, **options)
         assert "\n" not in str(caught.value)
 
-    refused("has seeds 0, 2, and 2 of them is missing; seeds can be added", [0])
-    refused("has seeds 0, 2, and 0 of them is missing", [2, 4])
+    refused("has seeds 0, 2, and those asked for lack 2; seeds can be added", [0])
+    refused("has seeds 0, 2, and those asked for lack 0", [2, 4])
     refused("configuration: sweep", sweep={"gamma": [0.9, 0.8]})
     refused("another eval_episodes .2, now 3.*; new seeds are evaluated as", eval_episodes=3)
     refused("total-steps is 64, but the run .* is at step 128 already", steps=64)
-    after = {each: each.read_bytes() for each in copied.rglob("*") if each.is_file()}
-    assert {each: x for each, x in after.items() if each.name != ".lock"} == before | {
-        each: x for each, x in after.items() if each not in before and each.name != ".lock"
-    }
+    assert files() == before
     with killed("advance", 1):
         train(copied, ALL, resume=True)
     refused("seeds 4, 7 are being added in .*, and not 9; let them join first", [0, 2, 9])

@@ -419,7 +419,7 @@ def test_seeds_are_added_to_a_finished_sweep(finished, tmp_path, name):
 
 def test_seeds_that_a_sweep_cannot_get_are_refused(finished, tmp_path):
     folder = finished["grid"].run_dir
-    with pytest.raises(UsageError, match="seeds 0, 1, and 1 of them is missing; seeds can be"):
+    with pytest.raises(UsageError, match="seeds 0, 1, and those asked for lack 1; seeds can be"):
         swept(folder, seeds=1, resume=True, confirm=2)
     with pytest.raises(UsageError, match="another configuration: max_parallel"):
         swept(folder, seeds=4, resume=True, confirm=2, max_parallel=8)

@@ -45,9 +45,8 @@ def new_seeds(run_dir: str | Path, seeds: Sequence[int]) -> list[int]:
     missing = [seed for seed in recorded if seed not in seeds]
     if missing:
         raise UsageError(
-            f"run-dir {run_dir} has seeds {named(recorded)}, and {named(missing)} of them "
-            f"{'is' if len(missing) == 1 else 'are'} missing; seeds can be added to a run, and "
-            "not taken away"
+            f"run-dir {run_dir} has seeds {named(recorded)}, and those asked for lack "
+            f"{named(missing)}; seeds can be added to a run, and not taken away"
         )
     return new
 
