@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from shared import Killed, assert_same_bits, killed
+from shared import Killed, assert_same_bits, killed, plain
 
 from jaxrl import (
     DQN,
@@ -33,7 +33,7 @@ from jaxrl.record import checkpoint, folder, joining
 from jaxrl.run import extension, summary
 from jaxrl.run.session import Session
 
-pytestmark = [pytest.mark.usefixtures("shared_programs"), pytest.mark.exact]
+pytestmark = pytest.mark.usefixtures("shared_programs")
 
 CART_POLE = make("gymnax/CartPole-v1")
 ALL, OLD, NEW = [4, 0, 7, 2], [0, 2], [4, 7]
@@ -67,18 +67,18 @@ def without_curves():
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory, shared_programs, without_curves):
-    """A run that had all seeds from the start."""
-    path = tmp_path_factory.mktemp("fresh") / "run"
-    train(path, ALL)
+def old(tmp_path_factory, shared_programs, without_curves):
+    """A finished run of two seeds; to be copied."""
+    path = tmp_path_factory.mktemp("old") / "run"
+    train(path, OLD)
     return path
 
 
 @pytest.fixture(scope="module")
-def old(tmp_path_factory, shared_programs, without_curves):
-    """A finished run of some of them; to be copied."""
-    path = tmp_path_factory.mktemp("old") / "run"
-    train(path, OLD)
+def joined(old, tmp_path_factory):
+    """That run, with two seeds that joined it undisturbed."""
+    path = shutil.copytree(old, tmp_path_factory.mktemp("joined") / "run")
+    train(path, ALL, resume=True)
     return path
 
 
@@ -87,72 +87,122 @@ def copied(old, tmp_path):
     return shutil.copytree(old, tmp_path / "run")
 
 
-def assert_same_record(path, fresh):
+def assert_same_record(path, wanted_path):
     """Equal to the last bit, but for times; nothing is left of the joining."""
-    found, wanted = (checkpoint.restore(each / "checkpoints", None) for each in (path, fresh))
+    found, wanted = (checkpoint.restore(each / "checkpoints", None) for each in (path, wanted_path))
     assert found.iteration == wanted.iteration
     assert_same_bits(found.state, wanted.state)
     assert found.state.keys() == wanted.state.keys()
     for name in ("best", "phase", "iteration_of_phase", "metrics_bytes"):
         assert found.meta[name] == wanted.meta[name]
-    metrics = [(each / "metrics.jsonl").read_bytes() for each in (path, fresh)]
+    metrics = [(each / "metrics.jsonl").read_bytes() for each in (path, wanted_path)]
     assert metrics[0] == metrics[1]
-    configs = [json.loads((each / "config.json").read_text()) for each in (path, fresh)]
+    configs = [json.loads((each / "config.json").read_text()) for each in (path, wanted_path)]
     assert configs[0]["seeds"] == configs[1]["seeds"]
-    summaries = [json.loads((each / "summary.json").read_text()) for each in (path, fresh)]
+    summaries = [json.loads((each / "summary.json").read_text()) for each in (path, wanted_path)]
     for name in ("final_return", "configurations", "best_checkpoint", "seeds", "total_steps"):
         assert summaries[0].get(name) == summaries[1].get(name)
-    assert load_timing(path)["step"].tolist() == load_timing(fresh)["step"].tolist()
+    assert load_timing(path)["step"].tolist() == load_timing(wanted_path)["step"].tolist()
     own = {each.name for each in path.iterdir()}
-    assert own == {each.name for each in fresh.iterdir()}
+    assert own == {each.name for each in wanted_path.iterdir()}
 
 
-def test_seeds_join_a_finished_run_as_if_they_had_been_there(copied, fresh):
-    before = load_timing(copied)["seconds"].iloc[-1]
-    result = train(copied, ALL, resume=True)
-    assert_same_record(copied, fresh)
-    whole = checkpoint.restore(fresh / "checkpoints", None, prefix="agent").state
+def test_joined_seeds_are_what_runs_of_their_own_make_of_them(old, joined, tmp_path):
+    """The same program trains the new seeds here, so the bits are the same."""
+    train(tmp_path / "new", NEW)
+    runs = old, tmp_path / "new"
+    states = [checkpoint.restore(each / "checkpoints", None) for each in (*runs, joined)]
+    seeds = [*OLD, *NEW]
+    order = [4 * (seed in NEW) + 2 * c + seeds.index(seed) % 2 for c in (0, 1) for seed in ALL]
+    *parts, found = ({path: plain(x) for path, x in each.state.items()} for each in states)
+    assert found.keys() == parts[0].keys()
+    for path, leaf in found.items():
+        wanted = np.concatenate([part[path] for part in parts])[order]
+        np.testing.assert_array_equal(leaf, wanted, err_msg=path)
+    best = [entry for each in states[:2] for entry in each.meta["best"]]
+    assert states[2].meta["best"] == [best[i] for i in order]
+
+    rows = [(each / "metrics.jsonl").read_bytes().splitlines() for each in (*runs, joined)]
+    events = [[lines[i : i + 4] for i in range(0, len(lines), 4)] for lines in rows[:2]]
+    together = [a + b for a, b in zip(*events, strict=True)]
+    assert rows[2] == [event[i] for event in together for i in order]
+    seconds = [load_timing(each)["seconds"].iloc[-1] for each in (*runs, joined)]
+    assert load_timing(joined)["step"].tolist() == load_timing(old)["step"].tolist()
+    assert seconds[2] > seconds[0]
+
+
+def test_the_record_is_read_as_that_of_all_seeds(joined):
+    found = checkpoint.restore(joined / "checkpoints", None, prefix="agent").state
     for config in range(2):
         for i, seed in enumerate(ALL):
-            policy = load_policy(copied, seed=seed, config=config)
-            leaves = [np.asarray(x)[4 * config + i] for x in whole.values()]
-            found = checkpoint._flatten(policy.state)[0]
-            assert_same_bits([found[path.removeprefix("agent/")] for path in whole], leaves)
+            policy = load_policy(joined, seed=seed, config=config)
+            own = checkpoint._flatten(policy.state, "agent")[0]
+            assert_same_bits(
+                own, {path: np.asarray(x)[4 * config + i] for path, x in found.items()}
+            )
+    summary = json.loads((joined / "summary.json").read_text())
+    final = load(joined, "eval").groupby(["config", "seed"])["episode_return"].last()
+    for config, entry in enumerate(summary["configurations"]):
+        assert entry["final_return"]["per_seed"] == [final[config, seed] for seed in ALL]
+    assert summary["seeds"] == ALL == json.loads((joined / "config.json").read_text())["seeds"]
+    assert [curve.seeds for curve in load_curves(joined)[1]] == [(0, 2, 4, 7)] * 2
+    result = train(joined, ALL, resume=True)
     assert [(m.config, m.seed) for m in result.members] == [(c, s) for c in (0, 1) for s in ALL]
-    assert [curve.seeds for curve in load_curves(copied)[1]] == [(0, 2, 4, 7)] * 2
-    assert len(load(copied, "eval")) == 8 * 5
-    assert load_timing(copied)["seconds"].iloc[-1] > before
+    with pytest.raises(UsageError, match="seed 3 is not in .*; it has 4, 0, 7, 2"):
+        load_policy(joined, seed=3)
 
 
-def test_a_run_that_was_stopped_is_joined_where_it_is_and_goes_on(fresh, tmp_path):
+# --- the same record as that of a run which had all seeds from the start
+
+# These are programs of other widths, which must round alike.
+
+
+def in_order(tmp_path, *sessions):
+    """The folder of a run of several sessions, each with its seeds and options, and of one that
+    had all seeds in each of them."""
+    folders = tmp_path / "run", tmp_path / "fresh"
+    for i, (seeds, steps, options) in enumerate(sessions):
+        train(folders[0], seeds, steps, resume=i > 0, **options)
+        train(folders[1], ALL, steps, resume=i > 0, **options)
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.exact
+def test_seeds_join_a_finished_run_as_if_they_had_been_there(tmp_path):
+    assert_same_record(*in_order(tmp_path, (OLD, ENDS, {}), (ALL, ENDS, {})))
+
+
+@pytest.mark.slow
+@pytest.mark.exact
+def test_a_run_that_was_stopped_is_joined_where_it_is_and_goes_on(tmp_path):
     with killed("advance", 5):
         train(tmp_path / "run", OLD)
     assert checkpoint.available(tmp_path / "run" / "checkpoints") == [3]
     train(tmp_path / "run", ALL, resume=True)
-    assert_same_record(tmp_path / "run", fresh)
-
-
-def test_the_recorded_chunks_are_repeated_whatever_the_periods_are_now(copied, tmp_path):
-    """The run was made longer once, and logs otherwise since."""
-    changed = {"log_every": 32, "checkpoint_every": 64, "resume": True}
-    train(copied, OLD, 192, **changed)
-    train(copied, ALL, 256, **changed | {"log_every": 64})
     train(tmp_path / "fresh", ALL)
-    train(tmp_path / "fresh", ALL, 192, **changed)
-    train(tmp_path / "fresh", ALL, 256, **changed | {"log_every": 64})
-    assert_same_record(copied, tmp_path / "fresh")
+    assert_same_record(tmp_path / "run", tmp_path / "fresh")
+
+
+@pytest.mark.slow
+@pytest.mark.exact
+def test_the_recorded_chunks_are_repeated_whatever_the_periods_are_now(tmp_path):
+    """The run was made longer once, and logs otherwise since."""
+    changed = {"log_every": 32, "checkpoint_every": 64}
+    sessions = (OLD, ENDS, {}), (OLD, 192, changed), (ALL, 256, changed | {"log_every": 64})
+    assert_same_record(*in_order(tmp_path, *sessions))
 
 
 # --- killed on the way
 
 
-def test_killed_while_they_train_nothing_is_lost(copied, old, fresh):
+def test_killed_while_they_train_nothing_is_lost(copied, old, joined):
     for call in (2, 5, 3):
         with killed("advance", call):
             train(copied, ALL, resume=True)
         assert_untouched(copied, old)
     train(copied, ALL, resume=True)
-    assert_same_record(copied, fresh)
+    assert_same_record(copied, joined)
 
 
 def assert_untouched(path, old):
@@ -204,9 +254,9 @@ def dying(at):
         yield calls
 
 
-def test_killed_while_they_are_joined_nothing_is_lost(trained, old, fresh, tmp_path):
+def test_killed_while_they_are_joined_nothing_is_lost(trained, old, joined, tmp_path):
     """At every call that writes: the run is as it was, or the joining is finished later."""
-    config = json.loads((fresh / "config.json").read_text())
+    config = json.loads((joined / "config.json").read_text())
     at, finished, wanted = 0, False, None
     states = set()
     while not finished:
@@ -231,20 +281,20 @@ def test_killed_while_they_are_joined_nothing_is_lost(trained, old, fresh, tmp_p
         assert kept == ["checkpoints"]
     assert len(calls) > 12 and states == {True, False}
     train(path, ALL, resume=True)
-    assert_same_record(path, fresh)
+    assert_same_record(path, joined)
 
 
 FILES = ("metrics.jsonl", "timing.jsonl", "config.json")
 
 
-def test_a_joining_that_was_cut_short_is_finished_by_the_next_session(trained, fresh, tmp_path):
+def test_a_joining_that_was_cut_short_is_finished_by_the_next_session(trained, joined, tmp_path):
     path = shutil.copytree(trained, tmp_path / "run")
     dead = Dying(shutil, [], 1)
     with mock.patch.object(folder, "shutil", dead), pytest.raises(Killed):
         train(path, ALL, resume=True)
     assert (path / "joined").is_dir() and (path / "added").is_dir()
     train(path, ALL, resume=True)
-    assert_same_record(path, fresh)
+    assert_same_record(path, joined)
 
 
 def test_a_damaged_checkpoint_is_told_and_the_run_goes_on_without_the_new_seeds(
@@ -268,6 +318,8 @@ def learner(**options):
     return OffPolicy(agent, VectorEnv(CART_POLE, 2, **options), **sizes)
 
 
+@pytest.mark.slow
+@pytest.mark.exact
 def test_replay_buffers_and_phases_are_joined_too(tmp_path, monkeypatch):
     """The old seeds were stopped where the second phase begins, and so were the new ones."""
     phases = [Phase(learner(), 40, "first"), Phase(learner(max_steps=20), 40, "second")]
@@ -290,7 +342,7 @@ def test_replay_buffers_and_phases_are_joined_too(tmp_path, monkeypatch):
     assert_same_record(path, tmp_path / "fresh")
 
 
-def test_a_signal_leaves_new_seeds_that_go_on(copied, fresh, monkeypatch):
+def test_a_signal_leaves_new_seeds_that_go_on(copied, joined, monkeypatch):
     advance = Session.advance
 
     def stopped(self, *args):
@@ -302,7 +354,7 @@ def test_a_signal_leaves_new_seeds_that_go_on(copied, fresh, monkeypatch):
         with pytest.raises(Interrupted, match="at step 16 of seeds 4, 7, which are being added"):
             train(copied, ALL, resume=True)
     train(copied, ALL, resume=True)
-    assert_same_record(copied, fresh)
+    assert_same_record(copied, joined)
 
 
 # --- what is refused
