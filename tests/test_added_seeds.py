@@ -193,6 +193,18 @@ def test_the_recorded_chunks_are_repeated_whatever_the_periods_are_now(tmp_path)
     assert_same_record(*in_order(tmp_path, *sessions))
 
 
+def test_a_stopped_run_goes_on_with_all_seeds(joined, tmp_path):
+    path = tmp_path / "run"
+    with killed("advance", 5):
+        train(path, OLD)
+    train(path, ALL, resume=True)
+    frames = [load(each) for each in (path, joined)]
+    marks = [frame[["kind", "seed", "config", "step"]].values.tolist() for frame in frames]
+    assert marks[0] == marks[1]
+    before = [frame[frame["step"] <= 48].reset_index(drop=True) for frame in frames]
+    assert before[0].equals(before[1])  # the programs of four members; then it is one of eight
+
+
 # --- killed on the way
 
 
