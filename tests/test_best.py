@@ -9,13 +9,13 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from shared import assert_same_bits, killed
+from shared import assert_same_bits, compiled_once, killed
+from test_added_seeds import KNOWN, tiny
 
-from jaxrl import PPO, Offline, OnPolicy, Phase, UsageError, VectorEnv, load_policy, make, run
+from jaxrl import Offline, Phase, UsageError, VectorEnv, load_policy, make, run
 from jaxrl.agents import BC
 from jaxrl.analysis import __main__ as analysis
 from jaxrl.analysis import evaluate_run
-from jaxrl.nn.critics import ValueFunction
 from jaxrl.nn.policies import AutoPolicy
 from jaxrl.record import checkpoint, record
 from jaxrl.record.policy import Policy
@@ -38,11 +38,11 @@ OPTIONS = {
 }
 
 
-def tiny() -> OnPolicy:
-    """A trainer whose returns go up and down: its steps are far too large."""
-    networks = {"policy": AutoPolicy(hidden_dims=(4,)), "critic": ValueFunction(hidden_dims=(4,))}
-    agent = PPO(**networks, update_epochs=1, num_minibatches=1, learning_rate=0.2)
-    return OnPolicy(agent, VectorEnv(CART_POLE, 2), num_steps=8)
+@pytest.fixture(scope="module")
+def shared_programs():
+    """Runs share their programs, with those of another file too."""
+    with compiled_once(KNOWN):
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -144,7 +144,7 @@ def test_what_is_not_finite_is_never_better_and_of_equals_the_first_stays():
 
 def test_runs_that_keep_none_say_so(tmp_path, monkeypatch):
     folder, line = tmp_path / "run", "run has kept no best policy; load the last, as checkpoint="
-    options = OPTIONS | {"run_dir": folder, "sweep": None}
+    options = OPTIONS | {"run_dir": folder}
     run(tiny(), 48, keep_best=False, **options)
     assert "best_checkpoint" not in json.loads((folder / "summary.json").read_text())
     with pytest.raises(UsageError, match=line):
@@ -156,6 +156,7 @@ def test_runs_that_keep_none_say_so(tmp_path, monkeypatch):
         load_policy(folder, checkpoint="newest")
 
 
+@pytest.mark.slow
 def test_a_best_policy_of_an_earlier_phase_is_played_as_that_phase_did(tmp_path):
     """The second phase unlearns: its agent clones actions of a random policy."""
     env, key = CART_POLE, jax.random.key(0)
