@@ -33,7 +33,7 @@ from jaxrl.nn import running_statistics
 from jaxrl.nn.encoders import CNN
 from jaxrl.optim import AdamW
 from jaxrl.record import Policy, checkpoint
-from jaxrl.record.policy import CLASSES, make_agent
+from jaxrl.record.rebuild import CLASSES, make_agent
 
 SEEDS = [3, 5]
 RATES = [1e-3, 1e-1]

@@ -393,7 +393,8 @@ def test_other_errors_of_xla_keep_their_traceback(monkeypatch):
 def test_writers_come_after_the_lock_and_get_the_configuration(tmp_path, monkeypatch):
     made, folder = [], tmp_path / "run"
 
-    def make_writer(run_dir, config, resume):
+    def make_writer(run_dir, config, resume, whole):
+        assert whole is None  # the folder is not a part of another run
         with pytest.raises(RunError, match="in use by process"):
             RunFolder(folder, config, resume=True)
         made.append((run_dir, config, resume))

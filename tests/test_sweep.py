@@ -7,6 +7,7 @@ import csv
 import functools
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -250,7 +251,7 @@ def test_a_member_that_diverges_is_marked_and_leaves_the_others_as_they_are(tmp_
     options = {"max_skipped": 4}
     lost = swept(tmp_path / "a", values={"learning_rate": Values((1e-2, 1e30))}, **options)
     warned = capsys.readouterr().err
-    assert "learning_rate=1e+30" in warned and "the sweep goes on" in warned
+    assert "learning_rate=1e+30" in warned and "training goes on" in warned
     well = swept(tmp_path / "b", values={"learning_rate": Values((1e-2, 1e-3))}, **options)
     states = [last_state(folder) for folder in (tmp_path / "a", tmp_path / "b")]
     for name, first in states[0].items():
@@ -386,6 +387,45 @@ def test_processes_killed_for_good_at_random_moments_lose_nothing(tmp_path):
         deaths += 1
         assert deaths < 40
     assert deaths and contents(killed) == contents(whole)
+
+
+@pytest.mark.parametrize("name", ["grid", "pbt"])
+def test_seeds_are_added_to_a_finished_sweep(finished, tmp_path, name):
+    """They are further parts; what was trained before stays as it was, to the byte."""
+    whole = finished[name].run_dir
+    folder, values = shutil.copytree(whole, tmp_path / "run"), {"learning_rate": BEGIN[name]}
+    added = swept(folder, METHODS[name], values=values, seeds=4, resume=True, confirm=2)
+    alone = swept(tmp_path / "alone", METHODS[name], values=values, seeds=[2, 3])
+    for part in (whole / "parts").iterdir():
+        kept = folder / "parts" / part.name / "metrics.jsonl"
+        assert kept.read_bytes() == (part / "metrics.jsonl").read_bytes()
+    by = {"grid": ["learning_rate"], "pbt": ["population", "member"]}[name]
+
+    def scores(*results):
+        found = {}
+        for row in (row for result in results for row in result.table):
+            own = found.setdefault(tuple(row[each] for each in by), [])
+            own += row.get("scores", [row["score"]])
+        return found
+
+    assert scores(added) == scores(finished[name], alone)
+    assert added.summary["seeds"] == [0, 1, 2, 3]
+    assert added.summary["best"]["confirmed"]["seeds"] == [4, 5]
+    assert json.loads((folder / "config.json").read_text())["cohorts"] == [[0, 1], [2, 3]]
+    with mock.patch.object(Session, "train", side_effect=AssertionError("it trains")):
+        again = swept(folder, METHODS[name], values=values, seeds=4, resume=True, confirm=2)
+    assert again.table == added.table
+
+
+def test_seeds_that_a_sweep_cannot_get_are_refused(finished, tmp_path):
+    folder = finished["grid"].run_dir
+    with pytest.raises(UsageError, match="seeds 0, 1, and those asked for lack 1; seeds can be"):
+        swept(folder, seeds=1, resume=True, confirm=2)
+    with pytest.raises(UsageError, match="another configuration: max_parallel"):
+        swept(folder, seeds=4, resume=True, confirm=2, max_parallel=8)
+    assert json.loads((folder / "config.json").read_text())["seeds"] == [0, 1]
+    with pytest.raises(UsageError, match="was halved by the scores of its seeds, so 2, 3 cannot"):
+        swept(finished["halving"].run_dir, Halving(2), seeds=4, resume=True, confirm=2)
 
 
 def test_a_finished_sweep_trains_nothing_and_another_one_is_refused(finished, monkeypatch):

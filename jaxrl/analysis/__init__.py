@@ -18,6 +18,7 @@ from jaxrl.analysis.comparison_figure import plot_groups
 from jaxrl.analysis.curves import plot_comparison, plot_run
 from jaxrl.analysis.efficiency import area_under_curve, curve_ci, steps_to_threshold
 from jaxrl.analysis.episode import Episode, rollout
+from jaxrl.analysis.evaluation import Played, evaluate_run
 from jaxrl.analysis.groups import Groups, read_groups
 from jaxrl.analysis.load import (
     Curve,
@@ -46,6 +47,7 @@ __all__ = [
     "Curve",
     "Episode",
     "Groups",
+    "Played",
     "Rendering",
     "aggregate_iqm",
     "aggregate_mean",
@@ -57,6 +59,7 @@ __all__ = [
     "curve_ci",
     "detectable_difference",
     "difference_ci",
+    "evaluate_run",
     "final_return",
     "holm",
     "improvement_ci",

@@ -2,6 +2,7 @@
 
 ``python -m jaxrl.analysis RUN [RUN ...]`` prints a table with intervals and draws the curves.
 ``python -m jaxrl.analysis compare RUN ... -- RUN ...`` says which group is better, if any.
+``python -m jaxrl.analysis evaluate RUN`` plays fresh episodes of the run's policies.
 ``python -m jaxrl.analysis render RUN`` draws an episode of the run's policy.
 ``python -m jaxrl.analysis export RUN`` writes the policy as files that need no jaxrl.
 """
@@ -12,13 +13,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jaxrl import _startup
 from jaxrl._output import lasting_output, one_line
 from jaxrl.analysis import compare_command
 from jaxrl.analysis.command import PICTURE, Parser, picture
 from jaxrl.analysis.curves import env_label, plot_comparison, plot_run
+from jaxrl.analysis.evaluation import evaluate_run
 from jaxrl.analysis.load import (
     Curve,
     is_finished,
@@ -32,6 +34,7 @@ from jaxrl.analysis.statistics import final_return
 from jaxrl.analysis.tables import print_table, used_columns
 from jaxrl.errors import RunError, UsageError
 from jaxrl.export import export_run
+from jaxrl.record.policy import Which
 
 TEXTS = ("run", "algorithm", "env", "sweep")
 NUMBERS = ("seeds", "steps", "final IQM", "95% interval", "mean", "steps/s")
@@ -41,10 +44,15 @@ Print a table of runs: the interquartile mean (IQM) of the seeds' final evaluati
 the curves. A run that is not finished is shown up to its last evaluation.
 Which of two groups is better, and whether by more than luck:
     python -m jaxrl.analysis compare RUN ... -- RUN ... (--help)
+To play fresh episodes of a run's policies:
+    python -m jaxrl.analysis evaluate RUN (--help)
 To draw an episode of a run's policy:
     python -m jaxrl.analysis render RUN (--help)
 To write the policy as files that need no jaxrl:
     python -m jaxrl.analysis export RUN (--help)"""
+ABOUT_EVALUATE = """\
+Play fresh episodes of a run's policies, all seeds if none is named. The score of the best of many
+evaluations is too high, since luck had a part in choosing it; these episodes chose nothing."""
 ABOUT_RENDER = """\
 Play one episode of a run's policy and draw it: episode.mp4 and episode.gif for MuJoCo's tasks and
 those of gymnax that it can draw, episode.html for Brax, and always episode.npz. They are written to
@@ -68,6 +76,8 @@ def main(words: Sequence[str] | None = None) -> int:
         try:
             if given[:1] == ["render"]:
                 _render(_render_parser().parse_args(given[1:]))
+            elif given[:1] == ["evaluate"]:
+                _evaluate(_evaluate_parser().parse_args(given[1:]))
             elif given[:1] == ["compare"]:
                 compare_command.main(given[1:])
             elif given[:1] == ["export"]:
@@ -102,6 +112,18 @@ def _render(options: argparse.Namespace) -> None:
     for note in rendering.notes:
         print(f"jaxrl.analysis: {note}", file=sys.stderr)
     print(rendering)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    given = vars(options)
+    _startup.prepare()
+    run = given.pop("run")
+    if given["seed"] is not None:
+        given["seeds"] = [given["seed"]]
+    del given["seed"]
+    played = evaluate_run(run, **given)
+    print_table(played.table(), played.table()[0])
+    print(played)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -183,8 +205,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _evaluate_parser() -> argparse.ArgumentParser:
+    parser = _policy_parser("evaluate", ABOUT_EVALUATE)
+    add = parser.add_argument
+    add("--mode", choices=("greedy", "sample"), default="greedy", help="how to act")
+    add("--episodes", type=int, default=100, metavar="N", help="episodes of each seed")
+    add("--key", type=int, default=0, metavar="K", help="the seed of their random numbers")
+    return parser
+
+
 def _render_parser() -> argparse.ArgumentParser:
     parser = _policy_parser("render", ABOUT_RENDER)
+    _add_out(parser)
     add = parser.add_argument
     add("--mode", choices=("greedy", "sample"), default="greedy", help="how to act")
     add("--episode", type=int, default=0, metavar="I", help="index of an evaluation's episode")
@@ -195,21 +227,28 @@ def _render_parser() -> argparse.ArgumentParser:
 
 def _export_parser() -> argparse.ArgumentParser:
     parser = _policy_parser("export", ABOUT_EXPORT)
+    _add_out(parser)
     words = "npz, jax, onnx; default all that can hold it"
     parser.add_argument("--formats", nargs="+", metavar="F", help=words)
     return parser
 
 
 def _policy_parser(command: str, about: str) -> argparse.ArgumentParser:
-    """Return a parser of the options that name one policy of a run, and where to write."""
+    """Return a parser of the options that name one policy of a run."""
     parser = Parser(f"python -m jaxrl.analysis {command}", description=about)
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder of a run")
     add("--seed", type=int, metavar="S", help="one of its seeds; default the first")
     add("--config", type=int, default=0, metavar="I", help="the configuration of a sweep")
     add("--iteration", type=int, metavar="I", help="the number of a checkpoint; default the newest")
-    add("--out", metavar="FOLDER", help="write here instead; nothing is replaced")
+    add("--checkpoint", choices=get_args(Which), default="last",
+        help="the last policy, or that of the seed's best evaluation")  # fmt: skip
     return parser
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    text = "write here instead; nothing is replaced"
+    parser.add_argument("--out", metavar="FOLDER", help=text)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from jaxrl.analysis.episode import Episode, rollout
 from jaxrl.analysis.frames import CannotDraw, Size, Video, is_mujoco, render_frames
 from jaxrl.envs.brax import BraxEnv, quiet
 from jaxrl.errors import UsageError
-from jaxrl.record.policy import load_policy_and_env
+from jaxrl.record.policy import Which, load_policy_and_env
 from jaxrl.require import require
 from jaxrl.training.evaluate import EVALUATION_SEED
 from jaxrl.types import Environment, Mode
@@ -61,6 +61,7 @@ def render_run(
     seed: int | None = None,
     config: int = 0,
     iteration: int | None = None,
+    checkpoint: Which = "last",
     mode: Mode = "greedy",
     episode: int = 0,
     max_steps: int | None = None,
@@ -76,7 +77,7 @@ def render_run(
 
     Args:
         run_dir: the folder of the run.
-        seed, config, iteration, mode, classes, env: the policy, as for ``load_policy``.
+        seed, config, iteration, checkpoint, mode, classes, env: the policy, as for ``load_policy``.
         episode: the index of the evaluation episode that has the same start; the first is 0.
         max_steps: cut the episode off after this number of steps; default the run's time limit.
         size: width and height of MuJoCo's pictures in pixels; default the environment's own.
@@ -92,7 +93,7 @@ def render_run(
     require("steps", max_steps, 1)
     folder = _folder(Path(run_dir), out)
     policy, env = load_policy_and_env(
-        run_dir, seed, mode, iteration, config, classes=classes, env=env
+        run_dir, seed, mode, iteration, config, checkpoint=checkpoint, classes=classes, env=env
     )
     check_size(env, size)
     # What ``split`` has at this index, however many it splits into.

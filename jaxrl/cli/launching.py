@@ -12,7 +12,7 @@ from jaxrl._output import joined, lasting_output, one_line
 from jaxrl.analysis.curves import step_label
 from jaxrl.cli.options import Options
 from jaxrl.errors import Interrupted, RunError, UsageError
-from jaxrl.record.policy import classes_of
+from jaxrl.record.rebuild import classes_of
 from jaxrl.run import Run
 
 

@@ -46,7 +46,8 @@ class Options:
     run_dir: str | None = None
     """The run's folder; default runs/ALGORITHM_ENV_TIME."""
     resume: bool = False
-    """Continue the run in --run-dir from its newest intact checkpoint."""
+    """Continue the run in --run-dir from its newest intact checkpoint; with more --num-seeds, the
+    new ones are trained to where the others are, and join them."""
     eval_every: int | None = None
     """Steps between evaluations; default a tenth of the run."""
     eval_episodes: int = 32
@@ -57,6 +58,8 @@ class Options:
     """Steps between rows of metrics.jsonl; default a fifth of --eval-every."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; default --eval-every."""
+    keep_best: bool = True
+    """Keep in checkpoints, beside the last policy, that of each seed's best evaluation."""
     devices: int | None = None
     """Local devices to use; default all that the sizes divide over (on a CPU: one per core)."""
     sweep: tuple[str, ...] = ()
@@ -85,7 +88,7 @@ class Options:
         """
         check_count(self.num_seeds)
         same = "resume eval_every eval_episodes eval_mode log_every checkpoint_every devices"
-        same += " max_skipped max_nonfinite log quiet"
+        same += " keep_best max_skipped max_nonfinite log quiet"
         return {
             "seeds": range(self.seed, self.seed + self.num_seeds),
             "sweep": swept(self.sweep),

@@ -22,9 +22,7 @@ import contextlib
 import copy
 import dataclasses
 import importlib.util
-import math
 from collections.abc import Iterator, Mapping
-from numbers import Integral
 from typing import Any, Literal, get_args
 
 import jax
@@ -35,13 +33,13 @@ from jaxrl._startup import large_pool
 from jaxrl.envs.brax import quiet
 from jaxrl.envs.checks import (
     check_action,
-    check_like,
     check_nvidia,
     check_options,
     check_positive,
     refuse,
 )
 from jaxrl.envs.mjx.task import MOVING, diverged, old_xml_unsaid
+from jaxrl.envs.playground_options import check_times, checked, numbers
 from jaxrl.envs.randomize import (
     Parameters,
     Randomize,
@@ -82,8 +80,6 @@ _FIELDS = (
     *("time", "qpos", "qvel", "act", "history", "qacc_warmstart", "plugin_state", "ctrl"),
     *("qfrc_applied", "xfrc_applied", "eq_active", "mocap_pos", "mocap_quat", "userdata"),
 )
-# Not offered: pictures need a renderer, and the time limit has a name of its own.
-_HIDDEN = ("vision", "vision_config", "episode_length")
 
 
 @dataclasses.dataclass(eq=False)
@@ -246,11 +242,11 @@ def make(
         if task not in DM_CONTROL:
             _check_menagerie(name)
         config = registry.get_default_config(task)
-        known = _numbers(config)
+        known = numbers(config)
         check_options(name, options, {*known, "impl", "max_steps", "randomize"})
-        given = {option: _checked(name, option, x, known[option]) for option, x in options.items()}
+        given = {option: checked(name, option, x, known[option]) for option, x in options.items()}
         config.update_from_flattened_dict(given)
-        _check_times(name, config)
+        check_times(name, config)
         if max_steps is not None:
             config.episode_length = max_steps * config.action_repeat
         if "impl" in config:
@@ -304,34 +300,3 @@ def _check_menagerie(name: str) -> None:
             "https://github.com/google-deepmind/mujoco_menagerie at commit "
             f"{mjx_env.MENAGERIE_COMMIT_SHA[:7]} (tasks of DM Control need none)"
         )
-
-
-def _numbers(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float]:
-    """The numbers of a configuration by their dotted names."""
-    found: dict[str, bool | int | float] = {}
-    for name, value in config.items():
-        if hasattr(value, "items"):
-            found |= _numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, (bool, int, float)):
-            found[prefix + name] = value
-    return {name: x for name, x in found.items() if name.partition(".")[0] not in _HIDDEN}
-
-
-def _checked(name: str, option: str, value: Any, default: bool | int | float) -> Any:
-    """``value`` in the type of ``default``."""
-    check_like(name, option, value, default)
-    if option == "action_repeat":
-        return check_positive(name, option, value)
-    if isinstance(default, int) and (not isinstance(value, Integral) or value < 0):
-        raise UsageError(f"{name}: {option} is {value!r}; it must be a count, as {default}")
-    if math.isfinite(default) and not math.isfinite(value):
-        raise UsageError(f"{name}: {option} is {value!r}; it must be finite, as {default}")
-    return type(default)(value)
-
-
-def _check_times(name: str, config: Any) -> None:
-    ctrl, sim = config.ctrl_dt, config.sim_dt
-    if sim <= 0:
-        raise UsageError(f"{name}: sim_dt is {sim}; it must be more than 0 seconds")
-    if ctrl <= 0 or abs(ctrl / sim - round(ctrl / sim)) > 1e-6:
-        raise UsageError(f"{name}: ctrl_dt is {ctrl}; it must be a multiple of sim_dt, as {sim:g}")

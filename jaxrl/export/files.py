@@ -19,7 +19,7 @@ from jaxrl.export.formats import write_jax, write_npz, write_onnx
 from jaxrl.export.jax_policy import JaxPolicy
 from jaxrl.export.metadata import metadata
 from jaxrl.export.trace import trace
-from jaxrl.record.policy import Policy, load_policy_and_env
+from jaxrl.record.policy import Policy, Which, load_policy_and_env
 from jaxrl.types import Discrete, Environment, Mode
 
 FORMATS = ("npz", "jax", "onnx")
@@ -66,6 +66,7 @@ def export_run(
     seed: int | None = None,
     config: int = 0,
     iteration: int | None = None,
+    checkpoint: Which = "last",
     formats: Sequence[str] | None = None,
     out: str | Path | None = None,
     classes: Sequence[type] = (),
@@ -78,7 +79,7 @@ def export_run(
 
     Args:
         run_dir: the folder of the run.
-        seed, config, iteration, classes, env: the policy, as for ``load_policy``.
+        seed, config, iteration, checkpoint, classes, env: the policy, as for ``load_policy``.
         formats: of ``FORMATS``; default all that can hold the policy.
         out: another folder; it is created if needed.
 
@@ -97,7 +98,7 @@ def export_run(
     if not replace:
         _require_free(folder, wanted)
     policy, env = load_policy_and_env(
-        run_dir, seed, "greedy", iteration, config, classes=classes, env=env
+        run_dir, seed, "greedy", iteration, config, checkpoint=checkpoint, classes=classes, env=env
     )
     return _export(policy, folder, formats, env, replace)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Any, TextIO
 from jaxrl.errors import RunError, UsageError
 from jaxrl.record.names import check_path
 
-CONFIG = "config.json"
+CONFIG, METRICS, TIMING = "config.json", "metrics.jsonl", "timing.jsonl"
+CHECKPOINTS, SUMMARY, CURVES = "checkpoints", "summary.json", "curves.png"
 LOCK = ".lock"
+ADDED = "added"  # the folder of a run of the seeds that are being added
+JOINED = "joined"  # the folder of a whole record that is about to replace the run's
 
 # Options that may change on resume: length, evaluation, logging.
 FREE = {
@@ -24,6 +28,7 @@ FREE = {
     "eval_mode",
     "log_every",
     "checkpoint_every",
+    "keep_best",
     "max_skipped",
     "max_nonfinite",
     "log",
@@ -89,6 +94,55 @@ def _without_repetition(config: Mapping[str, Any]) -> dict[str, Any]:
     return own | {"phases": {str(i): phase for i, phase in enumerate([*earlier, last])}}
 
 
+def finish_joining(run: Path) -> None:
+    """Move a joined record to its place in ``run``, whose lock the caller holds.
+
+    A crash on the way leaves it to be finished (``mend``).
+    """
+    joined = run / JOINED
+    if (joined / CHECKPOINTS).is_dir():
+        if (run / CHECKPOINTS).is_dir():
+            os.rename(run / CHECKPOINTS, joined / "replaced")
+        os.rename(joined / CHECKPOINTS, run / CHECKPOINTS)
+    for name in (SUMMARY, CURVES):  # of fewer seeds; the session that goes on writes new ones
+        if (joined / CONFIG).exists():
+            (run / name).unlink(missing_ok=True)
+    for name in (METRICS, TIMING, CONFIG):
+        if (joined / name).exists():
+            os.replace(joined / name, run / name)
+    for name in (ADDED, JOINED):
+        shutil.rmtree(run / name, ignore_errors=True)
+
+
+def mend(run: Path) -> None:
+    """Finish a joining that was cut short in ``run``, if there is one; call it before resuming.
+
+    Raises:
+        RunError: if another process is writing in the folder.
+    """
+    if (run / JOINED).is_dir():
+        with _locked(run.absolute()):
+            finish_joining(run)
+
+
+def _locked(path: Path) -> TextIO:
+    """Return the lock of the folder ``path``, which is held until it is closed."""
+    lock = open(path / LOCK, "a+")  # noqa: SIM115 (open for the run)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise RunError(
+            f"run-dir {path} is in use by process {owner}; wait for it, or give another"
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
 class RunFolder:
     """The folder of one run, locked against other processes while this object is open.
 
@@ -118,7 +172,7 @@ class RunFolder:
             else:
                 self._check_new()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._acquire()
+            self._lock = _locked(self.path)
             for stray in self.path.glob(".*.json-*"):  # left by a process killed in write_json
                 stray.unlink()
             if not resume:
@@ -132,7 +186,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     def write_config(self) -> None:
         """Write this session's configuration; a resumed run does so once resuming is certain."""
@@ -176,19 +230,3 @@ class RunFolder:
         recorded = differences(stored, self.config, RECORDED - {"command", "git"})
         if recorded:
             report(f"note: resumed under another {'; '.join(recorded)}: results may differ in bits")
-
-    def _acquire(self) -> None:
-        lock = open(self.path / LOCK, "a+")  # noqa: SIM115 (open for the run)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            lock.close()
-            raise RunError(
-                f"run-dir {self.path} is in use by process {owner}; wait for it, or give another"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        self._lock = lock

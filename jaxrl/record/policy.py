@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-import jaxrl.agents
-from jaxrl import envs, hyper, optim
+from jaxrl import envs, hyper
 from jaxrl.agents import protocol
-from jaxrl.config import from_config
-from jaxrl.envs.absent import NO_ENVIRONMENT, NoEnvironment
 from jaxrl.envs.vector import rescale
 from jaxrl.errors import UsageError
-from jaxrl.nn import composition, critics, diffusion, edm, encoders, flow, policies
-from jaxrl.record import checkpoint
+from jaxrl.record.checkpoint import restore
+from jaxrl.record.rebuild import make_agent, make_env, read_config
 from jaxrl.require import require_choice, require_integer
 from jaxrl.types import Agent, Array, Environment, Key, Mode, PyTree, Spec
 
-
-def _classes(module: ModuleType) -> dict[str, type]:
-    """Return the public classes of parts that a module defines, by name."""
-    found = [each for each in vars(module).values() if dataclasses.is_dataclass(each)]
-    own = [each for each in found if isinstance(each, type) and each.__module__ == module.__name__]
-    return {each.__name__: each for each in own if not each.__name__.startswith("_")}
-
-
-# The library's classes that a record may name: agents, wrappers, and all kinds of parts.
-CLASSES: dict[str, type] = {name: getattr(jaxrl.agents, name) for name in jaxrl.agents.__all__}
-for _module in (policies, diffusion, edm, flow, composition, critics, encoders, optim):
-    CLASSES |= _classes(_module)
+Which = Literal["last", "best"]  # of the policies in a checkpoint
 
 
 class Policy:
@@ -50,10 +34,20 @@ class Policy:
         agent, state: the agent and its state, for ``agent.act`` and for losses of your own.
         spec: the specification of the environment it was trained in.
         mode: how it acts, "greedy" or "sample".
+        evaluation: of a policy that was chosen by its best evaluation, that one: ``step``,
+            ``iteration``, ``phase`` (the index) and ``episode_return``; else None.
     """
 
-    def __init__(self, agent: Agent, state: PyTree, spec: Spec, mode: Mode) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        state: PyTree,
+        spec: Spec,
+        mode: Mode,
+        evaluation: Mapping[str, Any] | None = None,
+    ) -> None:
         require_choice("mode", mode, Mode)
+        self.evaluation = evaluation
         self.agent: Agent = agent.bind(spec)
         self.state, self.spec, self.mode = state, spec, mode
         self._remembers = self._reads_memory()
@@ -137,6 +131,7 @@ def load_policy(
     iteration: int | None = None,
     config: int = 0,
     *,
+    checkpoint: Which = "last",
     sample_steps: int | None = None,
     classes: Sequence[type] = (),
     env: Environment | None = None,
@@ -149,6 +144,9 @@ def load_policy(
         mode: "greedy", or "sample" to act as in training.
         iteration: the number of the checkpoint; default the newest intact one.
         config: the index of a configuration, if the run was a sweep.
+        checkpoint: "last", or "best" for the policy with the seed's best evaluation so far, whose
+            score is too high: it is the best of many (``jaxrl.analysis.evaluate_run`` plays it
+            afresh).
         sample_steps: another number of steps for a policy that denoises; fewer are faster.
         classes: your own classes of agents and of their parts, beside those of the library. The
             record names the classes that it needs; none is ever imported because of its name.
@@ -156,11 +154,12 @@ def load_policy(
 
     Raises:
         UsageError: if the folder holds no run, the run has no such seed or configuration, a class
-            or the environment is unknown, or the policy cannot take that many steps.
+            or the environment is unknown, the policy cannot take that many steps, or no best one
+            was kept.
         CheckpointError: if no checkpoint is intact.
     """
     policy, _ = load_policy_and_env(
-        run_dir, seed, mode, iteration, config, classes=classes, env=env
+        run_dir, seed, mode, iteration, config, checkpoint=checkpoint, classes=classes, env=env
     )
     if sample_steps is None:
         return policy
@@ -183,12 +182,14 @@ def load_policy_and_env(
     iteration: int | None = None,
     config: int = 0,
     *,
+    checkpoint: Which = "last",
     classes: Sequence[type] = (),
     env: Environment | None = None,
 ) -> tuple[Policy, Environment]:
     """Load a policy as ``load_policy`` does, and the environment of its phase."""
     folder = Path(run_dir)
-    stored = _read_config(folder)
+    require_choice("checkpoint", checkpoint, Which)
+    stored = read_config(folder)
     seeds = stored["seeds"]
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
@@ -196,10 +197,12 @@ def load_policy_and_env(
     configurations = stored["sweep"] or [{}]
     if not 0 <= config < len(configurations):
         raise UsageError(f"config is {config}; {folder} has 0 to {len(configurations) - 1}")
-    found = _restore(folder, stored, config, iteration, classes, env)
-    member = config * len(seeds) + seeds.index(seed)
+    reader = _Reader(folder, stored, config, classes, env)
+    found = reader.best(seed, iteration) if checkpoint == "best" else reader.last(iteration)
+    member = reader.member(found.seeds, seed)
     state = jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x)[member]), found.states)
-    return Policy(found.agent, state, found.spec, mode), found.env
+    chosen_by = None if found.best is None else found.best[member]
+    return Policy(found.agent, state, found.spec, mode, chosen_by), found.env
 
 
 class Recorded(NamedTuple):
@@ -210,6 +213,7 @@ class Recorded(NamedTuple):
     spec: Spec
     env: Environment
     seeds: list[int]
+    best: list[dict[str, Any]] | None  # the evaluations of all members that the states are of
 
 
 def load_members(run_dir: str | Path, *, classes: Sequence[type], instead: Spec) -> Recorded:
@@ -222,106 +226,79 @@ def load_members(run_dir: str | Path, *, classes: Sequence[type], instead: Spec)
         CheckpointError: if no checkpoint is intact.
     """
     folder = Path(run_dir)
-    stored = _read_config(folder)
+    stored = read_config(folder)
     if len(stored["sweep"]) > 1:
         raise UsageError(
             f"{folder} has {len(stored['sweep'])} configurations, and one is needed; "
             "give a run without a sweep"
         )
     env = None if stored["env"] in envs.names() else instead
-    return _restore(folder, stored, 0, None, classes, env)
+    return _Reader(folder, stored, 0, classes, env).last(None)
 
 
-def _restore(
-    folder: Path,
-    stored: dict[str, Any],
-    config: int,
-    iteration: int | None,
-    classes: Sequence[type],
-    env: Environment | Spec | None,
-) -> Recorded:
-    """Read the agent's states from a checkpoint; ``stored`` is the run's ``config.json``."""
-    seeds, configurations = stored["seeds"], stored["sweep"] or [{}]
-    members = len(seeds) * len(configurations)
-    made: list[tuple[Any, Spec, Environment]] = []
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads the agent's states from a checkpoint; ``stored`` is the run's ``config.json``.
 
-    def template(meta: Mapping[str, Any]) -> PyTree:
-        phase = stored | (stored["phases"][meta["phase"]] if "phases" in stored else {})
-        task = make_env(phase, env)
-        spec = dataclasses.replace(task.spec, max_steps=phase["max_steps"])
-        agent = hyper.replace(make_agent(phase["agent"], classes), configurations[config])
-        made.append((agent, spec, task))
-        one = jax.eval_shape(agent.bind(spec).init, jax.random.key(0))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), one)
-
-    restored = checkpoint.restore(
-        folder / "checkpoints", template, iteration, prefix="agent", report=warnings.warn
-    )
-    agent, spec, task = made[-1]
-    return Recorded(agent, restored.state, spec, task, seeds)
-
-
-def make_agent(config: Mapping[str, Any], classes: Sequence[type] = ()) -> Any:
-    """Return the recorded agent, made of the library's classes and of ``classes``.
-
-    Raises:
-        UsageError: if a class is unknown, or a hyper-parameter is unknown or missing.
+    Seeds are those of the checkpoint, since some may have been added to the run after it.
     """
-    known = CLASSES | {each.__name__: each for each in classes}
-    for name in _class_names(config):
-        if name not in known:
+
+    folder: Path
+    stored: dict[str, Any]
+    config: int
+    classes: Sequence[type]
+    env: Environment | Spec | None
+
+    def last(self, iteration: int | None) -> Recorded:
+        """Return the states after the checkpoint's last iteration."""
+        return self._restore("agent", iteration, lambda meta: meta["phase"])
+
+    def best(self, seed: int, iteration: int | None) -> Recorded:
+        """Return the states of the best evaluations; agent and environment are of the seed's."""
+
+        def phase(meta: Mapping[str, Any]) -> int:
+            if meta.get("best") is None:
+                raise UsageError(
+                    f"{self.folder} has kept no best policy; load the last, as checkpoint='last'"
+                )
+            found: int = meta["best"][self.member(self._seeds(meta), seed)]["phase"]
+            return found
+
+        return self._restore("best", iteration, phase)
+
+    def member(self, seeds: Sequence[int], seed: int) -> int:
+        """Return the row of a seed among the members."""
+        if seed not in seeds:
             raise UsageError(
-                f"unknown agent class {name!r}; pass your own classes, as classes=[{name}]"
+                f"seed {seed} was added to {self.folder} after this checkpoint, which has "
+                f"{', '.join(map(str, seeds))}; load a later one"
             )
-    return from_config(config, known)
+        return self.config * len(seeds) + seeds.index(seed)
 
+    def _seeds(self, meta: Mapping[str, Any]) -> list[int]:
+        return list(meta.get("config", self.stored)["seeds"])
 
-def classes_of(agent: Any) -> list[type]:
-    """Return the classes of an agent and of its parts, as ``load_policy`` takes them."""
-    fields = filter(hyper.is_option, dataclasses.fields(agent))
-    parts = [getattr(agent, field.name) for field in fields]
-    inner = [each for part in parts if dataclasses.is_dataclass(part) for each in classes_of(part)]
-    return [type(agent), *inner]
+    def _restore(
+        self, part: str, iteration: int | None, phase: Callable[[Mapping[str, Any]], int]
+    ) -> Recorded:
+        """Read a part of the checkpoint's tree; ``phase`` returns the phase of its agent."""
+        stored, configurations = self.stored, self.stored["sweep"] or [{}]
+        made: list[tuple[Any, Spec, Environment, list[int]]] = []  # of every checkpoint tried
 
+        def template(meta: Mapping[str, Any]) -> PyTree:
+            seeds, at = self._seeds(meta), phase(meta)
+            own = stored | (stored["phases"][at] if "phases" in stored else {})
+            task = make_env(own, self.env)
+            spec = dataclasses.replace(task.spec, max_steps=own["max_steps"])
+            agent = make_agent(own["agent"], self.classes)
+            agent = hyper.replace(agent, configurations[self.config])
+            made.append((agent, spec, task, seeds))
+            one = jax.eval_shape(agent.bind(spec).init, jax.random.key(0))
+            members = len(seeds) * len(configurations)
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), one)
 
-def make_env(config: Mapping[str, Any], env: Any = None) -> Environment:
-    """Return ``env`` if it is given (a ``Spec`` alone cannot be played in), else the recorded one.
-
-    Raises:
-        UsageError: if ``make`` does not know the name.
-    """
-    if env is not None:
-        return NoEnvironment(env) if isinstance(env, Spec) else env  # type: ignore[return-value]
-    name = config["env"]
-    if name == NO_ENVIRONMENT:
-        raise UsageError("the run had no environment; pass one, or the spec, as env=spec")
-    if name not in envs.names():
-        raise UsageError(
-            f"unknown environment {name!r}; pass the environment of the run, as env=..."
-        )
-    return envs.make_recorded(name, config["env_options"])
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Return ``config.json``, which must describe a policy."""
-    try:
-        stored = json.loads((folder / "config.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{folder} is not a run folder: it has no config.json") from None
-    except ValueError:
-        stored = None
-    if not isinstance(stored, dict):
-        raise UsageError(f"{folder / 'config.json'} is not a JSON object; it describes no policy")
-    for name in ("agent", "env", "env_options", "max_steps", "seeds", "sweep"):
-        if name not in stored:
-            raise UsageError(f"{folder / 'config.json'} lacks {name!r}; it describes no policy")
-    return stored
-
-
-def _class_names(config: Mapping[str, Any]) -> Iterable[str]:
-    """Yield the class names in a recorded agent, from the outermost inwards."""
-    if isinstance(name := config.get("class"), str):
-        yield name
-    for value in config.values():
-        if isinstance(value, Mapping):
-            yield from _class_names(value)
+        folder = self.folder / "checkpoints"
+        found = restore(folder, template, iteration, prefix=part, report=warnings.warn)
+        agent, spec, task, seeds = made[-1]
+        best = found.meta["best"] if part == "best" else None
+        return Recorded(agent, found.state, spec, task, seeds, best)

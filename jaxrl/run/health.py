@@ -73,7 +73,7 @@ class DivergenceGuard:
             )
         if new := diverged - self._reported_diverged:
             self._reported_diverged |= new
-            going = "the sweep goes on" if not self._stops else "training goes on for the others"
+            going = "training goes on" + " for the others" * self._stops
             self._report(
                 f"warning: {min(worst[i] for i in new):.0f} gradients in a row of "
                 f"{self._names(new)} were not finite {limit} before step {step}; {going}"

@@ -14,10 +14,12 @@ import numpy as np
 
 from jaxrl.data.dataset import checksum
 from jaxrl.errors import UsageError
+from jaxrl.memory import nbytes
 from jaxrl.record import checkpoint
 from jaxrl.record.folder import CONFIG
 from jaxrl.record.rows import Member
 from jaxrl.run import devices as placing
+from jaxrl.run.best import with_best, without_best
 from jaxrl.run.configurations import check_configurations
 from jaxrl.run.legs import Leg, Outcome, Variant, finished, outcome
 from jaxrl.run.memory import check_dataset, out_of_memory_reported
@@ -117,6 +119,9 @@ class Lane:
             data = self.variant.data if stage.trainer.needs_data else ()
             names, began = list(self.configurations[0]), time.monotonic()
             compiled, needed = analysed(programs, names, members, data, settings.eval_episodes)
+            if needed is not None and settings.keep_best:
+                agent = jax.eval_shape(stage.trainer.agent.init, jax.random.key(0))
+                needed += members * nbytes(agent)
             self.compile_seconds += time.monotonic() - began
             if placement.members == 1:
                 self.programs["chunk", stage.index, members] = compiled
@@ -206,7 +211,11 @@ class Lane:
             names, count = list(self.configurations[0]), len(leg.members)
             _, _, template = shapes(programs, names, count, data)
             folder = self.folder / leg.name / "checkpoints"
-            state = checkpoint.restore(folder, template, leg.ends).state
+
+            def whole(meta: Mapping[str, Any]) -> dict[str, Any]:
+                return with_best(template, template.agent if meta.get("best") else ())
+
+            state, _ = without_best(checkpoint.restore(folder, whole, leg.ends).state)
         chosen: TrainState = jax.tree.map(lambda x: x[np.array(rows)], state)
         return chosen
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from jaxrl.data.scores import Reference
 from jaxrl.record import checkpoint
+from jaxrl.record.folder import METRICS, SUMMARY
 from jaxrl.record.metrics_file import Row
 from jaxrl.run.phases import Phase, Plan
 from jaxrl.run.ranking import diverged_members, member_scores
-from jaxrl.run.records import METRICS
-from jaxrl.run.summary import SUMMARY, evaluations
+from jaxrl.run.summary import evaluations
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import PyTree
 

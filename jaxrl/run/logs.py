@@ -61,20 +61,28 @@ class WandbWriter:
     """One Weights & Biases run with metrics such as ``seed0/eval/episode_return``.
 
     Offline unless the environment variable ``WANDB_MODE`` says otherwise. A file in the run's
-    folder keeps the identity of the W&B run, so that a resumed run continues it.
+    folder keeps the identity of the W&B run, so that a resumed run continues it. A run of seeds
+    that are added to another, in whose folder ``whole`` all files are, is a W&B run of its own.
     """
 
-    def __init__(self, run_dir: Path | str, config: Row | None = None, resume: bool = False):
+    def __init__(
+        self,
+        run_dir: Path | str,
+        config: Row | None = None,
+        resume: bool = False,
+        whole: Path | None = None,
+    ):
         import wandb
 
-        folder = Path(run_dir).absolute()
-        identity = folder / "wandb_id.txt"
+        folder = Path(run_dir if whole is None else whole).absolute()
+        added = "" if whole is None else "_".join(["", *map(str, (config or {})["seeds"][:1])])
+        identity = folder / f"wandb_id{added}.txt"
         if not (resume and identity.exists()):
             identity.write_text(os.urandom(4).hex())
         self._run = wandb.init(
             project="jaxrl",
             dir=str(folder),
-            name=folder.name,
+            name=folder.name + added,
             id=identity.read_text(),
             resume="allow" if resume else None,
             mode=os.environ.get("WANDB_MODE", "offline"),
@@ -99,7 +107,7 @@ class WandbWriter:
 
 
 WRITERS: dict[str, Callable[..., Writer]] = {
-    "tensorboard": lambda run_dir, config, resume: TensorBoardWriter(run_dir),
+    "tensorboard": lambda run_dir, config, resume, whole: TensorBoardWriter(whole or run_dir),
     "wandb": WandbWriter,
 }
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
@@ -119,11 +127,18 @@ def check_writers(names: Sequence[str]) -> None:
 
 
 def make_writers(
-    names: Sequence[str], run_dir: Path | str, config: Row | None = None, resume: bool = False
+    names: Sequence[str],
+    run_dir: Path | str,
+    config: Row | None = None,
+    resume: bool = False,
+    whole: Path | None = None,
 ) -> list[Writer]:
-    """Return the event writers of these names; raise ``UsageError`` as ``check_writers`` does."""
+    """Return the event writers of these names; raise ``UsageError`` as ``check_writers`` does.
+
+    ``whole`` is the folder of the run that ``run_dir`` is a part of, if it is one.
+    """
     check_writers(names)
-    return [WRITERS[name](run_dir, config, resume) for name in names]
+    return [WRITERS[name](run_dir, config, resume, whole) for name in names]
 
 
 def _member(row: Row) -> str:

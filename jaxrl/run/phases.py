@@ -59,13 +59,18 @@ class Stage:
             gradient_steps=before.gradient_steps + count * trainer.gradient_steps_per_iteration,
         )
 
+    def iteration(self, step: int) -> int:
+        """Return the number of iterations of the run after which ``position`` has this step."""
+        made = step - self.before.step - self.trainer.first_step
+        return self.first + made // self.trainer.units_per_iteration
+
     def next(self, done: int) -> int:
         """Return the iteration of the run at which the chunk that begins after ``done`` ends."""
         return self.first + self.schedule.next(done - self.first)
 
-    def due(self, done: int, period: int) -> bool:
-        """Return whether an event of this period is due; at the end of a stage, all are."""
-        return self.schedule.due(done - self.first, period)
+    def due(self, done: int, event: str) -> bool:
+        """Return whether an event (``"eval_every"``) is due; at the end of a stage, all are."""
+        return self.schedule.due(done - self.first, event)
 
 
 @dataclasses.dataclass(frozen=True)

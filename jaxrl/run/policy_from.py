@@ -16,7 +16,8 @@ from jaxrl.agents import protocol
 from jaxrl.agents.protocol import LearntPolicy
 from jaxrl.errors import UsageError
 from jaxrl.record.checkpoint import CheckpointError
-from jaxrl.record.policy import Recorded, classes_of, load_members
+from jaxrl.record.policy import Recorded, load_members
+from jaxrl.record.rebuild import classes_of
 from jaxrl.record.rows import Member
 from jaxrl.require import shown
 from jaxrl.training.trainer import Trainer

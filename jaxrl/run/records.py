@@ -13,14 +13,13 @@ from typing import Any
 from jaxrl._output import Lasting, one_line
 from jaxrl.errors import RunError, UsageError
 from jaxrl.record import checkpoint
-from jaxrl.record.folder import RunFolder
+from jaxrl.record.folder import METRICS, TIMING, RunFolder
 from jaxrl.record.metrics_file import MetricsFile, Row
+from jaxrl.run.best import Best, with_best, without_best
 from jaxrl.run.logs import Writer, make_writers
 from jaxrl.run.phases import Plan, Stage
 from jaxrl.run.progress import ProgressBar
 from jaxrl.types import PyTree, TrainState
-
-METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 
 
 class Records:
@@ -32,6 +31,7 @@ class Records:
         self.folder: RunFolder | None = None
         self.resume = False
         self.bar: ProgressBar | None = None
+        self.best: Best | None = None  # kept in checkpoints too; None where it is not wanted
         self.unsaved: str | None = None  # the reason why the newest checkpoint could not be saved
         self.extra: dict[str, Any] = {}  # kept in checkpoints beside what all runs have
         self.clock = {"train_seconds": 0.0, "compile_seconds": 0.0, "wall_seconds": 0.0}
@@ -39,17 +39,27 @@ class Records:
 
     @contextmanager
     def opened(
-        self, run_dir: str | Path | None, resume: bool, log: Sequence[str]
+        self,
+        run_dir: str | Path | None,
+        resume: bool,
+        log: Sequence[str],
+        log_dir: Path | None = None,
     ) -> Iterator[None]:
-        """Keep the run's folder, files and writers open while inside."""
+        """Keep the run's folder, files and writers open while inside.
+
+        ``log_dir`` is the folder of the run that this one belongs to, for the event writers.
+        """
         self.resume = resume
         with ExitStack() as stack:
             if run_dir is not None:
-                self._open(Path(run_dir), log, stack)
+                self.best = Best() if self.config["keep_best"] else None
+                self._open(Path(run_dir), log, log_dir, stack)
             stack.callback(self.close_bar)
             yield
 
-    def _open(self, run_dir: Path, log: Sequence[str], stack: ExitStack) -> None:
+    def _open(
+        self, run_dir: Path, log: Sequence[str], log_dir: Path | None, stack: ExitStack
+    ) -> None:
         self.folder = RunFolder(run_dir, self.config, self.resume, self.report)
         stack.callback(self.folder.close)
 
@@ -61,7 +71,7 @@ class Records:
         try:
             self._metrics = closing(MetricsFile(path / METRICS))
             self._timing = closing(MetricsFile(path / TIMING))
-            writers = make_writers(log, path, self.folder.config, self.resume)
+            writers = make_writers(log, path, self.folder.config, self.resume, log_dir)
         except OSError as error:
             raise RunError(f"run-dir {path} cannot be written in: {error.strerror}") from None
         self._writers = [closing(writer) for writer in writers]
@@ -134,18 +144,28 @@ class Records:
                 "timing_bytes": self._timing.sync(),
                 "clock": self.clock,
                 "extra": self.extra,
+                "best": None if self.best is None else self.best.evaluations,
                 "config": self.folder.config,
             }
-            checkpoint.save(self.folder.checkpoints, done, ts, meta)
+            best = () if self.best is None else self.best.agent
+            checkpoint.save(self.folder.checkpoints, done, with_best(ts, best), meta)
             self.unsaved = None
         except (checkpoint.CheckpointError, OSError) as error:
             self.unsaved = str(error)
 
-    def restore(self, template: Callable[[int], PyTree]) -> tuple[TrainState, int, Stage] | None:
+    def require_saved(self) -> None:
+        """Raise RunError if the newest checkpoint could not be saved."""
+        if self.unsaved:
+            raise RunError(f"the run ended, but its last state is not saved: {self.unsaved}")
+
+    def restore(
+        self, template: Callable[[int], TrainState]
+    ) -> tuple[TrainState, int, Stage] | None:
         """Return the state of the newest intact checkpoint, its iteration and its stage.
 
         The records are truncated to it. Return None if there is no checkpoint; the run then starts
-        from the beginning. ``template`` gives the shapes of a stage's states, by its index.
+        from the beginning. ``template`` gives the shapes of a stage's states, by its index. The
+        best agents so far are then those of the checkpoint, on the host.
 
         Raises:
             UsageError: if the checkpoint is beyond the end of the run.
@@ -157,9 +177,12 @@ class Records:
             self.report("note: no checkpoint yet; starting from the beginning")
             self._rewind(-1, 0, 0)
             return None
-        restored = checkpoint.restore(
-            self.folder.checkpoints, lambda meta: template(meta["phase"]), report=self.warn
-        )
+
+        def whole(meta: Mapping[str, Any]) -> PyTree:
+            ts = template(meta["phase"])
+            return with_best(ts, ts.agent if meta.get("best") else ())
+
+        restored = checkpoint.restore(self.folder.checkpoints, whole, report=self.warn)
         meta = restored.meta
         stage, done = self.plan.stages[meta["phase"]], meta["iteration"]
         if done > stage.last:
@@ -173,8 +196,13 @@ class Records:
         self.rows = [json.loads(line) for line in lines]
         self.clock |= meta["clock"]
         self.extra = meta.get("extra", {})
+        state, best = without_best(restored.state)
+        if self.best is not None:
+            self.best.agent, self.best.evaluations = best, meta.get("best")
+            if self.best.evaluations is None and any(row["kind"] == "eval" for row in self.rows):
+                self.best = None  # it may be one of the evaluations so far
         self.report(f"resumed at step {step}")
-        return restored.state, done, stage
+        return state, done, stage
 
     def _rewind(self, step: int, metrics_bytes: int, timing_bytes: int) -> None:
         """Truncate the records to ``step``, once resuming is certain."""
@@ -190,7 +218,8 @@ class Records:
         from jaxrl.run import summary  # it imports pandas
 
         config = self.folder.config if self.folder else self.config
-        found = summary.summarise(config, members, self.rows, self.plan, self.clock)
+        best = None if self.best is None else self.best.evaluations
+        found = summary.summarise(config, members, self.rows, self.plan, self.clock, best)
         if self.folder is not None:
             summary.write(self.folder.path, found, self.report)
         return found

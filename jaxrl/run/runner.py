@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ from jaxrl import hyper
 from jaxrl.data.dataset import checksum
 from jaxrl.data.scores import Reference
 from jaxrl.errors import UsageError
+from jaxrl.record.folder import mend
 from jaxrl.record.metrics_file import Row
 from jaxrl.record.policy import Policy
 from jaxrl.record.rows import Member
 from jaxrl.run import devices as placing
 from jaxrl.run.configurations import check_configurations
+from jaxrl.run.extension import Extension, new_seeds
 from jaxrl.run.memory import check_dataset, check_states, out_of_memory_reported
-from jaxrl.run.phases import Phase, as_phases, check_one_agent
+from jaxrl.run.phases import Phase, Plan, as_phases, check_one_agent
 from jaxrl.run.policy_from import PolicyFrom
 from jaxrl.run.population import population
-from jaxrl.run.session import Session
+from jaxrl.run.session import Session, Within
 from jaxrl.run.settings import Settings
 from jaxrl.run.signals import interruptible
 from jaxrl.training.trainer import Trainer
@@ -73,6 +76,7 @@ def run(
     eval_mode: Mode = "greedy",
     log_every: int | None = None,
     checkpoint_every: int | None = None,
+    keep_best: bool = True,
     devices: int | None = None,
     max_skipped: int = 100,
     max_nonfinite: float = 0.5,
@@ -95,7 +99,9 @@ def run(
         sweep: values of hyper-parameters, by name; every combination is a configuration. Or a list
             of configurations, as ``[{"gamma": 0.9}, {"gamma": 0.99}]``.
         run_dir: the folder of the record; None keeps everything in memory.
-        resume: continue the run in ``run_dir`` from its newest intact checkpoint.
+        resume: continue the run in ``run_dir`` from its newest intact checkpoint. With further
+            seeds, these are first trained alone to where the others are, and join them; killed on
+            the way, they go on where they were.
         policy_from: the folder of an earlier run, whose policy the agent starts from. Both have the
             same policy family and sizes, and both normalise observations or neither does. What is
             taken is the newest checkpoint's policy (its moving average if the agent keeps one) and
@@ -109,6 +115,9 @@ def run(
             has no noise of its own are one and the same; the summary then says so.
         log_every: steps between rows of metrics; default a fifth of ``eval_every``.
         checkpoint_every: steps between checkpoints; default ``eval_every``.
+        keep_best: whether checkpoints hold, beside the last agents, those of each member's best
+            evaluation so far, for ``load_policy(run_dir, checkpoint="best")``. They take the
+            memory of one more agent for each member, and no second replay buffer.
         devices: the number of local devices; default all that the sizes divide over.
         max_skipped: stop after this many consecutive gradient steps were skipped as not finite, for
             every member; if only some members diverge, they are reported and the rest go on.
@@ -129,6 +138,7 @@ def run(
         eval_mode,
         log_every,
         checkpoint_every,
+        keep_best,
         devices,
         max_skipped,
         max_nonfinite,
@@ -157,13 +167,36 @@ def run(
         check_configurations(each, configurations)
     members = [Member(i, c, seed) for i, c in enumerate(configurations) for seed in seed_list]
     plan = settings.plan(phases)
-    start = None if policy_from is None else PolicyFrom(Path(policy_from), trainers[0], members)
-    if start is not None and not resume:  # which finds the policies in its own checkpoint
-        start.policies  # noqa: B018
     config = settings.record(plan, placement, seed_list, configurations, checksum(data), reference)
     if policy_from is not None:
         config["policy_from"] = str(policy_from)
-    session = Session(plan, placement, config, members, data, quiet, start)
+
+    def session_of(
+        plan: Plan,
+        placement: placing.Placement,
+        config: Mapping[str, Any],
+        members: Sequence[Member],
+        begins: bool,
+        within: Within | None = None,
+    ) -> Session:
+        start = None
+        if policy_from is not None:
+            start = PolicyFrom(Path(policy_from), trainers[0], members)
+        if start is not None and begins:  # a resumed one finds the policies in its own checkpoint
+            start.policies  # noqa: B018
+        return Session(plan, placement, config, members, data, quiet, start, within)
+
+    session = session_of(plan, placement, config, members, not resume)
+    if resume and run_dir is not None:
+        mend(Path(run_dir))
+    if resume and run_dir is not None and (added := new_seeds(run_dir, seed_list)):
+        new = [member for member in members if member.seed in added]
+        where = placing.choose(trainers, len(new), devices)
+        alone = partial(session_of, within=Within({}))
+        report = session.records.report
+        extension = Extension(Path(run_dir), plan, config, new, where, alone, report)
+        with interruptible() as interrupted, out_of_memory_reported(config):
+            extension.make(interrupted)
     with (
         session.records.opened(run_dir, resume, log),
         interruptible() as interrupted,

@@ -23,6 +23,34 @@ class Schedule:
         periods = (self.log_every, self.eval_every, self.checkpoint_every)
         return min(self.total, *((done // period + 1) * period for period in periods))
 
-    def due(self, done: int, period: int) -> bool:
-        """Return whether an event of this period is due after ``done``; at the end, all are."""
-        return done % period == 0 or done == self.total
+    def due(self, done: int, event: str) -> bool:
+        """Return whether an event (``"eval_every"``) is due after ``done``; at the end, all are."""
+        return done % getattr(self, event) == 0 or done == self.total
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded(Schedule):
+    """The schedule of a phase that has been recorded, to be repeated by other seeds.
+
+    Lengths and periods may have changed on the way, so its events are those that there were.
+    ``total`` is where it ends now.
+
+    Attributes:
+        chunks: the iterations at which chunks ended, in ascending order.
+        evaluations: those at which evaluations were made.
+        checkpoints: those whose checkpoints the record still has.
+    """
+
+    chunks: tuple[int, ...] = ()
+    evaluations: frozenset[int] = frozenset()
+    checkpoints: frozenset[int] = frozenset()
+
+    def next(self, done: int) -> int:
+        """Return the iteration at which the chunk that begins after ``done`` ends."""
+        return next(end for end in self.chunks if end > done)
+
+    def due(self, done: int, event: str) -> bool:
+        """Return whether an event is due after ``done``."""
+        if event == "eval_every":
+            return done in self.evaluations
+        return done in self.checkpoints or super().due(done, event)

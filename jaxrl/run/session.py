@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrl.errors import Interrupted, RunError
+from jaxrl.errors import Interrupted
 from jaxrl.record.metrics_file import Row
 from jaxrl.record.rows import Member, Position, evaluation_rows, latest_return, train_rows
 from jaxrl.run.devices import Compiled, Placement, Programs
@@ -98,12 +98,19 @@ class Session:
 
     def train(self, interrupted: Callable[[], int | None]) -> tuple[TrainState, dict[str, Any]]:
         """Train to the end; return the final state and the summary."""
+        ts = self.train_on(interrupted)
+        summary = self.records.summarise(self.members)
+        self.records.require_saved()
+        return ts, summary
+
+    def train_on(self, interrupted: Callable[[], int | None]) -> TrainState:
+        """Train to the end and return the final state."""
         records, began = self.records, time.monotonic()
         ts, done = self.start()
         began -= records.clock["wall_seconds"]  # of earlier sessions
-        if done >= self.plan.total and records.rows:
+        if done >= self.plan.total and records.rows and self.stage is self.plan.stages[-1]:
             records.report(f"already finished at step {self.position(done).step}")
-            return ts, records.summarise(self.members)
+            return ts
         for stage in self.plan.stages[self.stage.index :]:
             if stage is not self.stage:
                 ts = ts._replace(env=(), carry=(), store=())  # makes room for the next ones
@@ -111,10 +118,7 @@ class Session:
             if done < stage.last:
                 ts, done = self._train_stage(ts, done, began, interrupted)
         records.close_bar()
-        summary = records.summarise(self.members)
-        if records.unsaved:
-            raise RunError(f"the run ended, but its last state is not saved: {records.unsaved}")
-        return ts, summary
+        return ts
 
     def _train_stage(
         self, ts: TrainState, done: int, began: float, interrupted: Callable[[], int | None]
@@ -125,7 +129,7 @@ class Session:
         if records.bar is None:  # the time left is estimated from here on
             records.bar = self.progress(done)
         if done == 0 and not records.rows:  # a checkpoint of iteration 0 has its rows
-            records.add(self.evaluate(compiled, ts, 0))
+            self._evaluate(compiled, ts, 0)
         while done < stage.last:
             if signum := interrupted():
                 self.save(ts, done)
@@ -133,7 +137,7 @@ class Session:
             ts, done = self.advance(compiled, ts, done)
             ts = self.between(ts, done)
             records.clock["wall_seconds"] = time.monotonic() - began
-            if stage.due(done, stage.schedule.checkpoint_every):
+            if stage.due(done, "checkpoint_every"):
                 self.save(ts, done)
                 if records.unsaved:
                     records.warn(f"{records.unsaved}; training goes on")
@@ -165,7 +169,10 @@ class Session:
         if found is None:
             return self._first_state(), 0
         state, done, self.stage = found
-        return self.programs[self.stage.index].put(state), done
+        programs, best = self.programs[self.stage.index], self.records.best
+        if best is not None:
+            best.agent = programs.put_policies(best.agent)
+        return programs.put(state), done
 
     def _template(self, index: int) -> TrainState:
         """Return the shapes of a stage's states."""
@@ -224,8 +231,8 @@ class Session:
         position = stage.position(target)
         rows = train_rows(self.members, metrics, position, stage.name)
         records.add(rows)
-        if stage.due(target, stage.schedule.eval_every):
-            records.add(self.evaluate(compiled, ts, target))
+        if stage.due(target, "eval_every"):
+            self._evaluate(compiled, ts, target)
         steps = count * stage.trainer.units_per_iteration * len(self.members)
         records.add_time(position.step, steps / seconds)
         self._trained, self._seconds = self._trained + steps, self._seconds + seconds
@@ -236,6 +243,13 @@ class Session:
         before = self.position(done).env_steps if done else 0  # the first rows count the warm-up
         self.guard.check(rows, (position.env_steps - before) * len(self.members))
         return ts, target
+
+    def _evaluate(self, compiled: Compiled, ts: TrainState, done: int) -> None:
+        """Evaluate all members and record it; keep the agents that were never better."""
+        rows = self.evaluate(compiled, ts, done)
+        self.records.add(rows)
+        if rows and self.records.best is not None:
+            self.records.best.update(ts.agent, rows, done, self.stage.index)
 
     def evaluate(self, compiled: Compiled, ts: TrainState, done: int) -> list[Row]:
         """Return one row per member from whole episodes; none without an environment."""

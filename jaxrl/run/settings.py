@@ -30,6 +30,7 @@ class Settings:
     eval_mode: Mode = "greedy"
     log_every: int | None = None
     checkpoint_every: int | None = None
+    keep_best: bool = True
     devices: int | None = None
     max_skipped: int = 100
     max_nonfinite: float = 0.5
@@ -72,6 +73,7 @@ class Settings:
             "sweep": [dict(each) for each in configurations if each],
             "eval_episodes": int(self.eval_episodes),
             "eval_mode": self.eval_mode,
+            "keep_best": bool(self.keep_best),
             "max_skipped": int(self.max_skipped),
             "max_nonfinite": float(self.max_nonfinite),
             "log": list(self.log),

@@ -12,10 +12,9 @@ from jaxrl.analysis import plot_run
 from jaxrl.analysis.statistics import final_return
 from jaxrl.data.scores import Reference, normalized
 from jaxrl.errors import RunError, UsageError
-from jaxrl.record.folder import write_json
+from jaxrl.record.folder import CURVES, SUMMARY, write_json
+from jaxrl.run.best import KEPT
 from jaxrl.run.phases import Plan
-
-SUMMARY, CURVES = "summary.json", "curves.png"
 
 
 def summarise(
@@ -24,10 +23,12 @@ def summarise(
     rows: Sequence[Mapping[str, Any]],
     plan: Plan,
     clock: Mapping[str, float],
+    best: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``. Speeds are those of all members together.
 
-    ``rows`` must end with the last evaluation of every member, if there is an environment.
+    ``best`` are the evaluations of the best policies that are kept, if any. ``rows`` must end with
+    the last evaluation of every member, if there is an environment.
     """
     last = [row for row in rows if row["kind"] == "eval"][-len(members) :]
     returns = [row["episode_return"] for row in last] or [None] * len(members)
@@ -58,6 +59,9 @@ def summarise(
     scored = bool(reference) and played.size > 0
     if scored:
         summary["scores"] = scores(reference, played)
+    if best is not None:
+        pairs = zip(members, best, strict=True)
+        summary["best_checkpoint"] = [member.label | {n: x[n] for n in KEPT} for member, x in pairs]
     if plan.named and played.size:
         summary["switches"] = switches(rows, len(members))
     if config["sweep"]:

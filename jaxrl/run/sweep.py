@@ -18,7 +18,7 @@ from jaxrl.run.population import population
 from jaxrl.run.settings import Settings
 from jaxrl.run.spaces import Space, grid
 from jaxrl.run.sweep_driver import Driver
-from jaxrl.run.sweep_plans import Course, Plans
+from jaxrl.run.sweep_plans import Course, Plans, cohorts_of
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Mode, PyTree
 
@@ -66,6 +66,7 @@ def sweep(
     eval_mode: Mode = "greedy",
     log_every: int | None = None,
     checkpoint_every: int | None = None,
+    keep_best: bool = True,
     devices: int | None = None,
     max_skipped: int = 100,
     log: Sequence[str] = (),
@@ -92,12 +93,14 @@ def sweep(
         time_one: whether to time one run alone too, over a twentieth of its length.
         data, reference: as ``run`` takes them, unless there are variants.
         run_dir: the folder of the record; None keeps everything in memory.
-        resume: continue the sweep in ``run_dir``.
+        resume: continue the sweep in ``run_dir``. With further seeds, these are trained for every
+            configuration (with PBT, as further populations), unless it was halved.
         command: returns the command line that repeats a configuration, for the record.
         eval_every: steps between evaluations; default a tenth of the run. Halving evaluates twice
             in its first rung, and PBT twice in an interval, which cannot be changed.
-        eval_episodes, eval_mode, log_every, checkpoint_every, devices, max_skipped, log, quiet: as
-            ``run`` takes them. Members are spread over devices, and their environments are not.
+        eval_episodes, eval_mode, log_every, checkpoint_every, keep_best, devices, max_skipped, log,
+            quiet: as ``run`` takes them. Members are spread over devices, and their environments
+            are not.
 
     Raises:
         UsageError: for input that cannot work, before anything is compiled or written.
@@ -110,6 +113,7 @@ def sweep(
         eval_mode=eval_mode,
         log_every=log_every,
         checkpoint_every=checkpoint_every,
+        keep_best=keep_best,
         devices=devices,
         max_skipped=max_skipped,
         log=log,
@@ -127,10 +131,12 @@ def sweep(
             f"confirm is {confirm}, and {max(seed_list)} is a seed; fresh seeds are larger than "
             f"all others, and at most {INT32_MAX}, so give smaller seeds"
         )
+    folder = None if run_dir is None else Path(run_dir)
     plans = Plans(
         variants=_variants(trainer, total_steps, data, reference),
         configurations=listed,
         seeds=seed_list,
+        cohorts=cohorts_of(folder, seed_list, method) if resume else [seed_list],
         method=method,
         confirm=confirm,
         max_parallel=max_parallel,
@@ -138,7 +144,6 @@ def sweep(
         settings=settings,
         command=command,
     )
-    folder = None if run_dir is None else Path(run_dir)
     table, summary = Driver(Course(plans, folder)).run(resume)
     return Sweep(table, summary, folder)
 

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,13 +19,14 @@ from jaxrl.errors import Interrupted, UsageError
 from jaxrl.record.folder import RunFolder, write_json
 from jaxrl.run import devices as placing
 from jaxrl.run import sweep_results as results
+from jaxrl.run.extension import new_seeds
 from jaxrl.run.halving import climb, highest
 from jaxrl.run.lanes import Lane
 from jaxrl.run.legs import Leg, Outcome, divide
 from jaxrl.run.pbt import PBT, PBTSession, schedule
 from jaxrl.run.ranking import configuration_score, rank_key
 from jaxrl.run.signals import interruptible
-from jaxrl.run.sweep_plans import Course, population_too_large
+from jaxrl.run.sweep_plans import Course, before_added, population_too_large
 
 SIZES = "sizes.json"
 
@@ -41,10 +43,7 @@ class Driver:
         """Train everything that is not trained yet; return the table and the summary."""
         with ExitStack() as stack:
             if self.folder is not None:
-                opened = RunFolder(self.folder, self.course.config(), resume, self.report)
-                stack.callback(opened.close)
-                if resume:
-                    opened.write_config()
+                self._open(self.folder, resume, stack)
             stack.callback(self.bar.close)
             self.interrupted = stack.enter_context(interruptible())
             self.sizes = [self._size(v, lane) for v, lane in enumerate(self.lanes)]
@@ -58,6 +57,18 @@ class Driver:
             if self.folder is not None:
                 results.write(self.course, table, summary, self.report)
         return table, summary
+
+    def _open(self, folder: Path, resume: bool, stack: ExitStack) -> None:
+        """Lock the sweep's folder; its record then has the seeds that are added too."""
+        config, cohorts = self.course.config(), self.plans.cohorts
+        known = config
+        if resume and len(cohorts) > 1 and new_seeds(folder, self.plans.seeds):
+            known = before_added(config)
+        opened = RunFolder(folder, known, resume, self.report)
+        stack.callback(opened.close)
+        if resume:
+            opened.config = config
+            opened.write_config()
 
     def report(self, text: str) -> None:
         """Show the user a line; a quiet sweep shows only warnings."""
@@ -99,6 +110,15 @@ class Driver:
         again = self.plans.confirm * self.lanes[0].full.position(self.lanes[0].full.total).step
         self.bar.total = round(each * len(self.plans.seeds)) + again
 
+    def _parts(self, own: list[int], most: int) -> list[tuple[str, tuple]]:
+        """Return names and (configurations, seeds) of the parts in which members are trained."""
+        found = []
+        for i, cohort in enumerate(self.plans.cohorts):
+            since = f"seed{cohort[0]}-" if i else ""
+            parts = divide(own, cohort, most)
+            found += [(f"{since}part{j}", part) for j, part in enumerate(parts)]
+        return found
+
     def _leg(self, lane: Lane, name: str, part: tuple, begins: int, ends: int) -> Leg:
         slug = re.sub(r"[^\w=.-]+", "-", lane.variant.name)
         configurations, seeds = part
@@ -124,10 +144,9 @@ class Driver:
                     continue
                 begins, ends = self.ends[v][k - 1] if k else 0, self.ends[v][k]
                 rung = f"rung{k}-" if len(self.ladder) > 1 else ""
-                parts = divide(own, self.plans.seeds, self.sizes[v])
                 legs = [
-                    self._leg(lane, f"{rung}part{j}", part, begins, ends)
-                    for j, part in enumerate(parts)
+                    self._leg(lane, f"{rung}{name}", part, begins, ends)
+                    for name, part in self._parts(own, self.sizes[v])
                 ]
                 outcomes, goes_on = [], k + 1 < len(self.ladder)
                 for leg in legs:
@@ -155,9 +174,9 @@ class Driver:
         assert isinstance(plans.method, PBT)
         for v, lane in enumerate(self.lanes):
             session = partial(PBTSession, pbt=plans.method, interval=self.intervals[v])
-            for j, part in enumerate(divide([0], plans.seeds, self.sizes[v] // count)):
+            for name, part in self._parts([0], self.sizes[v] // count):
                 every = list(range(count)), part[1]
-                leg = self._leg(lane, f"part{j}", every, 0, lane.full.total)
+                leg = self._leg(lane, name, every, 0, lane.full.total)
                 self.outcomes.append((v, self._train(lane, leg, session=session)))
         return results.table_of_populations(self.course)
 
@@ -166,10 +185,9 @@ class Driver:
         plans, lane = self.plans, self.lanes[best.variant]
         first = max(plans.seeds) + 1
         fresh = list(range(first, first + plans.confirm))
+        name = "confirm" if len(plans.cohorts) == 1 else f"confirm-seed{first}"
         if best.member is None:
-            leg = self._leg(
-                lane, "confirm", ([best.configuration_index], fresh), 0, lane.full.total
-            )
+            leg = self._leg(lane, name, ([best.configuration_index], fresh), 0, lane.full.total)
             return self._train(lane, leg)
         lineage, slot, population = best.member
         found = schedule(lineage, plans.configurations, slot, population)
@@ -179,7 +197,7 @@ class Driver:
             interval=self.intervals[best.variant],
             decisions=found.decisions(len(fresh)),
         )
-        leg = self._leg(lane, "confirm", ([found.slot], fresh), 0, lane.full.total)
+        leg = self._leg(lane, name, ([found.slot], fresh), 0, lane.full.total)
         return self._train(lane, leg, session=session)
 
     def _time_one(self, best: results.Best) -> dict[str, float]:

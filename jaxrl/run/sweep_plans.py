@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 from jaxrl.data.dataset import checksum
 from jaxrl.errors import UsageError
+from jaxrl.record.folder import CONFIG
 from jaxrl.record.provenance import provenance
+from jaxrl.run.extension import named, new_seeds
 from jaxrl.run.halving import Halving, Rung
 from jaxrl.run.lanes import Lane
 from jaxrl.run.legs import Outcome, Variant
@@ -30,6 +33,7 @@ class Plans:
     variants: list[Variant]
     configurations: list[dict[str, float]]
     seeds: list[int]
+    cohorts: list[list[int]]  # the seeds by when they came: those of the start, those added later
     method: Halving | PBT | None
     confirm: int
     max_parallel: int | None
@@ -146,7 +150,10 @@ class Course:
                 if isinstance(method, PBT)
                 else {"class": "Halving", **dataclasses.asdict(method)}
             )
-        free = ("eval_every", "eval_episodes", "eval_mode", "log_every", "checkpoint_every")
+        free = (
+            *("eval_every", "eval_episodes", "eval_mode", "log_every", "checkpoint_every"),
+            "keep_best",
+        )
         return {
             "kind": "sweep",
             "method": described,
@@ -163,6 +170,7 @@ class Course:
                 for i, each in enumerate(plans.configurations)
             },
             "seeds": plans.seeds,
+            **({"cohorts": plans.cohorts} if len(plans.cohorts) > 1 else {}),
             "confirm": plans.confirm,
             "max_parallel": plans.max_parallel,
             "total_steps": [variant.total_steps for variant in plans.variants],
@@ -171,6 +179,41 @@ class Course:
             "log": list(plans.settings.log),
             **provenance(),
         }
+
+
+def cohorts_of(folder: Path | None, seeds: list[int], method: Any) -> list[list[int]]:
+    """Return the seeds by when they came to the sweep in ``folder``; new ones are the last cohort.
+
+    Raises:
+        UsageError: if the sweep has others, or cannot get new ones.
+    """
+    if folder is None or not (new := new_seeds(folder, seeds)):
+        return _known_cohorts(folder) or [seeds]
+    if isinstance(method, Halving):
+        raise UsageError(
+            f"the sweep in {folder} was halved by the scores of its seeds, so {named(new)} cannot "
+            "be added; train its best configuration on more seeds instead"
+        )
+    return [*_known_cohorts(folder), new]
+
+
+def _known_cohorts(folder: Path | None) -> list[list[int]]:
+    """Return the recorded cohorts; none without a record, which ``RunFolder`` then says."""
+    if folder is None:
+        return []
+    try:
+        stored = json.loads((folder / CONFIG).read_text())
+        return list(stored.get("cohorts", [stored["seeds"]]))
+    except (OSError, ValueError, KeyError, AttributeError):
+        return []
+
+
+def before_added(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a sweep as it was before its last cohort came."""
+    *earlier, new = config["cohorts"]
+    seeds = [seed for seed in config["seeds"] if seed not in new]
+    rest = {name: x for name, x in config.items() if name != "cohorts"}
+    return rest | {"seeds": seeds} | ({"cohorts": earlier} if len(earlier) > 1 else {})
 
 
 def population_too_large(count: int, most: int) -> str:

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from jaxrl.analysis.statistics import final_return
 from jaxrl.errors import RunError
-from jaxrl.record.folder import write_json
+from jaxrl.record.folder import SUMMARY, write_json
 from jaxrl.record.metrics_file import plain
 from jaxrl.run.halving import cost
 from jaxrl.run.legs import Outcome
 from jaxrl.run.pbt import PBT, Lineage, schedule
 from jaxrl.run.ranking import configuration_score, rank_key, selection_bias
-from jaxrl.run.summary import SUMMARY
 from jaxrl.run.sweep_plans import Course
 
 TABLE, PICTURE, LINEAGE = "table.csv", "heat_map.png", "lineage.json"
