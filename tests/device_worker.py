@@ -36,7 +36,8 @@ from jaxrl.nn import distributions
 from jaxrl.nn.critics import Critic
 from jaxrl.nn.policies import Deterministic, TanhGaussian
 from jaxrl.optim import Adam
-from jaxrl.run.devices import SHARD, Placement, Programs, choose
+from jaxrl.run.devices import Programs
+from jaxrl.run.placement import SHARD, Placement, choose
 from jaxrl.sharding import reducing_over, shard_count, shard_index
 from jaxrl.training.gradient_steps import gradient_steps
 from jaxrl.training.rollout import rollout

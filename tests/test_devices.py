@@ -25,7 +25,7 @@ from scipy import stats
 from shared import QUICK_FLAGS
 
 from jaxrl.record import checkpoint
-from jaxrl.run.devices import Placement
+from jaxrl.run.placement import Placement
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "ppo.py"
 CPU = {"JAX_PLATFORMS": "cpu"}

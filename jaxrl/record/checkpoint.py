@@ -1,7 +1,8 @@
 """Checkpoints of a whole run: orbax stores the arrays, ``manifest.json`` verifies them.
 
 ``DIRECTORY/ITERATION/`` holds ``state/`` (orbax: a flat dictionary from a leaf's path to its array)
-and the manifest with the caller's ``meta``. A checkpoint is written whole or not at all.
+and the manifest with the caller's ``meta``. A checkpoint is written whole or not at all. Of a state
+on devices of several processes, each of them writes its part, into ``state-0/``, ``state-1/``, ...
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import processes
 from jaxrl.errors import RunError
 from jaxrl.record import manifest as manifests
 from jaxrl.record.names import plainly_named
+from jaxrl.record.parts import describe as describe_part
+from jaxrl.record.parts import joined, own_part
 from jaxrl.types import PyTree
 
 
@@ -41,34 +46,82 @@ def save(directory: Path | str, iteration: int, state: PyTree, meta: dict, keep:
     """Write ``directory/ITERATION``, then delete all but the newest ``keep``; return its path.
 
     ``state`` is any tree of arrays and typed keys, on any number of devices; ``meta`` must be
-    serialisable as JSON.
+    serialisable as JSON. All processes of a run call this together.
 
     Raises:
         CheckpointError: if anything fails, a full disk included; the earlier checkpoints are then
-            unchanged.
+            unchanged. All processes raise it.
     """
     directory = Path(directory).absolute()
     final = directory / str(iteration)
-    temporary = directory / f".tmp-{iteration}-{os.getpid()}"
+    temporary = directory / f".tmp-{iteration}-{processes.from_first(os.getpid)}"
+    together = not all(map(processes.is_here, jax.tree.leaves(state)))
     try:
-        arrays, leaves = _to_host(state)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write_arrays(temporary / "state", arrays)
-        limit = manifests.LARGE_BYTES
-        small = {path: leaf for path, leaf in leaves.items() if arrays[path].nbytes <= limit}
-        _read_arrays(temporary / "state", small)
-        manifests.write(temporary, iteration, meta, leaves)
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
-        _publish(temporary, final)
+        if together:
+            leaves = _write_parts(temporary, state)
+            processes.from_first(partial(_complete, temporary, final, iteration, meta, leaves))
+        else:  # each process has all of it
+            processes.from_first(partial(_write_whole, temporary, final, iteration, meta, state))
     except Exception as error:
         reason = manifests.reason(error)
         raise CheckpointError(f"checkpoint {final} could not be saved: {reason}") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _prune(directory, iteration, keep)
+        if processes.is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
+    processes.from_first(partial(_prune, directory, iteration, keep))
     return final
+
+
+def _write_whole(temporary: Path, final: Path, iteration: int, meta: dict, state: PyTree) -> None:
+    arrays, leaves = _to_host(state)
+    _make_anew(temporary)
+    _write_checked(temporary / "state", arrays, leaves)
+    _complete(temporary, final, iteration, meta, leaves)
+
+
+def _write_parts(temporary: Path, state: PyTree) -> dict[str, dict]:
+    """Write this process's part of a state; return the entries of all leaves in the manifest."""
+    arrays, own, leaves = {}, {}, {}
+    for name, (leaf, data) in _with_data(state).items():
+        leaves[name] = _entry(leaf)
+        part = own_part(data)
+        if part is not None:
+            arrays[name], own[name] = part[0], describe_part(*part)
+    processes.from_first(partial(_make_anew, temporary))
+    failure = None
+    try:
+        _write_checked(temporary / f"state-{processes.index()}", arrays, own)
+    except Exception as error:
+        failure = manifests.reason(error)
+    for number, (entries, reason) in enumerate(processes.gathered((own, failure))):
+        if reason is not None:
+            raise RunError(f"{reason} (process {number})")
+        for name, entry in entries.items():
+            leaves[name].setdefault("parts", {})[str(number)] = entry
+    return leaves
+
+
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _write_checked(folder: Path, arrays: dict[str, np.ndarray], leaves: dict[str, dict]) -> None:
+    """Write arrays, and read the small ones back."""
+    _write_arrays(folder, arrays)
+    limit = manifests.LARGE_BYTES
+    small = {path: leaf for path, leaf in leaves.items() if arrays[path].nbytes <= limit}
+    _read_arrays(folder, small)
+
+
+def _complete(
+    temporary: Path, final: Path, iteration: int, meta: dict, leaves: dict[str, dict]
+) -> None:
+    """Add the manifest, and give the checkpoint its name."""
+    manifests.write(temporary, iteration, meta, leaves)
+    for path in [*temporary.rglob("*"), temporary]:
+        _sync(path)
+    _publish(temporary, final)
 
 
 def restore(
@@ -159,13 +212,27 @@ def _describe(leaf: Any) -> dict[str, Any]:
 def _to_host(state: PyTree) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
     """Return the arrays to store and their manifest entries; a key is stored as its data."""
     arrays, leaves = {}, {}
-    for name, leaf in _flatten(state)[0].items():
-        data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    for name, (leaf, data) in _with_data(state).items():
         arrays[name] = np.asarray(jax.device_get(data), order="C")
-        leaves[name] = {**_describe(leaf), "crc32": manifests.array_checksum(arrays[name])}
-        if _is_key(leaf):
-            leaves[name]["impl"] = str(jax.random.key_impl(leaf))
+        leaves[name] = {**_entry(leaf), "crc32": manifests.array_checksum(arrays[name])}
     return arrays, leaves
+
+
+def _with_data(state: PyTree) -> dict[str, tuple[Any, Any]]:
+    """Return the leaves by path, each with what is stored of it: of a key, its data."""
+    leaves = _flatten(state)[0]
+    return {
+        name: (leaf, jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for name, leaf in leaves.items()
+    }
+
+
+def _entry(leaf: Any) -> dict[str, Any]:
+    """Return a leaf's entry in the manifest, without checksums."""
+    return {
+        **_describe(leaf),
+        **({"impl": str(jax.random.key_impl(leaf))} if _is_key(leaf) else {}),
+    }
 
 
 def _check_fit(folder: Path, saved: dict[str, dict], template: dict[str, Any]) -> None:
@@ -202,13 +269,25 @@ def _orbax() -> Iterator[Any]:
         logger.setLevel(level)
 
 
+def _checkpointer(ocp: Any) -> Any:
+    """Return orbax's checkpointer; it writes here, and does not wait for other processes."""
+    if not processes.several():
+        return ocp.PyTreeCheckpointer()
+    own = processes.index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process-{own}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
 def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     filled = {path: array for path, array in arrays.items() if array.size}  # orbax refuses empty
     if filled:
         with (
             plainly_named(folder.parent) as parent,
             _orbax() as ocp,
-            ocp.PyTreeCheckpointer() as checkpointer,
+            _checkpointer(ocp) as checkpointer,
         ):
             checkpointer.save(parent / folder.name, filled)
 
@@ -225,7 +304,7 @@ def _read_arrays(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]
         with (
             plainly_named(folder) as folder,
             _orbax() as ocp,
-            ocp.PyTreeCheckpointer() as checkpointer,
+            _checkpointer(ocp) as checkpointer,
         ):
             as_numpy = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in filled}
             args = ocp.args.PyTreeRestore(filled, restore_args=as_numpy, partial_restore=True)
@@ -233,6 +312,19 @@ def _read_arrays(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]
     for path, leaf in leaves.items():
         manifests.check_array(path, leaf, arrays[path])
     return arrays
+
+
+def _read_leaves(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]:
+    """Restore leaves as ``_read_arrays``, whoever wrote them."""
+    whole = {path: leaf for path, leaf in leaves.items() if "parts" not in leaf}
+    split = {path: leaf for path, leaf in leaves.items() if "parts" in leaf}
+    arrays = _read_arrays(folder / "state", whole)
+    found: dict[str, list] = {path: [] for path in split}
+    for number in sorted({number for leaf in split.values() for number in leaf["parts"]}):
+        own = {p: leaf["parts"][number] for p, leaf in split.items() if number in leaf["parts"]}
+        for path, part in _read_arrays(folder / f"state-{number}", own).items():
+            found[path].append((own[path], part))
+    return arrays | {path: joined(leaf, found[path]) for path, leaf in split.items()}
 
 
 def _load(folder: Path, template: Any, prefix: str) -> tuple[PyTree, dict]:
@@ -250,7 +342,7 @@ def _load(folder: Path, template: Any, prefix: str) -> tuple[PyTree, dict]:
         _check_fit(folder, leaves, wanted)
     manifests.check_files(folder, manifest)
     try:
-        values: dict[str, Any] = dict(_read_arrays(folder / "state", leaves))
+        values: dict[str, Any] = dict(_read_leaves(folder, leaves))
     except manifests.Damaged:
         raise
     except Exception as error:  # orbax raises many kinds

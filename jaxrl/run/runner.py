@@ -9,17 +9,18 @@ from typing import Any
 
 import jax
 
-from jaxrl import hyper
+from jaxrl import hyper, processes
 from jaxrl.data.dataset import checksum
 from jaxrl.data.scores import Reference
 from jaxrl.errors import UsageError
 from jaxrl.record.metrics_file import Row
 from jaxrl.record.policy import Policy
 from jaxrl.record.rows import Member
-from jaxrl.run import devices as placing
 from jaxrl.run.configurations import check_configurations
+from jaxrl.run.distributed import check_alike, loss_reported
 from jaxrl.run.memory import check_dataset, check_states, out_of_memory_reported
 from jaxrl.run.phases import Phase, as_phases, check_one_agent
+from jaxrl.run.placement import choose
 from jaxrl.run.policy_from import PolicyFrom
 from jaxrl.run.population import population
 from jaxrl.run.session import Session
@@ -53,7 +54,8 @@ class Run:
     def policy(self, member: int = 0, mode: Mode = "greedy") -> Policy:
         """Return the trained policy of one member."""
         agent = hyper.replace(self.trainer.agent, self.members[member].sweep)
-        state = jax.tree.map(lambda x: x[member], self.state.agent)
+        whole = processes.to_host(self.state.agent) if processes.several() else self.state.agent
+        state = jax.tree.map(lambda x: x[member], whole)
         return Policy(agent, state, self.trainer.env.spec, mode)
 
 
@@ -148,7 +150,7 @@ def run(
     check_data(trainers, data)
     check_one_agent(phases)
     size = len(seed_list) * len(configurations)
-    placement = placing.choose(trainers, size, devices)
+    placement = choose(trainers, size, devices)
     used = placement.members * placement.shards
     check_dataset(data, used)
     memory = [each.check_memory(size, used) for each in trainers]
@@ -163,11 +165,13 @@ def run(
     config = settings.record(plan, placement, seed_list, configurations, checksum(data), reference)
     if policy_from is not None:
         config["policy_from"] = str(policy_from)
+    check_alike(config)
     session = Session(plan, placement, config, members, data, quiet, start)
     with (
         session.records.opened(run_dir, resume, log),
         interruptible() as interrupted,
         out_of_memory_reported(config),
+        loss_reported(resumable=run_dir is not None),
     ):
         for line in filter(None, memory):
             session.records.report(line)
