@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
-
 from jaxrl import _startup, envs, processes
 from jaxrl._output import joined, lasting_output, one_line
 from jaxrl.analysis.curves import step_label
@@ -26,8 +24,6 @@ def launch(script: Callable[[], Any]) -> NoReturn:
     """
     with lasting_output():
         code = _exit_code(script)
-        if code in (1, 2) and jax.distributed.is_initialized():
-            distributed.end(code)
     sys.exit(code)
 
 
@@ -60,7 +56,10 @@ def _complain(error: Exception | str, code: int) -> int:
     name = Path(sys.argv[0]).name
     if processes.several():
         name += f": process {processes.index()} of {processes.count()}"
-    print(one_line(f"{name}: {error}"), file=sys.stderr)
+    line = one_line(f"{name}: {error}")
+    if code in (1, 2):
+        distributed.end(code, line)
+    print(line, file=sys.stderr)
     return code
 
 

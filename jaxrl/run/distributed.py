@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 
@@ -16,10 +14,11 @@ from jaxrl import processes
 from jaxrl.errors import RunError, UsageError
 from jaxrl.record.folder import RECORDED, differences
 from jaxrl.record.manifest import reason
+from jaxrl.run.meeting import Meeting, meet
 
 EXAMPLE = "10.0.0.1:1234 2 0"
 _LOST = re.compile(r"gloo|nccl|coordination|heartbeat|connection (reset|closed)", re.IGNORECASE)
-_GRACE = 1.0  # seconds in which the other processes can say themselves what is wrong
+_meeting: Meeting | None = None
 
 
 def initialize(
@@ -57,32 +56,47 @@ def initialize(
             "distributed comes too late: JAX has begun to compute; call "
             "jaxrl.run.distributed.initialize() before anything else"
         )
-    given = (coordinator_address, num_processes, process_id)
-    if None not in given:
-        _check(*given)  # type: ignore[arg-type]
+    given: tuple = (coordinator_address, num_processes, process_id)
+    found = (*given, None) if None not in given else _detected(given, initialization_timeout)
+    address, count, number, own_devices = found
+    _check(address, count, number)
+    global _meeting
+    _meeting = meet(address, count, number, initialization_timeout)
     # A signal ends a run between two chunks, in all processes: see jaxrl.run.signals.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            coordinator_address,
-            num_processes,
-            process_id,
-            cluster_detection_method=None if None in given else "deactivate",
+            address,
+            count,
+            number,
+            own_devices,
+            cluster_detection_method="deactivate",
             initialization_timeout=initialization_timeout,
             heartbeat_timeout_seconds=heartbeat_timeout,
         )
-    except ValueError as error:
-        if "should be defined" not in str(error) and "must be defined" not in str(error):
-            raise UsageError(f"distributed: {reason(error)}") from None
+    except (ValueError, RuntimeError) as error:
+        raise RunError(f"distributed: JAX does not start: {reason(error)}") from None
+
+
+def _detected(given: tuple, timeout: int) -> tuple:
+    """Return address, number of processes, that of this one and its devices, as JAX finds them."""
+    from jax._src.clusters import ClusterEnv  # there is no public function
+
+    address, *numbers = given
+    address = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        found: tuple = ClusterEnv.auto_detect_unset_distributed_params(
+            address, *numbers, None, None, timeout
+        )
+    except (ValueError, RuntimeError) as error:  # the API of Kubernetes refuses, for instance
+        raise RunError(f"distributed: {reason(error)}") from None
+    if None in found[:3]:
         raise UsageError(
             "distributed found no job of SLURM, Open MPI, Kubernetes or Cloud TPU; give address, "
             f"number of processes and number of this one, as --distributed {EXAMPLE}"
-        ) from None
-    except RuntimeError as error:
-        where = coordinator_address or "the address that was detected"
-        raise RunError(
-            f"distributed: the processes did not meet at {where}: {reason(error)}"
-        ) from None
+        )
+    chosen = "JAX_LOCAL_DEVICE_IDS" in os.environ  # which JAX reads itself
+    return (*found[:3], None if chosen else found[3])
 
 
 def from_words(words: Sequence[str]) -> None:
@@ -135,19 +149,16 @@ def loss_reported(resumable: bool) -> Iterator[None]:
             raise
         if not _LOST.search(str(error)):
             raise
+        known = None if _meeting is None else _meeting.line()
+        line = known or f"another process of this run cannot be reached ({reason(error)[:120]})"
         again = "; start all again with --resume" if resumable else ""
-        raise RunError(
-            f"another process of this run ended or cannot be reached ({reason(error)[:120]}){again}"
-        ) from error
+        raise RunError(f"{line}{again}") from error
 
 
-def end(code: int) -> NoReturn:
-    """End this process at once, without waiting for others as an ordinary end does.
+def end(code: int, line: str) -> None:
+    """Print a line and end this process at once, if it is one of several.
 
-    The first process, whose end ends all others, gives them a second to say what is wrong.
+    An ordinary exit waits for the others, which would not come.
     """
-    if processes.is_first():
-        time.sleep(_GRACE)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    if _meeting is not None:
+        _meeting.end(code, line)
