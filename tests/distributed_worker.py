@@ -28,6 +28,7 @@ from jaxrl.run import distributed
 
 STEPS = 4 * 8  # of an iteration
 EVERY = {"eval_every": 2 * STEPS, "checkpoint_every": STEPS, "eval_episodes": 4}
+PARTS = ("policy", "critic")
 GRID = [{"gamma": 0.5}, {"gamma": 0.9}]
 
 

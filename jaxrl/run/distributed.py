@@ -82,11 +82,11 @@ def _detected(given: tuple, timeout: int) -> tuple:
     """Return address, number of processes, that of this one and its devices, as JAX finds them."""
     from jax._src.clusters import ClusterEnv  # there is no public function
 
-    address, *numbers = given
+    address, count, number = given
     address = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
     try:
         found: tuple = ClusterEnv.auto_detect_unset_distributed_params(
-            address, *numbers, None, None, timeout
+            address, count, number, None, None, timeout
         )
     except (ValueError, RuntimeError) as error:  # the API of Kubernetes refuses, for instance
         raise RunError(f"distributed: {reason(error)}") from None
