@@ -145,6 +145,13 @@ def iterations(groups, count):
     return plain((ts, m.values(metrics)))
 
 
+def only_seed(count):
+    """As ``iterations``, of the first seed alone on one device."""
+    _, init, chunk, _ = compiled(1, 1, 1)
+    ts, metrics = chunk({}, init({}, first_keys(1)), (), jnp.int32(count), jnp.int32(0))
+    return plain((ts, m.values(metrics)))
+
+
 @functools.cache
 def learn(shards):
     """Eight seeds, each over ``shards``: returns ``[M]`` of the first and the last third of the

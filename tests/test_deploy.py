@@ -1,4 +1,4 @@
-"""The job files in ``deploy/``: they parse, ask for what the docs say, and start what they should."""
+"""The job files in ``deploy/``: they parse, ask for what they need, and start what they should."""
 
 from __future__ import annotations
 
