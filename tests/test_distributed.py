@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -299,8 +300,11 @@ def test_a_killed_process_ends_the_other_and_both_go_on(tmp_path, victim):
     other = killed[1 - victim]
     _, said = other.communicate(timeout=60)
     assert time.monotonic() - began < 15
-    assert other.returncode == 1
-    assert f"process {victim} of this run has ended" in said, said
+    ours = f"process {victim} of this run has ended, and so does process {1 - victim}; start all"
+    if victim == 1 or other.returncode == 1:
+        assert other.returncode == 1 and ours in said, said
+    else:  # JAX aborts a process whose coordinator is gone, and may be quicker
+        assert other.returncode == -signal.SIGABRT and "another task died" in said, said
     for process in scripts("killed", "--resume"):
         assert process.wait(timeout=300) == 0, process.stderr.read()
 
