@@ -57,7 +57,7 @@ def _complain(error: Exception | str, code: int) -> int:
     if processes.several():
         name += f": process {processes.index()} of {processes.count()}"
     line = one_line(f"{name}: {error}")
-    if code in (1, 2):
+    if code in (1, 2, 130):
         distributed.end(code, line)
     print(line, file=sys.stderr)
     return code

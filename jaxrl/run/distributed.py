@@ -18,6 +18,7 @@ from jaxrl.run.meeting import Meeting, meet
 
 EXAMPLE = "10.0.0.1:1234 2 0"
 _LOST = re.compile(r"gloo|nccl|coordination|heartbeat|connection (reset|closed)", re.IGNORECASE)
+_LONGEST_END = 3600  # seconds in which process 0 may draw pictures, when the others have ended
 _meeting: Meeting | None = None
 
 
@@ -73,6 +74,7 @@ def initialize(
             cluster_detection_method="deactivate",
             initialization_timeout=initialization_timeout,
             heartbeat_timeout_seconds=heartbeat_timeout,
+            shutdown_timeout_seconds=_LONGEST_END,
         )
     except (ValueError, RuntimeError) as error:
         raise RunError(f"distributed: JAX does not start: {reason(error)}") from None

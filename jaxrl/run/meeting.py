@@ -60,7 +60,7 @@ class Meeting:
         if not self._last_word.acquire(blocking=False):
             time.sleep(60)  # the other thread ends the process
         os.write(2, f"{text}\n".encode())
-        if self.number == 0:
+        if self.number == 0 and self._connections:
             time.sleep(GRACE)
             self._tell(_LOST + str(self.lost or 0).encode())
             time.sleep(GRACE / 5)

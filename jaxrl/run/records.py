@@ -142,20 +142,25 @@ class Records:
         if self.folder is None:
             return
         try:
+            sizes = processes.from_first(self._synced)
             meta = {
                 "iteration": done,
                 "phase": stage.index,
                 "iteration_of_phase": done - stage.first,
-                "metrics_bytes": self._metrics.sync() if self.first else 0,
-                "timing_bytes": self._timing.sync() if self.first else 0,
+                "metrics_bytes": sizes[0],
+                "timing_bytes": sizes[1],
                 "clock": self.clock,
                 "extra": self.extra,
                 "config": self.folder.config,
             }
             checkpoint.save(self.folder.checkpoints, done, ts, meta)
             self.unsaved = None
-        except (checkpoint.CheckpointError, OSError) as error:
+        except (RunError, OSError) as error:
             self.unsaved = str(error)
+
+    def _synced(self) -> list[int]:
+        """Flush both files of rows to disk; return their sizes in bytes."""
+        return [self._metrics.sync(), self._timing.sync()]
 
     def restore(self, template: Callable[[int], PyTree]) -> tuple[TrainState, int, Stage] | None:
         """Return the state of the newest intact checkpoint, its iteration and its stage.

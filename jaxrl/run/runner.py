@@ -125,6 +125,7 @@ def run(
             saved.
         RunError: if training cannot go on, or the last checkpoint could not be saved.
     """
+    quiet = quiet or not processes.is_first()
     settings = Settings(
         eval_every,
         eval_episodes,
