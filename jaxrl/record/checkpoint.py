@@ -8,23 +8,22 @@ on devices of several processes, each of them writes its part, into ``state-0/``
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import processes
 from jaxrl.errors import RunError
 from jaxrl.record import manifest as manifests
-from jaxrl.record.names import plainly_named
+from jaxrl.record.arrays import read_arrays, write_arrays
+from jaxrl.record.leaves import describe, entry, flatten, to_host, with_data
 from jaxrl.record.parts import describe as describe_part
 from jaxrl.record.parts import joined, own_part
 from jaxrl.types import PyTree
@@ -73,7 +72,7 @@ def save(directory: Path | str, iteration: int, state: PyTree, meta: dict, keep:
 
 
 def _write_whole(temporary: Path, final: Path, iteration: int, meta: dict, state: PyTree) -> None:
-    arrays, leaves = _to_host(state)
+    arrays, leaves = to_host(state)
     _make_anew(temporary)
     _write_checked(temporary / "state", arrays, leaves)
     _complete(temporary, final, iteration, meta, leaves)
@@ -82,22 +81,26 @@ def _write_whole(temporary: Path, final: Path, iteration: int, meta: dict, state
 def _write_parts(temporary: Path, state: PyTree) -> dict[str, dict]:
     """Write this process's part of a state; return the entries of all leaves in the manifest."""
     arrays, own, leaves = {}, {}, {}
-    for name, (leaf, data) in _with_data(state).items():
-        leaves[name] = _entry(leaf)
-        part = own_part(data)
-        if part is not None:
+    for name, (leaf, data) in with_data(state).items():
+        leaves[name] = entry(leaf)
+        if 0 in data.shape:
+            leaves[name]["crc32"] = manifests.array_checksum(np.zeros(data.shape, data.dtype))
+        elif (part := own_part(data)) is not None:
             arrays[name], own[name] = part[0], describe_part(*part)
     processes.from_first(partial(_make_anew, temporary))
     failure = None
+    folder = temporary / f"state-{processes.index()}"
     try:
-        _write_checked(temporary / f"state-{processes.index()}", arrays, own)
+        _write_checked(folder, arrays, own)
+        for path in [*folder.rglob("*"), folder] if own else []:
+            _sync(path)
     except Exception as error:
         failure = manifests.reason(error)
     for number, (entries, reason) in enumerate(processes.gathered((own, failure))):
         if reason is not None:
             raise RunError(f"{reason} (process {number})")
-        for name, entry in entries.items():
-            leaves[name].setdefault("parts", {})[str(number)] = entry
+        for name, part_entry in entries.items():
+            leaves[name].setdefault("parts", {})[str(number)] = part_entry
     return leaves
 
 
@@ -108,10 +111,10 @@ def _make_anew(folder: Path) -> None:
 
 def _write_checked(folder: Path, arrays: dict[str, np.ndarray], leaves: dict[str, dict]) -> None:
     """Write arrays, and read the small ones back."""
-    _write_arrays(folder, arrays)
+    write_arrays(folder, arrays)
     limit = manifests.LARGE_BYTES
     small = {path: leaf for path, leaf in leaves.items() if arrays[path].nbytes <= limit}
-    _read_arrays(folder, small)
+    read_arrays(folder, small)
 
 
 def _complete(
@@ -183,61 +186,9 @@ def clean(directory: Path | str) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-# --- trees and leaves
-
-
-def _flatten(tree: PyTree, prefix: str = "") -> tuple[dict[str, Any], Any]:
-    """Return leaves by path (``agent/params/Dense_0/kernel``) in tree order, and the structure."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    leaves = {}
-    for path, leaf in flat:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        leaves["/".join(filter(None, (prefix, name)))] = leaf
-    if len(leaves) != len(flat):
-        raise ValueError("two leaves of the state have the same path")
-    return leaves, treedef
-
-
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _describe(leaf: Any) -> dict[str, Any]:
-    """Return shape and dtype; a key has its own dtype and the shape of its data."""
-    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-    return {"shape": list(np.shape(data)), "dtype": str(dtype)}
-
-
-def _to_host(state: PyTree) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    """Return the arrays to store and their manifest entries; a key is stored as its data."""
-    arrays, leaves = {}, {}
-    for name, (leaf, data) in _with_data(state).items():
-        arrays[name] = np.asarray(jax.device_get(data), order="C")
-        leaves[name] = {**_entry(leaf), "crc32": manifests.array_checksum(arrays[name])}
-    return arrays, leaves
-
-
-def _with_data(state: PyTree) -> dict[str, tuple[Any, Any]]:
-    """Return the leaves by path, each with what is stored of it: of a key, its data."""
-    leaves = _flatten(state)[0]
-    return {
-        name: (leaf, jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-        for name, leaf in leaves.items()
-    }
-
-
-def _entry(leaf: Any) -> dict[str, Any]:
-    """Return a leaf's entry in the manifest, without checksums."""
-    return {
-        **_describe(leaf),
-        **({"impl": str(jax.random.key_impl(leaf))} if _is_key(leaf) else {}),
-    }
-
-
 def _check_fit(folder: Path, saved: dict[str, dict], template: dict[str, Any]) -> None:
     """Raise ``CheckpointError`` naming the first leaves that differ from the template."""
-    wanted = {path: _describe(leaf) for path, leaf in template.items()}
+    wanted = {path: describe(leaf) for path, leaf in template.items()}
     differences = []
     for path in [*wanted, *(path for path in saved if path not in wanted)]:
         texts = [
@@ -252,77 +203,15 @@ def _check_fit(folder: Path, saved: dict[str, dict], template: dict[str, Any]) -
         raise CheckpointError(f"checkpoint {folder} does not fit this run: {first}{more}")
 
 
-# --- reading and writing
-
-
-@contextlib.contextmanager
-def _orbax() -> Iterator[Any]:
-    """Import orbax (0.4 s) and silence it: it logs 60 lines of an error that it also raises."""
-    import orbax.checkpoint as ocp
-
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield ocp
-    finally:
-        logger.setLevel(level)
-
-
-def _checkpointer(ocp: Any) -> Any:
-    """Return orbax's checkpointer; it writes here, and does not wait for other processes."""
-    if not processes.several():
-        return ocp.PyTreeCheckpointer()
-    own = processes.index()
-    options = ocp.options.MultiprocessingOptions(
-        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process-{own}"
-    )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
-    return ocp.Checkpointer(handler, multiprocessing_options=options)
-
-
-def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    filled = {path: array for path, array in arrays.items() if array.size}  # orbax refuses empty
-    if filled:
-        with (
-            plainly_named(folder.parent) as parent,
-            _orbax() as ocp,
-            _checkpointer(ocp) as checkpointer,
-        ):
-            checkpointer.save(parent / folder.name, filled)
-
-
-def _read_arrays(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]:
-    """Restore exactly these leaves and verify the checksum of each."""
-    arrays, filled = {}, {}
-    for path, leaf in leaves.items():
-        if 0 in leaf["shape"]:
-            arrays[path] = np.zeros(leaf["shape"], "uint32" if "impl" in leaf else leaf["dtype"])
-        else:
-            filled[path] = 0
-    if filled:
-        with (
-            plainly_named(folder) as folder,
-            _orbax() as ocp,
-            _checkpointer(ocp) as checkpointer,
-        ):
-            as_numpy = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in filled}
-            args = ocp.args.PyTreeRestore(filled, restore_args=as_numpy, partial_restore=True)
-            arrays.update(checkpointer.restore(folder, args=args))
-    for path, leaf in leaves.items():
-        manifests.check_array(path, leaf, arrays[path])
-    return arrays
-
-
 def _read_leaves(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]:
-    """Restore leaves as ``_read_arrays``, whoever wrote them."""
+    """Restore leaves as ``read_arrays``, whoever wrote them."""
     whole = {path: leaf for path, leaf in leaves.items() if "parts" not in leaf}
     split = {path: leaf for path, leaf in leaves.items() if "parts" in leaf}
-    arrays = _read_arrays(folder / "state", whole)
+    arrays = read_arrays(folder / "state", whole)
     found: dict[str, list] = {path: [] for path in split}
     for number in sorted({number for leaf in split.values() for number in leaf["parts"]}):
         own = {p: leaf["parts"][number] for p, leaf in split.items() if number in leaf["parts"]}
-        for path, part in _read_arrays(folder / f"state-{number}", own).items():
+        for path, part in read_arrays(folder / f"state-{number}", own).items():
             found[path].append((own[path], part))
     return arrays | {path: joined(leaf, found[path]) for path, leaf in split.items()}
 
@@ -338,7 +227,7 @@ def _load(folder: Path, template: Any, prefix: str) -> tuple[PyTree, dict]:
         if f"{path}/".startswith(f"{prefix}/" if prefix else "")
     }
     if template is not None:
-        wanted, treedef = _flatten(template, prefix)
+        wanted, treedef = flatten(template, prefix)
         _check_fit(folder, leaves, wanted)
     manifests.check_files(folder, manifest)
     try:
