@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import distributed_worker as worker
 import jax
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def pair(*words, **environment):
 def output_of(process):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
+    return json.loads(next(line for line in out.splitlines() if line.startswith("{")))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,13 @@ def test_each_process_writes_its_part_of_a_checkpoint(trained):
     assert found.state.keys() == wanted.state.keys()
     for name, value in wanted.state.items():
         np.testing.assert_array_equal(np.asarray(found.state[name]), np.asarray(value), name)
+
+
+def test_a_checkpoint_of_two_processes_restores_in_one(trained):
+    (ours, _), (first, _), _ = trained
+    state, said, _ = worker.train(ours / "other", 2, resume=True, devices=1)
+    assert state == first["half"] and "already finished" in said
+    assert "placement.processes (2, now absent)" in said
 
 
 def test_a_checkpoint_without_the_part_of_a_process_is_none(trained):

@@ -9,6 +9,7 @@ The system closes the connections of a process that ends, however it ends.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import selectors
@@ -142,7 +143,7 @@ def _gather(port: int, count: int, until: float, timeout: float) -> dict[int, so
             f"process 0 cannot open port {port}: {error.strerror}; give another"
         ) from None
     found: dict[int, socket.socket] = {}
-    with server:
+    with server, contextlib.ExitStack() as opened:
         while len(found) < count - 1:
             missing = [str(n) for n in range(1, count) if n not in found]
             server.settimeout(_left(until))
@@ -152,9 +153,9 @@ def _gather(port: int, count: int, until: float, timeout: float) -> dict[int, so
                 raise RunError(
                     f"process {', '.join(missing)} of {count} did not come within {timeout:.0f} s"
                 ) from None
+            opened.callback(connection.close)
             number, told = _greeting(connection)
             if number is None:  # not one of us
-                connection.close()
                 continue
             if told != count or not 0 < number < count or number in found:
                 raise UsageError(
@@ -162,8 +163,9 @@ def _gather(port: int, count: int, until: float, timeout: float) -> dict[int, so
                     f"{count}; give each another number, and all the same count"
                 )
             found[number] = connection
-    for connection in found.values():
-        connection.sendall(_GO)
+        for connection in found.values():
+            connection.sendall(_GO)
+        opened.pop_all()  # the connections stay
     return found
 
 
@@ -181,7 +183,14 @@ def _join(host: str, port: int, until: float, number: int, count: int) -> socket
     connection = socket.create_connection((host, port), _left(until))
     connection.sendall(json.dumps([number, count]).encode())
     connection.settimeout(_left(until))
-    if connection.recv(len(_GO)) != _GO:
+    try:
+        answer = connection.recv(len(_GO))
+    except TimeoutError:
+        raise RunError(
+            "some process did not come in time; the line of process 0 names it"
+        ) from None
+    if answer != _GO:
+        connection.close()
         raise RunError("process 0 has ended before all others came; its own line says why")
     return connection
 
