@@ -186,9 +186,7 @@ def _join(host: str, port: int, until: float, number: int, count: int) -> socket
     try:
         answer = connection.recv(len(_GO))
     except TimeoutError:
-        raise RunError(
-            "some process did not come in time; the line of process 0 names it"
-        ) from None
+        raise RunError("some process did not come in time; process 0 says which") from None
     if answer != _GO:
         connection.close()
         raise RunError("process 0 has ended before all others came; its own line says why")
