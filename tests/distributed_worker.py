@@ -81,7 +81,7 @@ def together(folder, number):
     if number == 0:
         for name in ("other", "damaged"):
             shutil.copytree(folder / "part", folder / name)
-        shutil.rmtree(folder / "damaged" / "checkpoints" / "2" / "state-1", ignore_errors=True)
+        (folder / "damaged" / "checkpoints" / "2" / "part-1.npz").unlink()
     found["resumed"], found["said"], _ = train(folder / "part", 4, resume=True)
     table = sweep(
         trainer(), 2 * STEPS, configurations=GRID, seeds=2, run_dir=folder / "sweep",

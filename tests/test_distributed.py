@@ -11,7 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from unittest import mock
 
 import distributed_worker as worker
 import jax
@@ -91,7 +91,7 @@ def test_a_resumed_pair_is_the_uninterrupted_one(trained):
 def test_each_process_writes_its_part_of_a_checkpoint(trained):
     (ours, theirs), _, _ = trained
     folder = ours / "whole" / "checkpoints" / "4"
-    assert {each.name for each in folder.iterdir()} == {"state-0", "state-1", "manifest.json"}
+    assert {each.name for each in folder.iterdir()} == {"part-0.npz", "part-1.npz", "manifest.json"}
     found, wanted = (
         checkpoint.restore(each / "whole" / "checkpoints", None) for each in (ours, theirs)
     )
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_two_processes_restores_in_one(trained):
 
 def test_a_checkpoint_without_the_part_of_a_process_is_none(trained):
     _, (first, second), _ = trained
-    assert "state-1" in first["damaged said"] and "trying 1" in first["damaged said"]
+    assert "part-1.npz" in first["damaged said"] and "trying 1" in first["damaged said"]
     assert first["damaged"] == second["damaged"] == first["whole"]
 
 
@@ -266,11 +266,7 @@ def test_members_of_a_sweep_go_over_all_processes_or_are_trained_by_each(
 
 @pytest.mark.parametrize("members, shards", [(4, 2), (3, 2), (1, 8), (2, 4)])
 def test_the_devices_of_a_process_are_a_rectangle_of_the_mesh(members, shards, monkeypatch):
-    class Device(NamedTuple):
-        process_index: int
-        id: int
-
-    devices = [Device(process, i) for process in (0, 1) for i in range(4)]
+    devices = [mock.Mock(process_index=process, id=i) for process in (0, 1) for i in range(4)]
     monkeypatch.setattr(jax, "devices", lambda: devices)
     monkeypatch.setattr(placement, "Mesh", lambda grid, names: grid)
     grid = Placement(members, shards, 2).mesh

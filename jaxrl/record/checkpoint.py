@@ -2,7 +2,7 @@
 
 ``DIRECTORY/ITERATION/`` holds ``state/`` (orbax: a flat dictionary from a leaf's path to its array)
 and the manifest with the caller's ``meta``. A checkpoint is written whole or not at all. Of a state
-on devices of several processes, each of them writes its part, into ``state-0/``, ``state-1/``, ...
+on devices of several processes, each of them writes its part: ``part-0.npz``, ``part-1.npz``, ...
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ import numpy as np
 from jaxrl import processes
 from jaxrl.errors import RunError
 from jaxrl.record import manifest as manifests
+from jaxrl.record import parts
 from jaxrl.record.arrays import read_arrays, write_arrays
 from jaxrl.record.leaves import describe, entry, flatten, to_host, with_data
-from jaxrl.record.parts import describe as describe_part
-from jaxrl.record.parts import joined, own_part
 from jaxrl.types import PyTree
 
 
@@ -85,15 +84,14 @@ def _write_parts(temporary: Path, state: PyTree) -> dict[str, dict]:
         leaves[name] = entry(leaf)
         if 0 in data.shape:
             leaves[name]["crc32"] = manifests.array_checksum(np.zeros(data.shape, data.dtype))
-        elif (part := own_part(data)) is not None:
-            arrays[name], own[name] = part[0], describe_part(*part)
+        elif (part := parts.own_part(data)) is not None:
+            arrays[name], own[name] = part[0], parts.describe(*part)
     processes.from_first(partial(_make_anew, temporary))
     failure = None
-    folder = temporary / f"state-{processes.index()}"
+    path = temporary / f"part-{processes.index()}.npz"
     try:
-        _write_checked(folder, arrays, own)
-        for path in [*folder.rglob("*"), folder] if own else []:
-            _sync(path)
+        parts.write(path, arrays)
+        parts.read(path, _small(arrays, own))
     except Exception as error:
         failure = manifests.reason(error)
     for number, (entries, reason) in enumerate(processes.gathered((own, failure))):
@@ -112,9 +110,12 @@ def _make_anew(folder: Path) -> None:
 def _write_checked(folder: Path, arrays: dict[str, np.ndarray], leaves: dict[str, dict]) -> None:
     """Write arrays, and read the small ones back."""
     write_arrays(folder, arrays)
+    read_arrays(folder, _small(arrays, leaves))
+
+
+def _small(arrays: dict[str, np.ndarray], leaves: dict[str, dict]) -> dict[str, dict]:
     limit = manifests.LARGE_BYTES
-    small = {path: leaf for path, leaf in leaves.items() if arrays[path].nbytes <= limit}
-    read_arrays(folder, small)
+    return {path: leaf for path, leaf in leaves.items() if arrays[path].nbytes <= limit}
 
 
 def _complete(
@@ -211,9 +212,9 @@ def _read_leaves(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]
     found: dict[str, list] = {path: [] for path in split}
     for number in sorted({number for leaf in split.values() for number in leaf["parts"]}):
         own = {p: leaf["parts"][number] for p, leaf in split.items() if number in leaf["parts"]}
-        for path, part in read_arrays(folder / f"state-{number}", own).items():
+        for path, part in parts.read(folder / f"part-{number}.npz", own).items():
             found[path].append((own[path], part))
-    return arrays | {path: joined(leaf, found[path]) for path, leaf in split.items()}
+    return arrays | {path: parts.joined(leaf, found[path]) for path, leaf in split.items()}
 
 
 def _load(folder: Path, template: Any, prefix: str) -> tuple[PyTree, dict]:
