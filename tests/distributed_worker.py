@@ -81,7 +81,7 @@ def together(folder, number):
     if number == 0:
         for name in ("other", "damaged"):
             shutil.copytree(folder / "part", folder / name)
-        (folder / "damaged" / "checkpoints" / "2" / "part-1.npz").unlink()
+        (folder / "damaged" / "checkpoints" / "2" / "part-1.npz").unlink(missing_ok=True)
     found["resumed"], found["said"], _ = train(folder / "part", 4, resume=True)
     table = sweep(
         trainer(), 2 * STEPS, configurations=GRID, seeds=2, run_dir=folder / "sweep",
@@ -93,7 +93,7 @@ def together(folder, number):
 def only_together(folder, number):
     """What there is only with several processes."""
     found = {"devices": [jax.local_device_count(), jax.device_count()]}
-    found["damaged"], found["damaged said"], _ = train(folder / "damaged", 4, resume=True)
+    found["damaged"], found["damaged said"], _ = train(folder / "damaged", 2, resume=True)
     found["unlike"] = refused(lambda: train(None, 4, seeds=[number]))
     found["indivisible"] = refused(lambda: run(trainer_of_three(), 99, seeds=1))
     found["taken"] = refused(lambda: train(folder / "whole", 4))

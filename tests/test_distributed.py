@@ -110,7 +110,7 @@ def test_a_checkpoint_of_two_processes_restores_in_one(trained):
 def test_a_checkpoint_without_the_part_of_a_process_is_none(trained):
     _, (first, second), _ = trained
     assert "part-1.npz" in first["damaged said"] and "trying 1" in first["damaged said"]
-    assert first["damaged"] == second["damaged"] == first["whole"]
+    assert first["damaged"] == second["damaged"] == first["half"]
 
 
 def test_a_sweep_over_two_processes_is_that_of_one(trained):
