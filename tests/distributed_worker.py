@@ -71,18 +71,12 @@ def refused(f):
     return None
 
 
-def together(folder, number):
-    """A sharded run, its first half resumed, and a sweep."""
+def trained(folder):
+    """A sharded run, and a sweep."""
     found = {}
     found["whole"], _, result = train(folder / "whole", 4)
     found["policy"] = digest(result.policy().state)
     found["placement"] = json.loads((folder / "whole" / "config.json").read_text())["placement"]
-    found["half"], _, _ = train(folder / "part", 2)
-    if number == 0:
-        for name in ("other", "damaged"):
-            shutil.copytree(folder / "part", folder / name)
-        (folder / "damaged" / "checkpoints" / "2" / "part-1.npz").unlink(missing_ok=True)
-    found["resumed"], found["said"], _ = train(folder / "part", 4, resume=True)
     table = sweep(
         trainer(), 2 * STEPS, configurations=GRID, seeds=2, run_dir=folder / "sweep",
         max_parallel=4, quiet=True, **EVERY,
@@ -93,6 +87,12 @@ def together(folder, number):
 def only_together(folder, number):
     """What there is only with several processes."""
     found = {"devices": [jax.local_device_count(), jax.device_count()]}
+    found["half"], _, _ = train(folder / "part", 2)
+    if number == 0:
+        for name in ("other", "damaged"):
+            shutil.copytree(folder / "part", folder / name)
+        (folder / "damaged" / "checkpoints" / "2" / "part-1.npz").unlink()
+    found["resumed"], found["said"], _ = train(folder / "part", 4, resume=True)
     found["damaged"], found["damaged said"], _ = train(folder / "damaged", 2, resume=True)
     found["unlike"] = refused(lambda: train(None, 4, seeds=[number]))
     found["indivisible"] = refused(lambda: run(trainer_of_three(), 99, seeds=1))
@@ -132,7 +132,7 @@ def main():
     if words:
         distributed.from_words(words)
     with compiled_once():
-        found = together(Path(folder), number)
+        found = trained(Path(folder))
         if words:
             found |= only_together(Path(folder), number)
     print(json.dumps(found))

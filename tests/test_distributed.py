@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 from jax._src import xla_bridge  # whether JAX has begun is asked there
-from shared import EXPERIMENTS, QUICK_FLAGS
+from shared import EXPERIMENTS, QUICK_FLAGS, plain
 
 from jaxrl import PPO, OnPolicy, RunError, UsageError, VectorEnv, processes
 from jaxrl.cli.options import Options
@@ -97,7 +97,7 @@ def test_each_process_writes_its_part_of_a_checkpoint(trained):
     )
     assert found.state.keys() == wanted.state.keys()
     for name, value in wanted.state.items():
-        np.testing.assert_array_equal(np.asarray(found.state[name]), np.asarray(value), name)
+        np.testing.assert_array_equal(plain(found.state[name]), plain(value), name)
 
 
 def test_a_checkpoint_of_two_processes_restores_in_one(trained):
@@ -316,6 +316,6 @@ def test_a_killed_process_ends_the_other_and_both_go_on(tmp_path, victim):
     found, wanted = (checkpoint.restore(each / "checkpoints", None) for each in folders)
     assert found.iteration == wanted.iteration == 2000
     for name, value in wanted.state.items():
-        np.testing.assert_array_equal(np.asarray(found.state[name]), np.asarray(value), name)
+        np.testing.assert_array_equal(plain(found.state[name]), plain(value), name)
     metrics = [(folder / "metrics.jsonl").read_bytes() for folder in folders]
     assert metrics[0] == metrics[1]
