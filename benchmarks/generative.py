@@ -34,7 +34,8 @@ from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.flow import Flow
 from jaxrl.record.folder import write_json
 from jaxrl.record.provenance import provenance
-from jaxrl.run.devices import Programs, choose
+from jaxrl.run.devices import Programs
+from jaxrl.run.placement import choose
 from jaxrl.types import Box, Spec
 
 STEPS, BATCH = 16, 256  # gradient steps of an iteration

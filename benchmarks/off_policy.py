@@ -38,7 +38,8 @@ from jaxrl._startup import cores
 from jaxrl.cli import launch
 from jaxrl.nn.products import ComputeDtype
 from jaxrl.record.provenance import provenance
-from jaxrl.run.devices import Programs, choose
+from jaxrl.run.devices import Programs
+from jaxrl.run.placement import choose
 from jaxrl.training.gradient_steps import gradient_steps
 from jaxrl.types import Array, Batch, Box, Key, Spec, Step
 

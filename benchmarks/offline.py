@@ -42,7 +42,8 @@ from jaxrl._startup import cores
 from jaxrl.cli import launch
 from jaxrl.data import Dataset
 from jaxrl.record.provenance import provenance
-from jaxrl.run.devices import Programs, choose
+from jaxrl.run.devices import Programs
+from jaxrl.run.placement import choose
 from jaxrl.types import Array, Batch
 
 SIZES = {"hidden_dims": HIDDEN}

@@ -68,7 +68,8 @@ def measure(workload: str, seeds: int, devices: int | None, repeats: int) -> Non
 
     import jaxrl
     from jaxrl import hyper
-    from jaxrl.run.devices import Programs, choose
+    from jaxrl.run.devices import Programs
+    from jaxrl.run.placement import choose
 
     at = WORKLOADS[workload]
     agent = hyper.override(jaxrl.PPO(), at["agent"])

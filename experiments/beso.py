@@ -34,7 +34,7 @@ class Config(cli.OfflineOptions):
 def main() -> None:
     """Train, and keep a record in the run's folder; returns are rates of success."""
     config = cli.parse(Config, beso.PRESETS)
-    cli.prepare(config.devices)
+    cli.prepare(config.devices, config.distributed)
 
     env = VectorEnv(make(config.env, **config.env_settings), 1)
     observed = env.spec.observation

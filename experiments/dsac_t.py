@@ -24,7 +24,7 @@ class Config(cli.OffPolicyOptions):
 def main() -> None:
     """Train, and keep a record in the run's folder."""
     config = cli.parse(Config, dsac_t.PRESETS)
-    cli.prepare(config.devices)
+    cli.prepare(config.devices, config.distributed)
 
     env = make(config.env, **config.env_settings)
     env = VectorEnv(env, config.num_envs, config.reset_mode, max_steps=config.max_steps)

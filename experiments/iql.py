@@ -24,7 +24,7 @@ class Config(cli.OfflineOptions):
 def main() -> None:
     """Train, and keep a record in the run's folder."""
     config = cli.parse(Config, iql.PRESETS)
-    cli.prepare(config.devices)
+    cli.prepare(config.devices, config.distributed)
 
     env = VectorEnv(make(config.env, **config.env_settings), 1)
     dataset, reference = cli.load_dataset(config, env.spec)

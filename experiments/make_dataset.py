@@ -53,6 +53,8 @@ class Config(cli.OffPolicyOptions):
 def main() -> None:
     """Train, record, and write the files."""
     config = cli.parse(Config, sac.PRESETS)
+    if config.distributed is not None:
+        raise UsageError("distributed is for training; a dataset is made by one process")
     cli.prepare(1)
     env = make(config.env, **config.env_settings)
     if isinstance(env, PointMaze):

@@ -88,7 +88,7 @@ def phases(config: Config, env: VectorEnv, data: Any) -> list[Phase]:
 def main() -> None:
     """Train, and keep a record in the run's folder."""
     config = cli.parse(Config, offline_to_online.PRESETS)
-    cli.prepare(config.devices)
+    cli.prepare(config.devices, config.distributed)
 
     env = VectorEnv(make(config.env, **config.env_settings), 1)
     dataset, reference = cli.load_dataset(config, env.spec)

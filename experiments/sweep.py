@@ -55,8 +55,7 @@ def main() -> None:
         command=partial(sweeping.command, script, others),
         **settings,
     )
-    if not settings.get("quiet"):
-        print(cli.describe_sweep(result))
+    cli.report_sweep(result, quiet=settings.get("quiet", False))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from jaxrl import processes
 from jaxrl.types import PyTree
 
 
@@ -23,9 +24,12 @@ def gib(size: int) -> str:
 
 
 def free_over(devices: int) -> int | None:
-    """Return the bytes that can still be allocated on ``devices``; those of a CPU share theirs."""
-    free = free_memory()
-    return free and free * (devices if jax.default_backend() != "cpu" else 1)
+    """Return the bytes that can still be allocated on ``devices``; those of a CPU share theirs.
+
+    Of several processes, the one with least memory counts, and ``devices`` are spread over all.
+    """
+    free = processes.smallest(free_memory())
+    return free and free * (devices if jax.default_backend() != "cpu" else processes.count())
 
 
 def free_memory() -> int | None:

@@ -36,7 +36,8 @@ from jaxrl.nn import distributions
 from jaxrl.nn.critics import Critic
 from jaxrl.nn.policies import Deterministic, TanhGaussian
 from jaxrl.optim import Adam
-from jaxrl.run.devices import SHARD, Placement, Programs, choose
+from jaxrl.run.devices import Programs
+from jaxrl.run.placement import SHARD, Placement, choose
 from jaxrl.sharding import reducing_over, shard_count, shard_index
 from jaxrl.training.gradient_steps import gradient_steps
 from jaxrl.training.rollout import rollout
@@ -141,6 +142,13 @@ def iterations(groups, count):
     """The state after ``count`` iterations, and the metrics."""
     _, init, chunk, _ = compiled(MEMBERS, groups, 1)
     ts, metrics = chunk({}, init({}, first_keys()), (), jnp.int32(count), jnp.int32(0))
+    return plain((ts, m.values(metrics)))
+
+
+def only_seed(count):
+    """As ``iterations``, of the first seed alone on one device."""
+    _, init, chunk, _ = compiled(1, 1, 1)
+    ts, metrics = chunk({}, init({}, first_keys(1)), (), jnp.int32(count), jnp.int32(0))
     return plain((ts, m.values(metrics)))
 
 

@@ -25,7 +25,7 @@ from scipy import stats
 from shared import QUICK_FLAGS
 
 from jaxrl.record import checkpoint
-from jaxrl.run.devices import Placement
+from jaxrl.run.placement import Placement
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "ppo.py"
 CPU = {"JAX_PLATFORMS": "cpu"}
@@ -121,6 +121,13 @@ def test_shards_add_up_gradients_and_statistics_alone(eight, members, shards):
 
 
 # --- the same results
+
+
+def test_a_seed_on_its_device_is_the_seed_alone_bit_for_bit(eight):
+    """Where every device has one seed, its program is that of one seed on one device."""
+    (state, metrics), (one, alone) = eight(worker.iterations, 8, 3), eight(worker.only_seed, 3)
+    first = jax.tree.map(lambda x: x[:1], (state, metrics))
+    assert_same_bits(first, (one, alone))
 
 
 @pytest.mark.parametrize("devices", [TWO, 8])
@@ -260,13 +267,19 @@ def test_runs_resume_on_the_same_devices_and_on_others(eight, tmp_path, members,
     metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("part", "whole")]
     assert metrics[0] == metrics[1]
 
-    # On two devices: what was saved is what is restored, and it goes on.
-    moved, _, said = eight(worker.train, tmp_path / "other", members, 2, 2, 2, resume=True)
-    name = "members (8, now 2)" if members == 8 else "shards (8, now 2)"
-    assert f"note: resumed under another placement.{name}: results may differ in bits" in said
+    # On one device: what was saved is what is restored, and it goes on; then on eight again.
+    def elsewhere(devices, *lengths):
+        return eight(worker.train, tmp_path / "other", members, devices, *lengths, resume=True)
+
+    name, moved, said = "members" if members == 8 else "shards", *elsewhere(1, 2, 2)[::2]
+    assert f"note: resumed under another placement.{name} (8, now 1): results may differ" in said
     assert_same_bits(moved, part)
+    alone, _, _ = elsewhere(1, 3, 2)
+    back, _, said = elsewhere(8, 3, 2)
+    assert f"{name} (1, now 8)" in said and "already finished" in said
+    assert_same_bits(back, alone)
     count, every = (4, 2) if members == 8 else (worker.LEARNING, worker.LEARNING // 2)
-    state, rows, _ = eight(worker.train, tmp_path / "other", members, 2, count, every, resume=True)
+    state, rows, _ = elsewhere(8, count, every)
     assert state.iterations.tolist() == [count] * members
     assert state.env_steps[:, 0].tolist() == [count * 256] * members
     if members == 8:  # seeds draw the same numbers on any device

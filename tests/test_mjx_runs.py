@@ -10,7 +10,7 @@ import pytest
 from jaxrl import PPO, NormalizeObs, OnPolicy, VectorEnv, load_policy, make, run
 from jaxrl.nn.critics import ValueFunction
 from jaxrl.nn.policies import AutoPolicy
-from jaxrl.run.devices import Placement, choose
+from jaxrl.run.placement import Placement, choose
 
 
 def trainer_of(task, engine="c"):

@@ -15,13 +15,15 @@ from shared import QUICK_FLAGS
 from jaxrl import PPO, NormalizeObs, OnPolicy, VectorEnv, make
 from jaxrl.nn.critics import ValueFunction
 from jaxrl.nn.policies import AutoPolicy
-from jaxrl.run.devices import Placement, Programs
+from jaxrl.run.devices import Programs
+from jaxrl.run.placement import Placement
 
 AGAIN = """
 import sys
 import jax, jax.numpy as jnp
 from jaxrl import PPO, OnPolicy, VectorEnv, make
-from jaxrl.run.devices import Programs, choose
+from jaxrl.run.devices import Programs
+from jaxrl.run.placement import choose
 
 seeds = int(sys.argv[1])
 agent = PPO(update_epochs=1, num_minibatches=1)

@@ -37,7 +37,8 @@ from jaxrl.errors import Interrupted
 from jaxrl.nn.critics import QNetwork
 from jaxrl.nn.policies import Categorical
 from jaxrl.record import checkpoint
-from jaxrl.run.devices import Placement, Programs
+from jaxrl.run.devices import Programs
+from jaxrl.run.placement import Placement
 from jaxrl.run.session import Session
 
 pytestmark = pytest.mark.usefixtures("shared_programs")

@@ -37,7 +37,8 @@ from jaxrl.nn.critics import QNetwork, ValueFunction
 from jaxrl.nn.flow import Flow, NoisyFlow, first_noise
 from jaxrl.nn.policies import Deterministic, Gaussian, TanhGaussian
 from jaxrl.record.rows import Member
-from jaxrl.run.devices import Placement, Programs
+from jaxrl.run.devices import Programs
+from jaxrl.run.placement import Placement
 from jaxrl.run.policy_from import PolicyFrom, check_alike
 from jaxrl.types import Box, Spec
 

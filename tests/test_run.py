@@ -212,13 +212,13 @@ def test_without_an_intact_checkpoint_nothing_is_lost_or_begun_anew(finished, tm
 def test_a_full_disk_is_told_at_once_and_training_goes_on(tmp_path, monkeypatch, capsys, failing):
     saves = []
 
-    def write(folder, arrays, original=checkpoint._write_arrays):
+    def write(folder, arrays, original=checkpoint.write_arrays):
         saves.append(folder)
         if (len(saves) == 2) if failing == "one save" else (len(saves) >= 2):
             raise OSError(errno.ENOSPC, "No space left on device")
         original(folder, arrays)
 
-    monkeypatch.setattr(checkpoint, "_write_arrays", write)
+    monkeypatch.setattr(checkpoint, "write_arrays", write)
     folder = tmp_path / "run"
     if failing == "one save":
         run(tiny(), STEPS, run_dir=folder, **SMALL)

@@ -218,11 +218,11 @@ def test_a_signal_on_a_full_disk_says_since_when_nothing_is_saved(
     sends_itself(monkeypatch, "advance", call=saves + 1)
     written = []
 
-    def write(folder, arrays, original=checkpoint._write_arrays):
+    def write(folder, arrays, original=checkpoint.write_arrays):
         written.append(folder)
         (original if len(written) <= saves else no_space)(folder, arrays)
 
-    monkeypatch.setattr(checkpoint, "_write_arrays", write)
+    monkeypatch.setattr(checkpoint, "write_arrays", write)
     options = SMALL | {"run_dir": tmp_path / "run", "checkpoint_every": 16}
     options |= {} if saves else {"checkpoint_every": 64}
     with pytest.raises(SystemExit) as exit:

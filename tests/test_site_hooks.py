@@ -10,7 +10,7 @@ sys.path.append(str(ROOT / "docs" / "hooks"))
 
 import declared
 import links
-import runs
+import recorded
 
 from jaxrl import hyper
 from jaxrl.agents.dsac import DSACT
@@ -62,12 +62,12 @@ def test_declared_fields_are_those_of_the_class():
 
 
 def test_figure_of_a_run_has_its_result_and_command():
-    text = runs.figure("ppo_cartpole")
+    text = recorded.figure("ppo_cartpole")
     assert "**500 (500 to 500)**" in text and "32 seeds" in text
     assert "ppo.py --env gymnax/CartPole-v1 --num-seeds 32 --total-steps 500000" in text
-    assert "--run-dir" not in runs.table()
+    assert "--run-dir" not in recorded.table()
     with pytest.raises(KeyError):
-        runs.figure("no_such_run")
+        recorded.figure("no_such_run")
 
 
 def test_formulae_become_mathml():

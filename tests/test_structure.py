@@ -56,7 +56,7 @@ def packages():
 
 def test_imports_are_found():
     """Else the tests below show nothing."""
-    assert {"jaxrl.record.policy", "jaxrl.run.devices"} <= IMPORTS["jaxrl.run.runner"]
+    assert {"jaxrl.record.policy", "jaxrl.run.placement"} <= IMPORTS["jaxrl.run.runner"]
     assert packages()["cli"] >= {"run", "analysis"} and "jaxrl.errors" in MODULES
 
 

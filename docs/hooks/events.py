@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import runs
+import recorded
 from declared import declared, table
 from links import rewritten
 from mathml import as_mathml
@@ -29,10 +29,10 @@ from notebooks import page_of
 ROOT = Path(__file__).parent.parent.parent
 DIRECTIVE = re.compile(r"^<!-- (run|options|speeds|scores|fine_tuning): (.+?) -->$", re.M)
 MADE = {
-    "run": runs.figure,
-    "speeds": runs.speeds,
-    "scores": runs.scores,
-    "fine_tuning": runs.fine_tuning,
+    "run": recorded.figure,
+    "speeds": recorded.speeds,
+    "scores": recorded.scores,
+    "fine_tuning": recorded.fine_tuning,
 }
 COPIED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 NOTEBOOKS = """\
@@ -64,7 +64,7 @@ def on_files(files: Files, *, config: Any) -> Files:
     """Add generated pages, notebooks and results."""
     for source, page in COPIED.items():
         _add(files, config, page, content=(ROOT / source).read_text())
-    _add(files, config, "results/runs.md", content=runs.table())
+    _add(files, config, "results/runs.md", content=recorded.table())
     listed = []
     for path in _notebooks():
         text, pictures = page_of(path)

@@ -4,9 +4,8 @@ A script parses its options (``parse``), sets up JAX (``prepare``), composes a t
 ``run``, and prints the result (``report``). It is started by ``launch``.
 """
 
-from jaxrl._startup import prepare
 from jaxrl.cli.datasets import load_dataset, with_extras
-from jaxrl.cli.launching import launch, report
+from jaxrl.cli.launching import launch, prepare, report
 from jaxrl.cli.options import (
     AnnealOptions,
     EpsilonOptions,
@@ -18,7 +17,7 @@ from jaxrl.cli.options import (
     TrainingOptions,
 )
 from jaxrl.cli.parsing import parse
-from jaxrl.cli.sweep_report import describe_sweep
+from jaxrl.cli.sweep_report import report_sweep
 
 __all__ = [
     "AnnealOptions",
@@ -29,11 +28,11 @@ __all__ = [
     "OnPolicyOptions",
     "Options",
     "TrainingOptions",
-    "describe_sweep",
     "launch",
     "load_dataset",
     "parse",
     "prepare",
     "report",
+    "report_sweep",
     "with_extras",
 ]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxrl import envs
+from jaxrl import _startup, envs, processes
 from jaxrl._output import joined, lasting_output, one_line
 from jaxrl.analysis.curves import step_label
 from jaxrl.cli.options import Options
 from jaxrl.errors import Interrupted, RunError, UsageError
 from jaxrl.record.rebuild import classes_of
-from jaxrl.run import Run
+from jaxrl.run import Run, distributed
 
 
 def launch(script: Callable[[], Any]) -> NoReturn:
@@ -41,13 +41,32 @@ def _exit_code(script: Callable[[], Any]) -> int:
     return 0
 
 
+def prepare(devices: int | None = None, words: Sequence[str] | None = None) -> None:
+    """Set up JAX for a script, before its first computation, from ``--devices, --distributed``.
+
+    Raises:
+        UsageError, RunError: if the processes of a distributed run do not meet.
+    """
+    _startup.prepare(devices)
+    if words is not None:
+        distributed.from_words(words)
+
+
 def _complain(error: Exception | str, code: int) -> int:
-    print(one_line(f"{Path(sys.argv[0]).name}: {error}"), file=sys.stderr)
+    name = Path(sys.argv[0]).name
+    if processes.several():
+        name += f": process {processes.index()} of {processes.count()}"
+    line = one_line(f"{name}: {error}")
+    if code in (1, 2, 130):
+        distributed.end(code, line)
+    print(line, file=sys.stderr)
     return code
 
 
 def report(result: Run, options: Options) -> None:
     """Print the result of a run, unless ``quiet``; draw an episode of it with ``render``."""
+    if not processes.is_first():
+        return
     if not options.quiet:
         print(describe(result))
     if options.render and result.run_dir is not None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxrl import processes
 from jaxrl.agents import NormalizeObs, ScaleReward
 from jaxrl.cli.assignments import assignments, swept
 from jaxrl.data.dataset import Dataset
@@ -61,7 +62,11 @@ class Options:
     keep_best: bool = True
     """Keep in checkpoints, beside the last policy, that of each seed's best evaluation."""
     devices: int | None = None
-    """Local devices to use; default all that the sizes divide over (on a CPU: one per core)."""
+    """Devices of each process; default all that the sizes divide over (on a CPU: one per core)."""
+    distributed: tuple[str, ...] | None = None
+    """Train over the processes of a job of SLURM, Open MPI or Kubernetes, each of which runs this
+    same command; elsewhere give address, number of processes and number of this one, as in:
+    10.0.0.1:1234 2 0"""
     sweep: tuple[str, ...] = ()
     """Hyper-parameters to sweep in one program, as in: gamma=0.97,0.99"""
     max_skipped: int = 100
@@ -104,7 +109,8 @@ class Options:
         config = trainer.config()
         task = config["env"].replace("/", "-")
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # runs may begin in the same second
-        return str(Path("runs") / f"{config['algorithm'].lower()}_{task}_{stamp}")
+        name = f"{config['algorithm'].lower()}_{task}_{stamp}"
+        return processes.from_first(lambda: str(Path("runs") / name))
 
 
 @dataclasses.dataclass(frozen=True)

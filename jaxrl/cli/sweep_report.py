@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jaxrl import processes
 from jaxrl.run import Sweep
 
 SHOWN = 10  # rows of the table
+
+
+def report_sweep(result: Sweep, quiet: bool) -> None:
+    """Print the result of a sweep, unless ``quiet``."""
+    if not quiet and processes.is_first():
+        print(describe_sweep(result))
 
 
 def describe_sweep(result: Sweep) -> str:

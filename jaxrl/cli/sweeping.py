@@ -16,7 +16,8 @@ from jaxrl.run import PBT, Halving, Range, Values, Variant
 from jaxrl.run.spaces import EXAMPLES, Space, draw, grid
 
 EXAMPLE = "learning_rate=log:1e-4,1e-2,8"
-OWN = {"--run-dir": 1, "--resume": 0, "--quiet": 0}  # options that a sweep's best one repeats not
+# Options that a sweep's best one repeats not, and the most words that follow them.
+OWN = {"--run-dir": 1, "--resume": 0, "--quiet": 0, "--distributed": 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,9 +252,10 @@ def command(
         name, equals, _ = word.partition("=")
         if name.replace("_", "-") in OWN:
             skipped = 0 if equals else OWN[name.replace("_", "-")]
-        elif skipped:
+        elif skipped and not word.startswith("--"):
             skipped -= 1
         else:
+            skipped = 0
             kept.append(word)
     values = [f"--{name.replace('_', '-')}={value!r}" for name, value in configuration.items()]
     path = script.path if not script.path.is_absolute() else "/".join(script.path.parts[-2:])

@@ -1,27 +1,30 @@
 """Checkpoints of a whole run: orbax stores the arrays, ``manifest.json`` verifies them.
 
 ``DIRECTORY/ITERATION/`` holds ``state/`` (orbax: a flat dictionary from a leaf's path to its array)
-and the manifest with the caller's ``meta``. A checkpoint is written whole or not at all.
+and the manifest with the caller's ``meta``. A checkpoint is written whole or not at all. Of a state
+on devices of several processes, each of them writes its part: ``part-0.npz``, ``part-1.npz``, ...
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import processes
 from jaxrl.errors import RunError
 from jaxrl.record import manifest as manifests
-from jaxrl.record.names import plainly_named
+from jaxrl.record import parts
+from jaxrl.record.arrays import read_arrays, write_arrays
+from jaxrl.record.leaves import describe, entry, flatten, to_host, with_data
 from jaxrl.types import PyTree
 
 
@@ -41,34 +44,88 @@ def save(directory: Path | str, iteration: int, state: PyTree, meta: dict, keep:
     """Write ``directory/ITERATION``, then delete all but the newest ``keep``; return its path.
 
     ``state`` is any tree of arrays and typed keys, on any number of devices; ``meta`` must be
-    serialisable as JSON.
+    serialisable as JSON. All processes of a run call this together.
 
     Raises:
         CheckpointError: if anything fails, a full disk included; the earlier checkpoints are then
-            unchanged.
+            unchanged. All processes raise it.
     """
     directory = Path(directory).absolute()
     final = directory / str(iteration)
-    temporary = directory / f".tmp-{iteration}-{os.getpid()}"
+    temporary = directory / f".tmp-{iteration}-{processes.from_first(os.getpid)}"
+    together = not all(map(processes.is_here, jax.tree.leaves(state)))
     try:
-        arrays, leaves = _to_host(state)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write_arrays(temporary / "state", arrays)
-        limit = manifests.LARGE_BYTES
-        small = {path: leaf for path, leaf in leaves.items() if arrays[path].nbytes <= limit}
-        _read_arrays(temporary / "state", small)
-        manifests.write(temporary, iteration, meta, leaves)
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
-        _publish(temporary, final)
+        if together:
+            leaves = _write_parts(temporary, state)
+            processes.from_first(partial(_complete, temporary, final, iteration, meta, leaves))
+        else:  # each process has all of it
+            processes.from_first(partial(_write_whole, temporary, final, iteration, meta, state))
     except Exception as error:
         reason = manifests.reason(error)
         raise CheckpointError(f"checkpoint {final} could not be saved: {reason}") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _prune(directory, iteration, keep)
+        if processes.is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
+    processes.from_first(partial(_prune, directory, iteration, keep))
     return final
+
+
+def _write_whole(temporary: Path, final: Path, iteration: int, meta: dict, state: PyTree) -> None:
+    arrays, leaves = to_host(state)
+    _make_anew(temporary)
+    _write_checked(temporary / "state", arrays, leaves)
+    _complete(temporary, final, iteration, meta, leaves)
+
+
+def _write_parts(temporary: Path, state: PyTree) -> dict[str, dict]:
+    """Write this process's part of a state; return the entries of all leaves in the manifest."""
+    arrays, own, leaves = {}, {}, {}
+    for name, (leaf, data) in with_data(state).items():
+        leaves[name] = entry(leaf)
+        if 0 in data.shape:
+            leaves[name]["crc32"] = manifests.array_checksum(np.zeros(data.shape, data.dtype))
+        elif (part := parts.own_part(data)) is not None:
+            arrays[name], own[name] = part[0], parts.describe(*part)
+    processes.from_first(partial(_make_anew, temporary))
+    failure = None
+    path = temporary / f"part-{processes.index()}.npz"
+    try:
+        parts.write(path, arrays)
+        parts.read(path, _small(arrays, own))
+    except Exception as error:
+        failure = manifests.reason(error)
+    for number, (entries, reason) in enumerate(processes.gathered((own, failure))):
+        if reason is not None:
+            raise RunError(f"{reason} (process {number})")
+        for name, part_entry in entries.items():
+            leaves[name].setdefault("parts", {})[str(number)] = part_entry
+    return leaves
+
+
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _write_checked(folder: Path, arrays: dict[str, np.ndarray], leaves: dict[str, dict]) -> None:
+    """Write arrays, and read the small ones back."""
+    write_arrays(folder, arrays)
+    read_arrays(folder, _small(arrays, leaves))
+
+
+def _small(arrays: dict[str, np.ndarray], leaves: dict[str, dict]) -> dict[str, dict]:
+    limit = manifests.LARGE_BYTES
+    return {path: leaf for path, leaf in leaves.items() if arrays[path].nbytes <= limit}
+
+
+def _complete(
+    temporary: Path, final: Path, iteration: int, meta: dict, leaves: dict[str, dict]
+) -> None:
+    """Add the manifest, and give the checkpoint its name."""
+    manifests.write(temporary, iteration, meta, leaves)
+    for path in [*temporary.rglob("*"), temporary]:
+        _sync(path)
+    _publish(temporary, final)
 
 
 def restore(
@@ -130,47 +187,9 @@ def clean(directory: Path | str) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-# --- trees and leaves
-
-
-def _flatten(tree: PyTree, prefix: str = "") -> tuple[dict[str, Any], Any]:
-    """Return leaves by path (``agent/params/Dense_0/kernel``) in tree order, and the structure."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    leaves = {}
-    for path, leaf in flat:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        leaves["/".join(filter(None, (prefix, name)))] = leaf
-    if len(leaves) != len(flat):
-        raise ValueError("two leaves of the state have the same path")
-    return leaves, treedef
-
-
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _describe(leaf: Any) -> dict[str, Any]:
-    """Return shape and dtype; a key has its own dtype and the shape of its data."""
-    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-    return {"shape": list(np.shape(data)), "dtype": str(dtype)}
-
-
-def _to_host(state: PyTree) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    """Return the arrays to store and their manifest entries; a key is stored as its data."""
-    arrays, leaves = {}, {}
-    for name, leaf in _flatten(state)[0].items():
-        data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        arrays[name] = np.asarray(jax.device_get(data), order="C")
-        leaves[name] = {**_describe(leaf), "crc32": manifests.array_checksum(arrays[name])}
-        if _is_key(leaf):
-            leaves[name]["impl"] = str(jax.random.key_impl(leaf))
-    return arrays, leaves
-
-
 def _check_fit(folder: Path, saved: dict[str, dict], template: dict[str, Any]) -> None:
     """Raise ``CheckpointError`` naming the first leaves that differ from the template."""
-    wanted = {path: _describe(leaf) for path, leaf in template.items()}
+    wanted = {path: describe(leaf) for path, leaf in template.items()}
     differences = []
     for path in [*wanted, *(path for path in saved if path not in wanted)]:
         texts = [
@@ -185,54 +204,17 @@ def _check_fit(folder: Path, saved: dict[str, dict], template: dict[str, Any]) -
         raise CheckpointError(f"checkpoint {folder} does not fit this run: {first}{more}")
 
 
-# --- reading and writing
-
-
-@contextlib.contextmanager
-def _orbax() -> Iterator[Any]:
-    """Import orbax (0.4 s) and silence it: it logs 60 lines of an error that it also raises."""
-    import orbax.checkpoint as ocp
-
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield ocp
-    finally:
-        logger.setLevel(level)
-
-
-def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    filled = {path: array for path, array in arrays.items() if array.size}  # orbax refuses empty
-    if filled:
-        with (
-            plainly_named(folder.parent) as parent,
-            _orbax() as ocp,
-            ocp.PyTreeCheckpointer() as checkpointer,
-        ):
-            checkpointer.save(parent / folder.name, filled)
-
-
-def _read_arrays(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]:
-    """Restore exactly these leaves and verify the checksum of each."""
-    arrays, filled = {}, {}
-    for path, leaf in leaves.items():
-        if 0 in leaf["shape"]:
-            arrays[path] = np.zeros(leaf["shape"], "uint32" if "impl" in leaf else leaf["dtype"])
-        else:
-            filled[path] = 0
-    if filled:
-        with (
-            plainly_named(folder) as folder,
-            _orbax() as ocp,
-            ocp.PyTreeCheckpointer() as checkpointer,
-        ):
-            as_numpy = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in filled}
-            args = ocp.args.PyTreeRestore(filled, restore_args=as_numpy, partial_restore=True)
-            arrays.update(checkpointer.restore(folder, args=args))
-    for path, leaf in leaves.items():
-        manifests.check_array(path, leaf, arrays[path])
-    return arrays
+def _read_leaves(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]:
+    """Restore leaves as ``read_arrays``, whoever wrote them."""
+    whole = {path: leaf for path, leaf in leaves.items() if "parts" not in leaf}
+    split = {path: leaf for path, leaf in leaves.items() if "parts" in leaf}
+    arrays = read_arrays(folder / "state", whole)
+    found: dict[str, list] = {path: [] for path in split}
+    for number in sorted({number for leaf in split.values() for number in leaf["parts"]}):
+        own = {p: leaf["parts"][number] for p, leaf in split.items() if number in leaf["parts"]}
+        for path, part in parts.read(folder / f"part-{number}.npz", own).items():
+            found[path].append((own[path], part))
+    return arrays | {path: parts.joined(leaf, found[path]) for path, leaf in split.items()}
 
 
 def _load(folder: Path, template: Any, prefix: str) -> tuple[PyTree, dict]:
@@ -246,11 +228,11 @@ def _load(folder: Path, template: Any, prefix: str) -> tuple[PyTree, dict]:
         if f"{path}/".startswith(f"{prefix}/" if prefix else "")
     }
     if template is not None:
-        wanted, treedef = _flatten(template, prefix)
+        wanted, treedef = flatten(template, prefix)
         _check_fit(folder, leaves, wanted)
     manifests.check_files(folder, manifest)
     try:
-        values: dict[str, Any] = dict(_read_arrays(folder / "state", leaves))
+        values: dict[str, Any] = dict(_read_leaves(folder, leaves))
     except manifests.Damaged:
         raise
     except Exception as error:  # orbax raises many kinds

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrl.errors import RunError
 
-FORMAT = 2
+FORMAT, IN_PARTS = 2, 3  # the second, of states that several processes wrote
 NAME = "manifest.json"
 # Leaves above this size (replay) are not read back after saving, and files above it are checked
 # only by size before restoring: the checksums of the leaves inside cover their content.
@@ -32,7 +32,8 @@ def write(folder: Path, iteration: int, meta: dict, leaves: dict[str, dict]) -> 
     """Describe all files of ``folder`` in its ``manifest.json``, which has a checksum too."""
     paths = sorted(each for each in folder.rglob("*") if each.is_file())
     files = {str(path.relative_to(folder)): _fingerprint(path) for path in paths}
-    body = {"format": FORMAT, "iteration": iteration, "meta": meta}
+    version = IN_PARTS if any("parts" in leaf for leaf in leaves.values()) else FORMAT
+    body = {"format": version, "iteration": iteration, "meta": meta}
     body |= {"leaves": leaves, "files": files}
     manifest = {"checksum": _text_checksum(body), **body}
     (folder / NAME).write_text(json.dumps(manifest, indent=1))
@@ -47,9 +48,9 @@ def read(folder: Path) -> dict[str, Any]:
         raise Damaged(f"{NAME}: {reason(error)}") from None
     if not intact:
         raise Damaged(f"{NAME}: checksum differs")
-    if manifest["format"] != FORMAT:
-        found = manifest["format"]
-        raise RunError(f"checkpoint {folder} has format {found}; this version reads {FORMAT}")
+    if (found := manifest["format"]) not in (FORMAT, IN_PARTS):
+        known = f"{FORMAT} and {IN_PARTS}"
+        raise RunError(f"checkpoint {folder} has format {found}; this version reads {known}")
     return manifest
 
 

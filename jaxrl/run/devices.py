@@ -1,4 +1,4 @@
-"""Placement: the devices that compute each part of a run. No algorithm knows about it.
+"""The programs of a run on the devices of its placement. No algorithm knows about it.
 
 The members of a run (configurations x seeds) are spread over devices first, which needs no
 communication. The remaining devices share the environments of each member, which only needs sums
@@ -8,26 +8,21 @@ of gradients and statistics. Within a device the members are one ``vmap``.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrl import hyper
 from jaxrl.agents import protocol
-from jaxrl.errors import UsageError
 from jaxrl.metrics import Metrics
+from jaxrl.run.placement import MEMBER, SHARD, Placement
 from jaxrl.training.evaluate import Evaluation
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import Array, Key, Mode, PyTree, TrainState
-
-MEMBER, SHARD = "member", "shard"
 
 _MEMBER: Any = P(MEMBER)
 
@@ -42,59 +37,6 @@ STATE = TrainState(
     gradient_steps=_MEMBER,
     iterations=_MEMBER,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """A mesh of ``members`` groups of members x ``shards`` of every member's environments."""
-
-    members: int = 1
-    shards: int = 1
-
-    @property
-    def mesh(self) -> Mesh:
-        """The first local devices as a mesh of this shape."""
-        devices = jax.local_devices()[: self.members * self.shards]
-        return Mesh(np.array(devices).reshape(self.members, self.shards), (MEMBER, SHARD))
-
-    def describe(self) -> dict[str, Any]:
-        """Return the placement as JSON, for ``config.json``."""
-        return {"members": self.members, "shards": self.shards, "platform": jax.default_backend()}
-
-
-def choose(trainers: Sequence[Trainer], members: int, devices: int | None = None) -> Placement:
-    """Choose the placement of ``members`` runs on ``devices``, the same for all ``trainers``.
-
-    A given number of devices is used or refused. By default all local devices are used, except
-    those that the sizes do not divide over; environments are not sharded if a trainer gains nothing
-    by it (``Trainer.shares_environments``).
-
-    Raises:
-        UsageError: for more devices than there are, or sizes that do not divide over them.
-    """
-
-    def check(shards: int) -> None:
-        for trainer in trainers:
-            trainer.check(shards)
-
-    available = jax.local_device_count()
-    if devices is not None:
-        if not 1 <= devices <= available:
-            raise UsageError(f"devices is {devices}; this machine has 1 to {available}")
-        groups = math.gcd(members, devices)
-        check(devices // groups)
-        return Placement(groups, devices // groups)
-
-    groups = max(d for d in range(1, available + 1) if members % d == 0)
-    gains = all(trainer.shares_environments for trainer in trainers)
-    for shards in range(available // groups if gains else 1, 1, -1):
-        try:
-            check(shards)
-        except UsageError:
-            continue
-        return Placement(groups, shards)
-    check(1)
-    return Placement(groups, 1)
 
 
 class Compiled(NamedTuple):
@@ -208,21 +150,16 @@ class Programs:
 
     def put(self, ts: TrainState) -> TrainState:
         """Put a state from the host onto the devices, as the programs expect it."""
-        return TrainState(*(self._put(part, spec) for part, spec in zip(ts, STATE, strict=True)))
+        put = self.placement.put
+        return TrainState(*(put(part, spec) for part, spec in zip(ts, STATE, strict=True)))
 
     def put_policies(self, policies: PyTree) -> PyTree:
         """Put policies ``[M, ...]`` from the host onto the devices of their members."""
-        return self._put(policies, STATE.agent)
+        return self.placement.put(policies, STATE.agent)
 
     def put_data(self, data: PyTree) -> PyTree:
         """Put a dataset onto the devices: one copy on each, whatever the number of members."""
-        return self._put(data, P())
-
-    def _put(self, tree: PyTree, spec: P) -> PyTree:
-        if self.placement.members * self.placement.shards == 1:
-            return jax.device_put(tree)
-        sharding = NamedSharding(self.placement.mesh, spec)
-        return jax.tree.map(lambda x: jax.device_put(x, sharding), tree)
+        return self.placement.put(data, P())
 
 
 def over_members(f: Callable, shared: int = 0) -> Callable:

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from jaxrl import processes
 from jaxrl.errors import Interrupted, UsageError
 from jaxrl.record import checkpoint
 from jaxrl.record.folder import ADDED, CHECKPOINTS, CONFIG, RunFolder, differences
@@ -100,7 +99,7 @@ class Extension:
             RunError: if training cannot go on, or the records cannot be joined. The run is then as
                 it was.
         """
-        if jax.process_count() > 1:
+        if processes.several():
             raise UsageError("seeds are added by one process; start the run on one host")
         stored = json.loads((self.run_dir / CONFIG).read_text())
         own = {"seeds": stored["seeds"], "placement": stored.get("placement")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import processes
 from jaxrl.data.dataset import checksum
 from jaxrl.errors import UsageError
 from jaxrl.memory import nbytes
 from jaxrl.record import checkpoint
 from jaxrl.record.folder import CONFIG
 from jaxrl.record.rows import Member
-from jaxrl.run import devices as placing
 from jaxrl.run.best import with_best, without_best
 from jaxrl.run.configurations import check_configurations
+from jaxrl.run.devices import Programs
 from jaxrl.run.legs import Leg, Outcome, Variant, finished, outcome
 from jaxrl.run.memory import check_dataset, out_of_memory_reported
 from jaxrl.run.phases import Phase, Plan, as_phases, check_one_agent
+from jaxrl.run.placement import Placement, members_alone
 from jaxrl.run.policy_from import PolicyFrom
 from jaxrl.run.runner import check_data
 from jaxrl.run.session import Session, Within
@@ -31,6 +34,10 @@ from jaxrl.run.settings import Settings
 from jaxrl.run.sizing import analysed, check_bare, most_members, shapes
 from jaxrl.run.sweep_bar import SweepBar
 from jaxrl.types import TrainState
+
+
+def _is_begun(folder: Path | None) -> bool:
+    return folder is not None and (folder / CONFIG).exists()
 
 
 class Lane:
@@ -94,17 +101,13 @@ class Lane:
         found.policies  # noqa: B018 (it refuses what does not fit)
         return found
 
-    def placement(self, members: int) -> placing.Placement:
+    def placement(self, members: int) -> Placement:
         """Return the placement: members over as many devices as divide them, with no sharing.
 
         Raises:
             UsageError: for more devices than there are.
         """
-        most, available = self.settings.devices, jax.local_device_count()
-        if most is not None and not 1 <= most <= available:
-            raise UsageError(f"devices is {most}; this machine has 1 to {available}")
-        counts = range(1, (most or available) + 1)
-        return placing.Placement(max(d for d in counts if members % d == 0), 1)
+        return members_alone(members, self.settings.devices)
 
     def most_members(self, wanted: int) -> tuple[int, str]:
         """Return the members that fit in memory at once, at most ``wanted``, and a line about it.
@@ -115,7 +118,7 @@ class Lane:
 
         def needs(members: int) -> int | None:
             placement = self.placement(members)
-            programs = placing.Programs(stage.trainer, placement, settings.eval_mode)
+            programs = Programs(stage.trainer, placement, settings.eval_mode)
             data = self.variant.data if stage.trainer.needs_data else ()
             names, began = list(self.configurations[0]), time.monotonic()
             compiled, needed = analysed(programs, names, members, data, settings.eval_episodes)
@@ -167,7 +170,7 @@ class Lane:
             Member(i, each, seed) for i, each in enumerate(configurations) for seed in leg.seeds
         ]
         folder = None if self.folder is None else self.folder / leg.name
-        rows, summary, extra = finished(folder, plan)
+        rows, summary, extra = processes.from_first(partial(finished, folder, plan))
         first, last = (self.full.position(i).step if i else 0 for i in (leg.begins, leg.ends))
         if summary is None:
             placement = self.placement(len(members))
@@ -179,14 +182,15 @@ class Lane:
             data, quiet = self.variant.data, self.settings.quiet
             training = session(plan, placement, config, members, data, quiet, start, within)
             training.records.bar = self.bar.of(len(members), first)
-            resume = folder is not None and (folder / CONFIG).exists()
+            resume = processes.from_first(partial(_is_begun, folder))
             with (
                 training.records.opened(folder, resume, self.settings.log),
                 out_of_memory_reported(config),
             ):
                 state, summary = training.train(interrupted)
             if folder is None and keep:
-                self._states[leg.name] = state
+                several = processes.several()
+                self._states[leg.name] = processes.to_host(state) if several else state
             rows, extra = training.records.rows, training.records.extra
         self.bar.add((last - first) * len(members))
         return outcome(leg, rows, summary, extra, self.settings.max_skipped)
@@ -207,7 +211,7 @@ class Lane:
         else:
             stage = self.full.stages[-1]
             data = self.variant.data if stage.trainer.needs_data else ()
-            programs = placing.Programs(stage.trainer, placing.Placement())
+            programs = Programs(stage.trainer, Placement())
             names, count = list(self.configurations[0]), len(leg.members)
             _, _, template = shapes(programs, names, count, data)
             folder = self.folder / leg.name / "checkpoints"

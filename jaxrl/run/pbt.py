@@ -173,7 +173,8 @@ class PBTSession(Session):
         """
         seeds = jnp.array([member.seed for member in self.members])
         slots = jnp.array([member.config for member in self.members])
-        return jax.vmap(lambda s, c: jax.random.fold_in(jax.random.key(s), c))(seeds, slots)
+        keys = jax.vmap(lambda s, c: jax.random.fold_in(jax.random.key(s), c))(seeds, slots)
+        return self.spread(keys)
 
     @property
     def lineage(self) -> Lineage:
@@ -195,7 +196,7 @@ class PBTSession(Session):
             member._replace(sweep={name: float(x[i]) for name, x in flat.items()})
             for i, member in enumerate(self.members)
         ]
-        self.sweep = {name: jnp.asarray(x, jnp.float32) for name, x in flat.items()}
+        self.sweep = self.spread(self.values)
 
     def between(self, ts: TrainState, done: int) -> TrainState:
         """Exploit and explore at the end of an interval."""
@@ -239,7 +240,7 @@ class PBTSession(Session):
         assert self.pbt is not None
         decide = self._once(("decide",), lambda: jax.jit(self.pbt.decide))  # type: ignore[union-attr]
         key = jax.random.fold_in(jax.random.key(self.pbt.seed), done)
-        values = {name: x.reshape(scores.shape) for name, x in self.sweep.items()}
+        values = {name: jnp.reshape(x, scores.shape) for name, x in self.values.items()}
         decided: Decision = jax.device_get(decide(key, jnp.asarray(scores, jnp.float32), values))
         return decided
 

@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxrl import processes
 from jaxrl._output import Lasting, one_line
 from jaxrl.errors import RunError, UsageError
 from jaxrl.record import checkpoint
 from jaxrl.record.folder import METRICS, TIMING, RunFolder
 from jaxrl.record.metrics_file import MetricsFile, Row
+from jaxrl.record.shared_folder import open_folder
 from jaxrl.run.best import Best, with_best, without_best
 from jaxrl.run.logs import Writer, make_writers
 from jaxrl.run.phases import Plan, Stage
@@ -23,10 +25,15 @@ from jaxrl.types import PyTree, TrainState
 
 
 class Records:
-    """The rows of a run, its folder and event writers, and the progress bar. Use in ``opened``."""
+    """The rows of a run, its folder and event writers, and the progress bar. Use in ``opened``.
+
+    All processes of a run have the rows, and save checkpoints together. The rest is written, and
+    shown, by the first one.
+    """
 
     def __init__(self, plan: Plan, config: Mapping[str, Any], quiet: bool) -> None:
         self.plan, self.config, self.quiet = plan, config, quiet
+        self.first = processes.is_first()
         self.rows: list[Row] = []
         self.folder: RunFolder | None = None
         self.resume = False
@@ -60,8 +67,10 @@ class Records:
     def _open(
         self, run_dir: Path, log: Sequence[str], log_dir: Path | None, stack: ExitStack
     ) -> None:
-        self.folder = RunFolder(run_dir, self.config, self.resume, self.report)
+        self.folder = open_folder(run_dir, self.config, self.resume, self.report)
         stack.callback(self.folder.close)
+        if not self.first:
+            return
 
         def closing(opened: Any) -> Any:
             stack.callback(self._despite_full_disk, opened.close)
@@ -76,10 +85,17 @@ class Records:
             raise RunError(f"run-dir {path} cannot be written in: {error.strerror}") from None
         self._writers = [closing(writer) for writer in writers]
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the files of a record."""
+        return self.folder is not None and self.first
+
     # Messages
 
     def report(self, text: str) -> None:
         """Show the user one line; a quiet run shows only warnings."""
+        if not self.first:
+            return
         if self.bar is not None and not self.quiet:
             self.bar.message(text)
         elif not self.quiet or text.startswith("warning"):
@@ -100,14 +116,14 @@ class Records:
     def add(self, rows: list[Row]) -> None:
         """Add rows to the record and pass them to the event writers."""
         self.rows += rows
-        if self.folder is not None:
+        if self.writes:
             self._despite_full_disk(lambda: self._metrics.append(rows))
         for writer in self._writers:
             self._despite_full_disk(partial(writer.write, rows))
 
     def add_time(self, step: int, steps_per_second: float) -> None:
         """Record speed in a file of its own, so that resumed metrics have identical bytes."""
-        if self.folder is not None:
+        if self.writes:
             row = {
                 "step": step,
                 "seconds": round(self.clock["train_seconds"], 4),
@@ -136,12 +152,13 @@ class Records:
         if self.folder is None:
             return
         try:
+            sizes = processes.from_first(self._synced)
             meta = {
                 "iteration": done,
                 "phase": stage.index,
                 "iteration_of_phase": done - stage.first,
-                "metrics_bytes": self._metrics.sync(),
-                "timing_bytes": self._timing.sync(),
+                "metrics_bytes": sizes[0],
+                "timing_bytes": sizes[1],
                 "clock": self.clock,
                 "extra": self.extra,
                 "best": None if self.best is None else self.best.evaluations,
@@ -150,13 +167,17 @@ class Records:
             best = () if self.best is None else self.best.agent
             checkpoint.save(self.folder.checkpoints, done, with_best(ts, best), meta)
             self.unsaved = None
-        except (checkpoint.CheckpointError, OSError) as error:
+        except (RunError, OSError) as error:
             self.unsaved = str(error)
 
     def require_saved(self) -> None:
         """Raise RunError if the newest checkpoint could not be saved."""
         if self.unsaved:
             raise RunError(f"the run ended, but its last state is not saved: {self.unsaved}")
+
+    def _synced(self) -> list[int]:
+        """Flush both files of rows to disk; return their sizes in bytes."""
+        return [self._metrics.sync(), self._timing.sync()]
 
     def restore(
         self, template: Callable[[int], TrainState]
@@ -172,17 +193,19 @@ class Records:
             CheckpointError: if none is intact.
         """
         assert self.folder is not None
-        checkpoint.clean(self.folder.checkpoints)
-        if not self.saved():
+        if not processes.from_first(self._cleaned):
             self.report("note: no checkpoint yet; starting from the beginning")
-            self._rewind(-1, 0, 0)
+            processes.from_first(partial(self._rewind, -1, 0, 0))
             return None
 
         def whole(meta: Mapping[str, Any]) -> PyTree:
             ts = template(meta["phase"])
             return with_best(ts, ts.agent if meta.get("best") else ())
 
-        restored = checkpoint.restore(self.folder.checkpoints, whole, report=self.warn)
+        read = partial(checkpoint.restore, self.folder.checkpoints, whole, report=self.warn)
+        restored = read()
+        if restored.iteration != (common := processes.smallest(restored.iteration)):
+            restored = read(common)
         meta = restored.meta
         stage, done = self.plan.stages[meta["phase"]], meta["iteration"]
         if done > stage.last:
@@ -191,9 +214,9 @@ class Records:
                 f"is at step {stage.position(done).step} already; give at least that"
             )
         step = self.plan.position(done).step
-        self._rewind(step, meta["metrics_bytes"], meta["timing_bytes"])
-        lines = (self.folder.path / METRICS).read_text().splitlines()
-        self.rows = [json.loads(line) for line in lines]
+        sizes = meta["metrics_bytes"], meta["timing_bytes"]
+        processes.from_first(partial(self._rewind, step, *sizes))
+        self.rows = processes.from_first(self._read_rows)
         self.clock |= meta["clock"]
         self.extra = meta.get("extra", {})
         state, best = without_best(restored.state)
@@ -203,6 +226,17 @@ class Records:
                 self.best = None  # it may be one of the evaluations so far
         self.report(f"resumed at step {step}")
         return state, done, stage
+
+    def _cleaned(self) -> list[int]:
+        """Remove leftovers of a killed process; return the iterations of the checkpoints."""
+        assert self.folder is not None
+        checkpoint.clean(self.folder.checkpoints)
+        return self.saved()
+
+    def _read_rows(self) -> list[Row]:
+        assert self.folder is not None
+        lines = (self.folder.path / METRICS).read_text().splitlines()
+        return [json.loads(line) for line in lines]
 
     def _rewind(self, step: int, metrics_bytes: int, timing_bytes: int) -> None:
         """Truncate the records to ``step``, once resuming is certain."""
@@ -221,5 +255,5 @@ class Records:
         best = None if self.best is None else self.best.evaluations
         found = summary.summarise(config, members, self.rows, self.plan, self.clock, best)
         if self.folder is not None:
-            summary.write(self.folder.path, found, self.report)
+            processes.from_first(partial(summary.write, self.folder.path, found, self.report))
         return found

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxrl import hyper
+from jaxrl import hyper, processes
 from jaxrl.data.dataset import checksum
 from jaxrl.data.scores import Reference
 from jaxrl.errors import UsageError
@@ -18,11 +18,12 @@ from jaxrl.record.folder import mend
 from jaxrl.record.metrics_file import Row
 from jaxrl.record.policy import Policy
 from jaxrl.record.rows import Member
-from jaxrl.run import devices as placing
 from jaxrl.run.configurations import check_configurations
+from jaxrl.run.distributed import check_alike, loss_reported
 from jaxrl.run.extension import Extension, new_seeds
 from jaxrl.run.memory import check_dataset, check_states, out_of_memory_reported
 from jaxrl.run.phases import Phase, Plan, as_phases, check_one_agent
+from jaxrl.run.placement import Placement, choose
 from jaxrl.run.policy_from import PolicyFrom
 from jaxrl.run.population import population
 from jaxrl.run.session import Session, Within
@@ -56,7 +57,8 @@ class Run:
     def policy(self, member: int = 0, mode: Mode = "greedy") -> Policy:
         """Return the trained policy of one member."""
         agent = hyper.replace(self.trainer.agent, self.members[member].sweep)
-        state = jax.tree.map(lambda x: x[member], self.state.agent)
+        whole = processes.to_host(self.state.agent) if processes.several() else self.state.agent
+        state = jax.tree.map(lambda x: x[member], whole)
         return Policy(agent, state, self.trainer.env.spec, mode)
 
 
@@ -132,6 +134,7 @@ def run(
             saved.
         RunError: if training cannot go on, or the last checkpoint could not be saved.
     """
+    quiet = quiet or not processes.is_first()
     settings = Settings(
         eval_every,
         eval_episodes,
@@ -158,7 +161,7 @@ def run(
     check_data(trainers, data)
     check_one_agent(phases)
     size = len(seed_list) * len(configurations)
-    placement = placing.choose(trainers, size, devices)
+    placement = choose(trainers, size, devices)
     used = placement.members * placement.shards
     check_dataset(data, used)
     memory = [each.check_memory(size, used) for each in trainers]
@@ -170,10 +173,11 @@ def run(
     config = settings.record(plan, placement, seed_list, configurations, checksum(data), reference)
     if policy_from is not None:
         config["policy_from"] = str(policy_from)
+    check_alike(config)
 
     def session_of(
         plan: Plan,
-        placement: placing.Placement,
+        placement: Placement,
         config: Mapping[str, Any],
         members: Sequence[Member],
         begins: bool,
@@ -188,10 +192,10 @@ def run(
 
     session = session_of(plan, placement, config, members, not resume)
     if resume and run_dir is not None:
-        mend(Path(run_dir))
+        processes.from_first(partial(mend, Path(run_dir)))
     if resume and run_dir is not None and (added := new_seeds(run_dir, seed_list)):
         new = [member for member in members if member.seed in added]
-        where = placing.choose(trainers, len(new), devices)
+        where = choose(trainers, len(new), devices)
         alone = partial(session_of, within=Within({}))
         report = session.records.report
         extension = Extension(Path(run_dir), plan, config, new, where, alone, report)
@@ -201,6 +205,7 @@ def run(
         session.records.opened(run_dir, resume, log),
         interruptible() as interrupted,
         out_of_memory_reported(config),
+        loss_reported(resumable=run_dir is not None),
     ):
         for line in filter(None, memory):
             session.records.report(line)

@@ -10,13 +10,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from numpy.typing import NDArray
 
+from jaxrl import processes
 from jaxrl.errors import Interrupted
 from jaxrl.record.metrics_file import Row
 from jaxrl.record.rows import Member, Position, evaluation_rows, latest_return, train_rows
-from jaxrl.run.devices import Compiled, Placement, Programs
+from jaxrl.run.devices import Compiled, Programs
 from jaxrl.run.health import DivergenceGuard
 from jaxrl.run.phases import Plan, Stage
+from jaxrl.run.placement import MEMBER, Placement
 from jaxrl.run.policy_from import PolicyFrom
 from jaxrl.run.progress import ProgressBar
 from jaxrl.run.records import Records
@@ -55,6 +60,7 @@ class Session:
         within: Within | None = None,
     ) -> None:
         self.plan, self.config, self.members, self.quiet = plan, config, members, quiet
+        self.placement = placement
         mode = config["eval_mode"]
         self.programs = [Programs(stage.trainer, placement, mode) for stage in plan.stages]
         self.records = Records(plan, config, quiet)
@@ -71,20 +77,31 @@ class Session:
     @cached_property
     def sweep(self) -> dict[str, Array]:
         """The swept values of all members: ``{name: [M]}``."""
+        return self.spread(self.values)
+
+    @property
+    def values(self) -> dict[str, NDArray[np.float32]]:
+        """The swept values of all members on the host: ``{name: [M]}``."""
         return {
-            name: jnp.array([member.sweep[name] for member in self.members], jnp.float32)
+            name: np.array([member.sweep[name] for member in self.members], np.float32)
             for name in self.members[0].sweep
         }
+
+    def spread(self, values: PyTree) -> PyTree:
+        """Return arguments ``[M]`` of the programs, from values on the host."""
+        return self.placement.put_if_far(jax.tree.map(jnp.asarray, values), P(MEMBER))
 
     @cached_property
     def keys(self) -> Key:
         """The keys of all members ``[M]``."""
-        return jax.vmap(jax.random.key)(jnp.array([member.seed for member in self.members]))
+        seeds = jnp.array([member.seed for member in self.members])
+        return self.spread(jax.vmap(jax.random.key)(seeds))
 
     @cached_property
     def eval_keys(self) -> Key:
         """The keys of the evaluation episodes, the same for all members."""
-        return jax.random.split(jax.random.key(EVALUATION_SEED), self.config["eval_episodes"])
+        keys = jax.random.split(jax.random.key(EVALUATION_SEED), self.config["eval_episodes"])
+        return self.placement.put_if_far(keys, P())
 
     @cached_property
     def _data_on_devices(self) -> PyTree:
@@ -224,8 +241,9 @@ class Session:
         data, count, first = self.data(stage), target - done, done - stage.first
         began = time.monotonic()
         ts, metrics = compiled.chunk(self.sweep, ts, data, jnp.int32(count), jnp.int32(first))
-        metrics = jax.device_get(jax.block_until_ready(metrics))
+        jax.block_until_ready(metrics)
         seconds = time.monotonic() - began
+        metrics = processes.to_host(metrics)
         records.clock["train_seconds"] += seconds
 
         position = stage.position(target)
@@ -255,7 +273,7 @@ class Session:
         """Return one row per member from whole episodes; none without an environment."""
         if compiled.evaluate is None:
             return []
-        result = jax.device_get(compiled.evaluate(self.sweep, ts, self.eval_keys))
+        result = processes.to_host(compiled.evaluate(self.sweep, ts, self.eval_keys))
         position = self.stage.position(done)
         return evaluation_rows(self.members, result, position, self.stage.name)
 

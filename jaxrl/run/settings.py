@@ -9,9 +9,9 @@ from typing import Any
 from jaxrl.data.scores import Reference
 from jaxrl.record.provenance import provenance
 from jaxrl.require import plain, require, require_choice, require_integer
-from jaxrl.run.devices import Placement
 from jaxrl.run.logs import check_writers
 from jaxrl.run.phases import Phase, Plan, make_plan
+from jaxrl.run.placement import Placement
 from jaxrl.types import Mode
 
 INTEGERS = ("eval_every", "eval_episodes", "log_every", "checkpoint_every", "max_skipped")

@@ -1,4 +1,4 @@
-"""Signals that end a run between two chunks."""
+"""Signals that end a run between two chunks, in all of its processes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from jaxrl import processes
+
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], int | None]]:
     """Only remember the first SIGTERM, SIGHUP or Ctrl-C while inside; a second Ctrl-C ends at once.
 
     A SIGHUP that is ignored, as under ``nohup``, remains so. Yields a function that returns the
-    signal's number, or None if there was no signal.
+    signal's number, or None if there was no signal. All processes of a run call it together, and
+    get the signal that any of them received.
     """
     received: list[int] = []
 
@@ -29,7 +32,7 @@ def interruptible() -> Iterator[Callable[[], int | None]]:
     main = threading.current_thread() is threading.main_thread()
     before = [signal.signal(each, remember) for each in caught] if main else []
     try:
-        yield lambda: received[0] if received else None
+        yield lambda: processes.largest(received[0] if received else 0) or None
     finally:
         for each, handler in zip(caught, before, strict=False):
             signal.signal(each, handler)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxrl import processes
 from jaxrl.data.scores import Reference
 from jaxrl.errors import UsageError
 from jaxrl.require import INT32_MAX, require_integer
@@ -117,7 +118,7 @@ def sweep(
         devices=devices,
         max_skipped=max_skipped,
         log=log,
-        quiet=quiet,
+        quiet=quiet or not processes.is_first(),
     )
     require_integer("confirm", confirm, 0)
     require_integer("max_parallel", max_parallel, optional=True)

@@ -14,21 +14,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrl import processes
 from jaxrl._output import Lasting, one_line
 from jaxrl.errors import Interrupted, UsageError
-from jaxrl.record.folder import RunFolder, write_json
-from jaxrl.run import devices as placing
+from jaxrl.record.folder import write_json
+from jaxrl.record.shared_folder import open_folder
 from jaxrl.run import sweep_results as results
+from jaxrl.run.devices import Programs
+from jaxrl.run.distributed import check_alike, loss_reported
 from jaxrl.run.extension import new_seeds
 from jaxrl.run.halving import climb, highest
 from jaxrl.run.lanes import Lane
 from jaxrl.run.legs import Leg, Outcome, divide
 from jaxrl.run.pbt import PBT, PBTSession, schedule
+from jaxrl.run.placement import Placement
 from jaxrl.run.ranking import configuration_score, rank_key
 from jaxrl.run.signals import interruptible
 from jaxrl.run.sweep_plans import Course, before_added, population_too_large
 
 SIZES = "sizes.json"
+
+
+def _sizes(path: Path | None) -> dict[str, int]:
+    """Return the numbers of members that lanes train at once, as they were decided before."""
+    known: dict[str, int] = {}
+    return json.loads(path.read_text()) if path is not None and path.exists() else known
 
 
 class Driver:
@@ -41,7 +51,8 @@ class Driver:
 
     def run(self, resume: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Train everything that is not trained yet; return the table and the summary."""
-        with ExitStack() as stack:
+        check_alike(self.course.config())
+        with ExitStack() as stack, loss_reported(resumable=self.folder is not None):
             if self.folder is not None:
                 self._open(self.folder, resume, stack)
             stack.callback(self.bar.close)
@@ -55,7 +66,8 @@ class Driver:
             alone = self._time_one(best) if self.plans.time_one else None
             summary = results.summarise(self.course, table, best, confirmed, alone)
             if self.folder is not None:
-                results.write(self.course, table, summary, self.report)
+                write = partial(results.write, self.course, table, summary, self.report)
+                processes.from_first(write)
         return table, summary
 
     def _open(self, folder: Path, resume: bool, stack: ExitStack) -> None:
@@ -64,7 +76,7 @@ class Driver:
         known = config
         if resume and len(cohorts) > 1 and new_seeds(folder, self.plans.seeds):
             known = before_added(config)
-        opened = RunFolder(folder, known, resume, self.report)
+        opened = open_folder(folder, known, resume, self.report)
         stack.callback(opened.close)
         if resume:
             opened.config = config
@@ -72,13 +84,14 @@ class Driver:
 
     def report(self, text: str) -> None:
         """Show the user a line; a quiet sweep shows only warnings."""
-        if not self.plans.settings.quiet or text.startswith("warning"):
+        shown = not self.plans.settings.quiet or text.startswith("warning")
+        if shown and processes.is_first():
             print(one_line(text), file=Lasting(sys.stderr))
 
     def _size(self, v: int, lane: Lane) -> int:
         """Return the members of a lane that train at once, as it was decided when it began."""
         path = None if self.folder is None else self.folder / SIZES
-        known = json.loads(path.read_text()) if path is not None and path.exists() else {}
+        known: dict[str, int] = processes.from_first(partial(_sizes, path))
         if str(v) in known:
             return int(known[str(v)])
         plans = self.plans
@@ -88,7 +101,7 @@ class Driver:
         else:
             size, line = lane.most_members(wanted)
         if path is not None:
-            write_json(path, known | {str(v): size})
+            processes.from_first(partial(write_json, path, known | {str(v): size}))
         if size < wanted:
             line = line or f"max-parallel is {size}"
             self.report(f"{wanted} members train in parts of at most {size} ({line})")
@@ -204,7 +217,7 @@ class Driver:
         """Time the best configuration alone over a twentieth of a run; return seconds of a run."""
         lane = self.lanes[best.variant]
         stage = lane.full.stages[-1]
-        programs = placing.Programs(stage.trainer, placing.Placement(), lane.settings.eval_mode)
+        programs = Programs(stage.trainer, Placement(), lane.settings.eval_mode)
         sweep = {name: jnp.array([x], jnp.float32) for name, x in best.configuration.items()}
         data = programs.put_data(lane.variant.data if stage.trainer.needs_data else ())
         keys = jax.random.key(self.plans.seeds[0])[None]
