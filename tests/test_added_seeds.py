@@ -29,7 +29,7 @@ from jaxrl.analysis import load, load_curves, load_timing
 from jaxrl.errors import Interrupted, RunError
 from jaxrl.nn.critics import QNetwork, ValueFunction
 from jaxrl.nn.policies import AutoPolicy
-from jaxrl.record import checkpoint, folder, joining
+from jaxrl.record import checkpoint, folder, joining, leaves
 from jaxrl.run import extension, summary
 from jaxrl.run.session import Session
 
@@ -144,7 +144,7 @@ def test_the_record_is_read_as_that_of_all_seeds(joined):
     for config in range(2):
         for i, seed in enumerate(ALL):
             policy = load_policy(joined, seed=seed, config=config)
-            own = checkpoint._flatten(policy.state, "agent")[0]
+            own = leaves.flatten(policy.state, "agent")[0]
             assert_same_bits(
                 own, {path: np.asarray(x)[4 * config + i] for path, x in found.items()}
             )

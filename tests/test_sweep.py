@@ -230,9 +230,10 @@ def test_what_does_not_fit_in_memory_is_trained_in_parts(tmp_path, monkeypatch, 
     monkeypatch.setattr(lanes, "analysed", analysed)
     monkeypatch.setattr(memory, "free_over", lambda devices: None)
     needed["free"] = 300  # of which 0.8 may be taken: two members of 100
+    options = SMALL | {"keep_best": False}  # best agents take memory too
     values = {"learning_rate": Values((1e-3, 1e-2))}
     result = sweep(tiny(), 64, configurations=values, seeds=2, run_dir=tmp_path / "a",
-                   **SMALL | {"quiet": False})  # fmt: skip
+                   **options | {"quiet": False})  # fmt: skip
     assert (
         "4 members train in parts of at most 2 (2 members at once need" in capsys.readouterr().err
     )
@@ -240,7 +241,7 @@ def test_what_does_not_fit_in_memory_is_trained_in_parts(tmp_path, monkeypatch, 
     assert json.loads((tmp_path / "a" / "sizes.json").read_text()) == {"0": 2}
     needed["free"] = 10_000  # a resumed sweep has the parts that it had
     again = sweep(tiny(), 64, configurations=values, seeds=2, run_dir=tmp_path / "a", resume=True,
-                  **SMALL)  # fmt: skip
+                  **options)  # fmt: skip
     assert again.table == result.table
 
 
