@@ -141,7 +141,7 @@ def collectives(members, groups, shards):
 def iterations(groups, count, shift=0):
     """The state after ``count`` iterations, and the metrics; members are shifted by ``shift``."""
     _, init, chunk, _ = compiled(MEMBERS, groups, 1)
-    keys = jnp.roll(first_keys(), shift)
+    keys = first_keys()[(jnp.arange(MEMBERS) - shift) % MEMBERS]
     ts, metrics = chunk({}, init({}, keys), (), jnp.int32(count), jnp.int32(0))
     return plain((ts, m.values(metrics)))
 
