@@ -138,17 +138,11 @@ def collectives(members, groups, shards):
     return found
 
 
-def iterations(groups, count):
-    """The state after ``count`` iterations, and the metrics."""
+def iterations(groups, count, shift=0):
+    """The state after ``count`` iterations, and the metrics; members are shifted by ``shift``."""
     _, init, chunk, _ = compiled(MEMBERS, groups, 1)
-    ts, metrics = chunk({}, init({}, first_keys()), (), jnp.int32(count), jnp.int32(0))
-    return plain((ts, m.values(metrics)))
-
-
-def only_seed(count):
-    """As ``iterations``, of the first seed alone on one device."""
-    _, init, chunk, _ = compiled(1, 1, 1)
-    ts, metrics = chunk({}, init({}, first_keys(1)), (), jnp.int32(count), jnp.int32(0))
+    keys = first_keys()[(jnp.arange(MEMBERS) - shift) % MEMBERS]
+    ts, metrics = chunk({}, init({}, keys), (), jnp.int32(count), jnp.int32(0))
     return plain((ts, m.values(metrics)))
 
 

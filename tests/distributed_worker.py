@@ -78,8 +78,8 @@ def trained(folder):
     found["policy"] = digest(result.policy().state)
     found["placement"] = json.loads((folder / "whole" / "config.json").read_text())["placement"]
     table = sweep(
-        trainer(), 2 * STEPS, configurations=GRID, seeds=2, run_dir=folder / "sweep",
-        max_parallel=4, quiet=True, **EVERY,
+        trainer(), 2 * STEPS, configurations=GRID, seeds=1, run_dir=folder / "sweep",
+        max_parallel=2, quiet=True, **EVERY,
     ).table  # fmt: skip
     return found | {"table": table}
 

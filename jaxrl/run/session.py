@@ -201,14 +201,16 @@ class Session:
         data, policies = self.data(self.stage), ()
         if self._policy_from is not None:
             policies = self.programs[0].put_policies(self._policy_from.policies)
-        init = self._once(("init",), lambda: jax.jit(self.programs[0].init))
+        name = ("init", len(self.members))  # which decide the placement
+        init = self._once(name, lambda: jax.jit(self.programs[0].init))
         return self._timed(lambda: init(self.sweep, self.keys, data, policies))
 
     def begin(self, stage: Stage, ts: TrainState) -> TrainState:
         """Return the first state of the next stage, from the last one of the stage before."""
         self.stage = stage
         go_on = self._once(
-            ("begin", stage.index), lambda: jax.jit(self.programs[stage.index].continue_from)
+            ("begin", stage.index, len(self.members)),
+            lambda: jax.jit(self.programs[stage.index].continue_from),
         )
         return self._timed(lambda: go_on(self.sweep, ts, self.data(stage)))
 
