@@ -99,9 +99,9 @@ def sweep(
         command: returns the command line that repeats a configuration, for the record.
         eval_every: steps between evaluations; default a tenth of the run. Halving evaluates twice
             in its first rung, and PBT twice in an interval, which cannot be changed.
-        eval_episodes, eval_mode, log_every, checkpoint_every, keep_best, devices, max_skipped, log,
-            quiet: as ``run`` takes them. Members are spread over devices, and their environments
-            are not.
+        eval_episodes, eval_mode, log_every, checkpoint_every, keep_best: as ``run`` takes them.
+        devices, max_skipped, log, quiet: as ``run`` takes them. Members are spread over devices,
+            and their environments are not.
 
     Raises:
         UsageError: for input that cannot work, before anything is compiled or written.
