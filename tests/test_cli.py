@@ -45,7 +45,7 @@ def script():
 def call(script, monkeypatch, capsys, tmp_path):
     """The script in this process: its exit code, and what it printed; relative to an own folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "prepare", lambda devices: None)
+    monkeypatch.setattr(cli, "prepare", lambda *_: None)
 
     def call(options):
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options.split()])
@@ -245,13 +245,19 @@ def test_a_taken_folder_is_left_as_it_is(refused, finished, tmp_path):
 def test_a_resumed_run_has_the_options_it_had(refused, finished):
     folder, options = finished
     line = refused(
-        f"{options} --resume --agent.gamma 0.5 --num-envs 4 --seed 7",
+        f"{options} --resume --agent.gamma 0.5 --num-envs 4",
         f"{folder} holds a run with another configuration",
         "agent.gamma (0.9, now 0.5)",
         "num_envs (2, now 4)",
-        "seeds ([0], now [7])",
     )
     assert "learning_rate" not in line and "num_steps" not in line
+    refused(f"{options} --resume --seed 7", "has seeds 0, and those asked for lack 0")
+    line = refused(
+        f"--run-dir {folder} --resume",
+        "another configuration: env (gymnax/CartPole-v1, now brax/ant);",
+        "it was started as: ",
+    )
+    assert len(line) < 1000
     refused(f"{options} --resume --env gymnax/Acrobot-v1", "env (gymnax/CartPole-v1, now gymnax/A")
 
 

@@ -35,6 +35,7 @@ FREE = {
 }
 # Entries that are only recorded; a change is worth a note, since bits may differ.
 RECORDED = {"placement", "device", "versions", "git", "command"}
+_SHOWN = 6  # differences that a message lists
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -82,6 +83,18 @@ def differences(
         for name in sorted(a.keys() | b.keys())
         if a.get(name, missing) != b.get(name, missing)
     ]
+
+
+def _few(changed: list[str], command: str | None) -> str:
+    """Join differences, the environment's first; of many, the first, and how the run was started.
+
+    Many differ where the run's own options are not given again.
+    """
+    first = sorted(changed, key=lambda each: not each.startswith("env ("))
+    if len(first) <= _SHOWN:
+        return "; ".join(first)
+    started = f"; it was started as: {command}" if command else ""
+    return f"{'; '.join(first[:_SHOWN])}; and {len(first) - _SHOWN} more{started}"
 
 
 def _without_repetition(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +238,8 @@ class RunFolder:
         changed = differences(stored, self.config, None)
         if changed:
             raise UsageError(
-                f"run-dir {self.path} holds a run with another configuration: {'; '.join(changed)}"
+                f"run-dir {self.path} holds a run with another configuration: "
+                f"{_few(changed, stored.get('command'))}"
             )
         recorded = differences(stored, self.config, RECORDED - {"command", "git"})
         if recorded:
