@@ -20,6 +20,7 @@ from blocks import MARKDOWN, ROOT, commands
 
 from jaxrl import cli
 
+SETTING = re.compile(r"^(?:[A-Z_]+=\S+ )+")  # of the environment, before a command
 OTHERS = ("python -m venv", "source", "python -m pytest", "ruff", "mypy", "mkdocs", "apt-get")
 
 
@@ -86,7 +87,7 @@ def extras_exist(line):
 )
 def test_commands_have_options_that_exist(path, capsys):
     for where, line in commands(path):
-        line = line.split(" | ")[0]
+        line = SETTING.sub("", line.split(" | ")[0])
         if line.startswith("pip install"):
             assert extras_exist(line), f"{where}: {line}"
             continue
