@@ -19,8 +19,8 @@ from jaxrl.record import checkpoint
 from jaxrl.record.folder import ADDED, CHECKPOINTS, CONFIG, RunFolder, differences
 from jaxrl.record.joining import Record, join, read_record
 from jaxrl.record.rows import Member
-from jaxrl.run.devices import Placement
 from jaxrl.run.phases import Plan, Stage
+from jaxrl.run.placement import Placement
 from jaxrl.run.schedule import Recorded
 from jaxrl.run.session import Session
 
