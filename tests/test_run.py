@@ -25,6 +25,7 @@ from jaxrl import (
     make,
     run,
 )
+from jaxrl.analysis import load
 from jaxrl.nn.critics import ValueFunction
 from jaxrl.nn.policies import AutoPolicy
 from jaxrl.record import checkpoint
@@ -141,6 +142,8 @@ def test_a_sweep_is_trained_and_summed_up_by_configuration(tmp_path):
         {"learning_rate": rate, "gamma": gamma} for rate in (1e-4, 1e-2) for gamma in (0.5, 0.99)
     ]
     assert all(len(c["final_return"]["per_seed"]) == 2 for c in configurations)
+    assert set(result.frame().columns) >= {"sweep.learning_rate", "sweep.gamma", "episode_return"}
+    assert set(result.frame().columns) == set(load(result.run_dir).columns)
     head = critic_head(result.state)
     assert head.shape == (8, 8) and len(np.unique(head[:, 0])) == 8
 

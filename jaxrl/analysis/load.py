@@ -53,7 +53,7 @@ def load(run_dir: str | Path, kind: str | None = None) -> DataFrame:
     path = Path(run_dir) / "metrics.jsonl"
     kept = Path(run_dir) / "evaluations.jsonl"
     rows = _rows(kept if kept.exists() and not path.exists() else path, RETURNS)
-    return _frame([_flat(row) for row in rows if kind in (None, row["kind"])], RETURNS)
+    return _frame([flat(row) for row in rows if kind in (None, row["kind"])], RETURNS)
 
 
 def load_timing(run_dir: str | Path) -> DataFrame:
@@ -140,7 +140,8 @@ def _curve(group: DataFrame, kind: str) -> Curve:
     return Curve(sweep, table.index.to_numpy(), table.to_numpy(), seeds)
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row for a table: swept values are columns ``sweep.learning_rate``."""
     swept = {f"sweep.{name}": value for name, value in row.get("sweep", {}).items()}
     return {name: value for name, value in row.items() if name != "sweep"} | swept
 

@@ -48,11 +48,15 @@ class Run:
     run_dir: Path | None
 
     def frame(self, kind: str | None = None) -> Any:
-        """Return the metrics as a pandas frame, of "train" or "eval" rows or both."""
+        """Return the metrics as a pandas frame, of "train" or "eval" rows or both.
+
+        Columns are as those of ``jaxrl.analysis.load``; swept values ``sweep.learning_rate``.
+        """
         import pandas as pd
 
-        rows = [row for row in self.rows if kind in (None, row["kind"])]
-        return pd.DataFrame(rows)
+        from jaxrl.analysis.load import flat
+
+        return pd.DataFrame([flat(row) for row in self.rows if kind in (None, row["kind"])])
 
     def policy(self, member: int = 0, mode: Mode = "greedy") -> Policy:
         """Return the trained policy of one member."""
