@@ -133,6 +133,7 @@ def test_a_grid_is_trained_in_parts_and_ranked(finished):
         row["learning_rate"] for row in result.table
     ]
     assert (result.run_dir / "heat_map.png").stat().st_size > 5_000
+    assert len(result.plot().axes) >= 2  # the map and its scale
     assert json.loads((result.run_dir / "summary.json").read_text()) == result.summary
     # A part is a run like any other.
     policy = load_policy(result.run_dir / "parts" / "part1", seed=1, config=1)

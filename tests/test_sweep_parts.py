@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxrl import PBT, Halving, Range, UsageError, Values
-from jaxrl.analysis.heat_map import axes_of, draw, is_grid
+from jaxrl.analysis.heat_map import axes_of, is_grid, plot_sweep
 from jaxrl.run.halving import climb, cost, highest
 from jaxrl.run.legs import divide
 from jaxrl.run.pbt import schedule
@@ -273,6 +273,6 @@ def test_pictures_of_all_kinds_are_drawn(tmp_path):
     path = {"best": path | {"row": {"steps": 20}}}
     tables = {"one": one, "two": two, "three": three, "random": random}
     for name, table in tables.items():
-        draw(table, summary, tmp_path / f"{name}.png")
-    draw([{"rate": 1.0, "first_rate": 2.0, "score": 1.0}], path, tmp_path / "pbt.png")
+        plot_sweep(table, summary, tmp_path / f"{name}.png")
+    plot_sweep([{"rate": 1.0, "first_rate": 2.0, "score": 1.0}], path, tmp_path / "pbt.png")
     assert all(each.stat().st_size > 5_000 for each in tmp_path.iterdir())

@@ -11,6 +11,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Columns of a table that are no axis of a sweep.
 RESULTS = {
@@ -32,8 +33,10 @@ def is_grid(table: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:
     return len(table) == np.prod(counts, dtype=int)
 
 
-def draw(table: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: Path) -> None:
-    """Draw the table of a sweep.
+def plot_sweep(
+    table: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: Path | None = None
+) -> Figure:
+    """Plot the table of a sweep, and write it to ``path``.
 
     One swept name gives a map of values by seeds, two a map of the IQM, more a map for every pair,
     with the best over the others. Random draws give a panel for each name, score against value.
@@ -67,7 +70,9 @@ def draw(table: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: P
         panels = figure.subplots(1, len(names), squeeze=False)[0]
         for ax, name in zip(panels, names, strict=True):
             _scatter(ax, table, name)
-    figure.savefig(path, dpi=120)
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure
 
 
 def _values(table: Sequence[Mapping[str, Any]], name: str) -> list[Any]:

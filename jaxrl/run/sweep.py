@@ -46,6 +46,12 @@ class Sweep:
 
         return pd.DataFrame(self.table)
 
+    def plot(self) -> Any:
+        """Return the map of scores, or of PBT's best schedule, as a matplotlib figure."""
+        from jaxrl.analysis.heat_map import plot_sweep
+
+        return plot_sweep(self.table, self.summary)
+
 
 def sweep(
     trainer: Trainer | Sequence[Phase] | Sequence[Variant],

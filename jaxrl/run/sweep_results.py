@@ -217,14 +217,14 @@ def write(
     Raises:
         RunError: if they cannot be written; a resumed sweep tries again.
     """
-    from jaxrl.analysis.heat_map import draw
+    from jaxrl.analysis.heat_map import plot_sweep
 
     folder = course.folder
     assert folder is not None
     lineages = {each.leg.name: each.lineage for _, each in course.outcomes if each.lineage}
     try:
         _write_table(folder / TABLE, table)
-        draw(table, summary, folder / PICTURE)
+        plot_sweep(table, summary, folder / PICTURE)
         if lineages:
             write_json(folder / LINEAGE, lineages)
         write_json(folder / SUMMARY, summary)
