@@ -1,4 +1,4 @@
-"""What the processes of a distributed run tell each other; in a single process nothing is sent.
+"""Communication between the processes of a distributed run; a single process sends nothing.
 
 All processes run the same program on the host, and so make the same calls in the same order. Each
 call below that sends something returns when all of them have made it.
@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrl.errors import RunError, UsageError
+from jaxrl.rng import is_key
 from jaxrl.types import PyTree
 
 Value = TypeVar("Value")
@@ -51,8 +52,7 @@ def to_host(tree: PyTree) -> PyTree:
     far = {i: x for i, x in enumerate(leaves) if not is_here(x)}
     if far:
         mesh = next(iter(far.values())).sharding.mesh
-        everywhere = jax.jit(_same, out_shardings=NamedSharding(mesh, P()))
-        for i, x in everywhere(far).items():
+        for i, x in moved(far, NamedSharding(mesh, P())).items():
             leaves[i] = x
     return jax.tree.unflatten(structure, [_on_host(x) for x in leaves])
 
@@ -62,12 +62,22 @@ def is_here(x: Any) -> bool:
     return not isinstance(x, jax.Array) or x.is_fully_addressable
 
 
+def readable(tree: PyTree) -> PyTree:
+    """Return arrays that this process can read: ``to_host`` of several processes' arrays."""
+    return to_host(tree) if several() else tree
+
+
+def moved(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Return arrays with another sharding over devices of all processes."""
+    return jax.jit(_same, out_shardings=sharding)(tree)
+
+
 def _same(tree: PyTree) -> PyTree:
     return tree
 
 
 def _on_host(x: Any) -> Any:
-    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if is_key(x):
         data: Any = np.asarray(jax.random.key_data(x))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     return np.asarray(x)

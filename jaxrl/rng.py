@@ -28,6 +28,11 @@ _PER_SHARD = ("axis_index",)  # has an effect on paper, and is a constant of the
 Kind = Literal["constant", "key", "loop", "after"]
 
 
+def is_key(x: Any) -> bool:
+    """Return whether ``x`` is an array of typed keys."""
+    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def row_key(key: Key) -> Key:
     """Return a key of this shard's own, for values drawn per row; with one shard, ``key`` itself.
 

@@ -281,7 +281,7 @@ def test_a_file_that_may_not_grow_is_reported_by_that_save(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("late", ["_sync", "_publish", "read_arrays"])
+@pytest.mark.parametrize("late", ["sync", "_publish", "read_arrays"])
 def test_an_error_at_the_very_end_still_fails_the_save(tmp_path, monkeypatch, late):
     checkpoint.save(tmp_path, 100, {"a": np.zeros(10)}, {})
 

@@ -83,7 +83,7 @@ if phase == "chunk":  # while the device computes
 elif phase == "rows":  # rows are on file, the checkpoint is not begun
     session.Session.save = counted(session.Session.save, die)
 else:  # within the save: nothing written, not yet synced, not renamed, not pruned
-    name = {"arrays": "write_arrays", "files": "_sync", "rename": "_publish", "prune": "_prune"}
+    name = {"arrays": "write_arrays", "files": "sync", "rename": "_publish", "prune": "_prune"}
     setattr(checkpoint, name[phase], counted(getattr(checkpoint, name[phase]), die))
 runpy.run_path(script, run_name="__main__")
 """

@@ -24,6 +24,7 @@ from jaxrl.errors import RunError
 from jaxrl.record import manifest as manifests
 from jaxrl.record import parts
 from jaxrl.record.arrays import read_arrays, write_arrays
+from jaxrl.record.folder import sync
 from jaxrl.record.leaves import describe, entry, flatten, to_host, with_data
 from jaxrl.types import PyTree
 
@@ -73,7 +74,8 @@ def save(directory: Path | str, iteration: int, state: PyTree, meta: dict, keep:
 def _write_whole(temporary: Path, final: Path, iteration: int, meta: dict, state: PyTree) -> None:
     arrays, leaves = to_host(state)
     _make_anew(temporary)
-    _write_checked(temporary / "state", arrays, leaves)
+    write_arrays(temporary / "state", arrays)
+    read_arrays(temporary / "state", _small(arrays, leaves))
     _complete(temporary, final, iteration, meta, leaves)
 
 
@@ -107,13 +109,8 @@ def _make_anew(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _write_checked(folder: Path, arrays: dict[str, np.ndarray], leaves: dict[str, dict]) -> None:
-    """Write arrays, and read the small ones back."""
-    write_arrays(folder, arrays)
-    read_arrays(folder, _small(arrays, leaves))
-
-
 def _small(arrays: dict[str, np.ndarray], leaves: dict[str, dict]) -> dict[str, dict]:
+    """Return the entries of the small arrays, which are read back once they are written."""
     limit = manifests.LARGE_BYTES
     return {path: leaf for path, leaf in leaves.items() if arrays[path].nbytes <= limit}
 
@@ -124,7 +121,7 @@ def _complete(
     """Add the manifest, and give the checkpoint its name."""
     manifests.write(temporary, iteration, meta, leaves)
     for path in [*temporary.rglob("*"), temporary]:
-        _sync(path)
+        sync(path)
     _publish(temporary, final)
 
 
@@ -245,14 +242,6 @@ def _load(folder: Path, template: Any, prefix: str) -> tuple[PyTree, dict]:
     return jax.tree.unflatten(treedef, [values[path] for path in wanted]), manifest["meta"]
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _publish(temporary: Path, final: Path) -> None:
     """Move the finished checkpoint into place; ``clean`` repairs a kill between the renames."""
     old = final.with_name(f".old-{final.name}")
@@ -260,7 +249,7 @@ def _publish(temporary: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         os.rename(final, old)
     os.rename(temporary, final)
-    _sync(final.parent)
+    sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

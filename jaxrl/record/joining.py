@@ -27,8 +27,10 @@ from jaxrl.record.folder import (
     METRICS,
     TIMING,
     finish_joining,
+    sync,
     write_json,
 )
+from jaxrl.rng import is_key
 
 
 class Event(NamedTuple):
@@ -110,7 +112,7 @@ def join(run: Path, added: Path, config: Mapping[str, Any], iteration: int) -> N
     try:
         _build(draft, run, added, config, iteration)
         os.rename(draft, run / JOINED)
-        _sync(run)
+        sync(run)
     except OSError as error:
         raise RunError(f"the seeds in {added} could not be joined: {error.strerror}") from None
     finally:
@@ -142,7 +144,7 @@ def _build(draft: Path, run: Path, added: Path, config: Mapping[str, Any], itera
     _write(draft / METRICS, b"".join(rows))
     _write(draft / TIMING, b"".join(times))
     write_json(draft / CONFIG, config)
-    _sync(draft)
+    sync(draft)
 
 
 def _try_older(draft: Path, parts: Sequence[Path], iteration: int, *args: Any) -> None:
@@ -193,7 +195,7 @@ def _join_checkpoint(
 
 def _rows_of(parts: Sequence[Any], order: Sequence[int]) -> Any:
     """Return the members ``[M, ...]`` of two leaves in their order; keys stay keys."""
-    if jax.dtypes.issubdtype(parts[0].dtype, jax.dtypes.prng_key):
+    if is_key(parts[0]):
         data = _rows_of([np.asarray(jax.random.key_data(part)) for part in parts], order)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(parts[0]))
     return np.concatenate(parts)[np.array(order)]
@@ -226,11 +228,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.record import manifest as manifests
+from jaxrl.rng import is_key
 from jaxrl.types import PyTree
 
 
@@ -22,10 +22,6 @@ def flatten(tree: PyTree, prefix: str = "") -> tuple[dict[str, Any], Any]:
     if len(leaves) != len(flat):
         raise ValueError("two leaves of the state have the same path")
     return leaves, treedef
-
-
-def is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def describe(leaf: Any) -> dict[str, Any]:

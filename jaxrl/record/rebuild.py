@@ -1,4 +1,4 @@
-"""What a run's ``config.json`` describes, made again: agents, their parts, environments."""
+"""Agents, their parts and environments, rebuilt from a run's ``config.json``."""
 
 from __future__ import annotations
 

@@ -189,8 +189,7 @@ class Lane:
             ):
                 state, summary = training.train(interrupted)
             if folder is None and keep:
-                several = processes.several()
-                self._states[leg.name] = processes.to_host(state) if several else state
+                self._states[leg.name] = processes.readable(state)
             rows, extra = training.records.rows, training.records.extra
         self.bar.add((last - first) * len(members))
         return outcome(leg, rows, summary, extra, self.settings.max_skipped)

@@ -82,8 +82,8 @@ class Meeting:
                     if data.startswith(_GOODBYE):
                         selector.unregister(peer)
                         continue
-                    told = data.removeprefix(_LOST)
-                    self._lose(int(told) if told.isdigit() else key.data)
+                    lost = data.removeprefix(_LOST)
+                    self._lose(int(lost) if lost.isdigit() else key.data)
 
     def _lose(self, number: int) -> None:
         self.lost = number

@@ -79,13 +79,9 @@ class Placement:
 def _put_far(x: Any, sharding: NamedSharding) -> Array:
     """Put an array onto devices of several processes, each of which has all of it."""
     if not processes.is_here(x):
-        moved: Array = jax.jit(_same, out_shardings=sharding)(x)
+        moved: Array = processes.moved(x, sharding)
         return moved
     return jax.make_array_from_callback(np.shape(x), sharding, lambda index: x[index])
-
-
-def _same(x: Array) -> Array:
-    return x
 
 
 def choose(trainers: Sequence[Trainer], members: int, devices: int | None = None) -> Placement:

@@ -61,8 +61,7 @@ class Run:
     def policy(self, member: int = 0, mode: Mode = "greedy") -> Policy:
         """Return the trained policy of one member."""
         agent = hyper.replace(self.trainer.agent, self.members[member].sweep)
-        whole = processes.to_host(self.state.agent) if processes.several() else self.state.agent
-        state = jax.tree.map(lambda x: x[member], whole)
+        state = jax.tree.map(lambda x: x[member], processes.readable(self.state.agent))
         return Policy(agent, state, self.trainer.env.spec, mode)
 
 
