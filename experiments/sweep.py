@@ -9,8 +9,8 @@ python experiments/sweep.py ppo --env gymnax/CartPole-v1 --num-seeds 4 --pbt \\
 python experiments/sweep.py dqn --env gymnax/CartPole-v1 --grid gamma=0.97,0.99 \\
     --static num-envs=1,8
 
-The first word is the name of a script or the path of a file. Its options follow, and mean what
-they mean there; --run-dir is the folder of the sweep, and --resume continues it.
+The first word is the name of a script or the path of a file. Its options follow, as they are
+there; --run-dir is the folder of the sweep. It goes on by ``sweep.py --resume --run-dir DIR``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from pathlib import Path
 
 from jaxrl import cli, sweep
 from jaxrl.cli import sweeping
+from jaxrl.cli.resuming import with_recorded
 from jaxrl.errors import UsageError
 
 
 def main() -> None:
     """Train the sweep, and keep a record of it."""
-    name, *words = sys.argv[1:] or [""]
+    given = sys.argv[1:] or [""]
+    name, *words = with_recorded(given) if given[0].startswith("--") else given
     asked = {"-h", "--help"} & {name, *words}
     if asked:
         print(__doc__)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -253,12 +255,34 @@ def test_a_resumed_run_has_the_options_it_had(refused, finished):
     assert "learning_rate" not in line and "num_steps" not in line
     refused(f"{options} --resume --seed 7", "has seeds 0, and those asked for lack 0")
     line = refused(
-        f"--run-dir {folder} --resume",
+        f"--run-dir {folder} --resume --env brax/ant --num-steps 16 --num-minibatches 4 --gamma 1 "
+        "--update-epochs 2 --policy.hidden-dims 8 --num-envs 4 --entropy-coef 0.1",
         "another configuration: env (gymnax/CartPole-v1, now brax/ant);",
         "it was started as: ",
     )
     assert len(line) < 1000
     refused(f"{options} --resume --env gymnax/Acrobot-v1", "env (gymnax/CartPole-v1, now gymnax/A")
+
+
+def test_a_folder_is_enough_to_resume(script, monkeypatch, tmp_path):
+    """The options are those of the recorded command; new ones override, some are not kept."""
+
+    def parsed(*words):
+        return cli.parse(script.Config, ppo.PRESETS, [*words, "--run-dir", str(tmp_path)])
+
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
+    started = [*SMALL.split(), "--sweep", "learning_rate=1e-3,1e-2", "gae_lambda=0.9"]
+    started += ["--no-anneal", "--env-options", "max_steps=50", "--render"]
+    command = shlex.join(["ppo.py", *started, "--run-dir", "elsewhere", "--distributed"])
+    (tmp_path / "config.json").write_text(json.dumps({"command": command}))
+    whole, found = parsed(*started), parsed("--resume")
+    assert found == dataclasses.replace(whole, resume=True, devices=None, render=False, quiet=False)
+    more = parsed("--resume", "--anneal", "--total-steps=64", "--sweep", "gamma=0.5")
+    assert more == dataclasses.replace(found, anneal=True, total_steps=64, sweep=("gamma=0.5",))
+
+    for command in ("dqn.py --seed 7", "", "ppo.py 'quoted", None):
+        (tmp_path / "config.json").write_text(json.dumps({"command": command}))
+        assert parsed("--resume") == dataclasses.replace(parsed(), resume=True)
 
 
 def test_a_run_that_cannot_be_shortened_is_left_as_it_is(call, finished):

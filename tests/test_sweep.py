@@ -370,12 +370,12 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_sweep(
 @pytest.mark.slow
 def test_processes_killed_for_good_at_random_moments_lose_nothing(tmp_path):
     """What the test above does with exceptions, SIGKILL does to processes."""
-    words = f"ppo {TINY} {GRID} --halving 2 --max-parallel 4 --total-steps 96000"
+    words = f"ppo {TINY} {GRID} --halving 2 --max-parallel 4 --total-steps 96000".split()
 
     def start(folder, resume):
+        given = ["--resume"] if resume else words
         script = str(EXPERIMENTS / "sweep.py")
-        more = ["--run-dir", str(folder), *(["--resume"] if resume else [])]
-        return subprocess.Popen([sys.executable, script, *words.split(), *more])
+        return subprocess.Popen([sys.executable, script, *given, "--run-dir", str(folder)])
 
     whole, killed, rng, deaths = tmp_path / "whole", tmp_path / "killed", random.Random(0), 0
     assert start(whole, False).wait(300) == 0

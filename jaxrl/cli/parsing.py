@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from jaxrl import hyper
 from jaxrl.cli.options import Options
 from jaxrl.cli.presets import Preset, lookup
+from jaxrl.cli.resuming import value_of, with_recorded
 from jaxrl.data.shipped import default_of, shipped
 from jaxrl.errors import UsageError
 
@@ -29,7 +30,8 @@ def parse(
     """Parse the options of a script; the defaults are the presets of its ``--env``.
 
     Those of scripts with a ``--dataset`` may depend on its name too: the file's, or the whole one
-    of a dataset that comes with the library.
+    of a dataset that comes with the library. A resumed run keeps the options that it was started
+    with, unless they are given again.
 
     Args:
         config: the dataclass of the options, with a field ``agent`` if it has one.
@@ -40,11 +42,11 @@ def parse(
         UsageError: for anything that cannot be parsed, in one line.
         SystemExit: after printing ``--help``.
     """
-    given = list(sys.argv[1:] if args is None else args)
+    given = with_recorded(sys.argv[1:] if args is None else args)
     bare: Any = config()
-    names = [_value_of(given, "env", bare.env)]
+    names = [value_of(given, "env", bare.env)]
     if hasattr(bare, "dataset"):
-        dataset = _value_of(given, "dataset", "") or default_of(names[0]) or ""
+        dataset = value_of(given, "dataset", "") or default_of(names[0]) or ""
         names.append(dataset if dataset in shipped() else Path(dataset).stem)
     settings = lookup(presets, *names)
     if hasattr(bare, "agent"):
@@ -89,17 +91,6 @@ def parse_words(config: type[Parsed], defaults: Parsed, given: Sequence[str]) ->
     hyper.check_fields(parsed)
     result: Parsed = parsed
     return result
-
-
-def _value_of(args: Sequence[str], option: str, default: str) -> str:
-    """Return the value of an option that is needed before all others: it decides their defaults."""
-    found = default
-    for i, arg in enumerate(args):
-        if arg == f"--{option}" and i + 1 < len(args):
-            found = args[i + 1]
-        if arg.startswith(f"--{option}="):
-            found = arg.removeprefix(f"--{option}=")
-    return found
 
 
 def option_flags(node: Any, path: str = "") -> list[str]:

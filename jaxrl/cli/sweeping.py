@@ -11,6 +11,7 @@ from typing import Any
 from jaxrl import hyper
 from jaxrl.cli.composing import Script
 from jaxrl.cli.parsing import option_flags, parse_words
+from jaxrl.cli.resuming import without_own
 from jaxrl.errors import UsageError, nearest
 from jaxrl.run import PBT, Halving, Range, Values, Variant
 from jaxrl.run.spaces import EXAMPLES, Space, draw, grid
@@ -247,16 +248,8 @@ def command(
     script: Script, words: Sequence[str], variant: Variant, configuration: Mapping[str, float]
 ) -> str:
     """Return the command line that trains a configuration by itself, in a folder of its own."""
-    kept, skipped = [], 0
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if name.replace("_", "-") in OWN:
-            skipped = 0 if equals else OWN[name.replace("_", "-")]
-        elif skipped and not word.startswith("--"):
-            skipped -= 1
-        else:
-            skipped = 0
-            kept.append(word)
     values = [f"--{name.replace('_', '-')}={value!r}" for name, value in configuration.items()]
     path = script.path if not script.path.is_absolute() else "/".join(script.path.parts[-2:])
-    return shlex.join(["python", str(path), *kept, *static_words(variant.choices), *values])
+    return shlex.join(
+        ["python", str(path), *without_own(words), *static_words(variant.choices), *values]
+    )

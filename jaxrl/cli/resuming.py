@@ -1,0 +1,64 @@
+"""The command line of a run that is resumed: ``--resume --run-dir DIR`` is enough."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxrl.record.folder import CONFIG
+
+# Options of a single process, and the most words that follow each.
+OWN = {
+    "--run-dir": 1,
+    "--resume": 0,
+    "--quiet": 0,
+    "--render": 0,
+    "--devices": 1,
+    "--distributed": 3,
+}
+
+
+def without_own(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line without the options of a single process."""
+    kept, skipped = [], 0
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name.replace("_", "-") in OWN:
+            skipped = 0 if equals else OWN[name.replace("_", "-")]
+        elif skipped and not word.startswith("--"):
+            skipped -= 1
+        else:
+            skipped = 0
+            kept.append(word)
+    return kept
+
+
+def value_of(args: Sequence[str], option: str, default: str) -> str:
+    """Return the value of an option that is needed before the others are parsed."""
+    found = default
+    for i, arg in enumerate(args):
+        if arg == f"--{option}" and i + 1 < len(args):
+            found = args[i + 1]
+        if arg.startswith(f"--{option}="):
+            found = arg.removeprefix(f"--{option}=")
+    return found
+
+
+def with_recorded(given: Sequence[str]) -> list[str]:
+    """Return the words of a command line; with ``--resume``, after those that started the run.
+
+    Later words override. Where this script has started no run in the folder, only the given ones.
+    """
+    if "--resume" not in given:
+        return list(given)
+    try:
+        config = json.loads((Path(value_of(given, "run-dir", "")) / CONFIG).read_text())
+        script, *recorded = shlex.split(config["command"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return list(given)  # ``run`` says what is wrong with the folder
+    if script != Path(sys.argv[0]).name:
+        return list(given)
+    return [*without_own(recorded), *given]
