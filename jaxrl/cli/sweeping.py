@@ -17,8 +17,6 @@ from jaxrl.run import PBT, Halving, Range, Values, Variant
 from jaxrl.run.spaces import EXAMPLES, Space, draw, grid
 
 EXAMPLE = "learning_rate=log:1e-4,1e-2,8"
-# Options that a sweep's best one repeats not, and the most words that follow them.
-OWN = {"--run-dir": 1, "--resume": 0, "--quiet": 0, "--distributed": 3}
 
 
 @dataclasses.dataclass(frozen=True)
