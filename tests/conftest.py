@@ -69,3 +69,10 @@ def shared_programs():
     """All runs of a file share their programs."""
     with compiled_once():
         yield
+
+
+@pytest.fixture(scope="module")
+def without_curves():
+    """Runs draw no pictures, which takes longer than training them."""
+    with mock.patch("jaxrl.run.summary.plot_run"):
+        yield

@@ -30,10 +30,10 @@ from jaxrl.errors import Interrupted, RunError
 from jaxrl.nn.critics import QNetwork, ValueFunction
 from jaxrl.nn.policies import AutoPolicy
 from jaxrl.record import checkpoint, folder, joining, leaves
-from jaxrl.run import extension, summary
+from jaxrl.run import extension
 from jaxrl.run.session import Session
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
+pytestmark = pytest.mark.usefixtures("shared_programs", "without_curves")
 
 CART_POLE = make("gymnax/CartPole-v1")
 ALL, OLD, NEW = [4, 0, 7, 2], [0, 2], [4, 7]
@@ -65,13 +65,6 @@ def tiny() -> OnPolicy:
 
 def train(path, seeds, steps=ENDS, **options):
     return run(tiny(), steps, run_dir=path, seeds=seeds, **OPTIONS | options)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_curves():
-    """Runs draw no pictures, which takes longer than training them."""
-    with mock.patch.object(summary, "plot_run"):
-        yield
 
 
 @pytest.fixture(scope="module")

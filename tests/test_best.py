@@ -20,11 +20,10 @@ from jaxrl.analysis import evaluate_run
 from jaxrl.nn.policies import AutoPolicy
 from jaxrl.record import checkpoint, record
 from jaxrl.record.policy import Policy
-from jaxrl.run import summary
 from jaxrl.run.best import Best
 from jaxrl.run.session import Session
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
+pytestmark = pytest.mark.usefixtures("shared_programs", "without_curves")
 
 CART_POLE = make("gymnax/CartPole-v1")
 SEEDS, GAMMAS = [3, 5], [0.9, 0.99]
@@ -43,13 +42,6 @@ OPTIONS = {
 def shared_programs():
     """Runs share their programs, with those of another file too."""
     with compiled_once(KNOWN):
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_curves():
-    """Runs draw no pictures, which takes longer than training them."""
-    with mock.patch.object(summary, "plot_run"):
         yield
 
 
