@@ -40,8 +40,8 @@ class FQE:
     they are independent estimates. They are of *discounted* returns, and of the rewards that the
     wrappers around FQE make; compare them with those. They rank policies better than they measure
     them: where the policy takes actions that the data lack, Q is extrapolated, mostly upwards
-    (``critic.layer_norm`` helps). Targets move slowly: the distance to the fixed point falls as
-    ``exp(-tau (1 - gamma) n)`` in n gradient steps at best, so 5 % are left after
+    (``critic.layer_norm`` helps). Targets move slowly: where episodes are long, the
+    error falls as ``exp(-tau (1 - gamma) n)`` in n gradient steps, to 5 % after
     ``3 / (tau (1 - gamma))``, 60,000 with the defaults. A larger ``tau`` needs fewer.
 
     The critics see observations as they are, and wrappers of the evaluated agent, such as
