@@ -28,8 +28,9 @@ from jaxrl.errors import UsageError
 
 def main() -> None:
     """Train the sweep, and keep a record of it."""
-    given = sys.argv[1:] or [""]
-    name, *words = with_recorded(given) if given[0].startswith("--") else given
+    if any(word.startswith("--") for word in sys.argv[1:2]):  # no script is named
+        sys.argv[1:] = with_recorded(sys.argv[1:])
+    name, *words = sys.argv[1:] or [""]
     asked = {"-h", "--help"} & {name, *words}
     if asked:
         print(__doc__)

@@ -280,6 +280,13 @@ def test_a_folder_is_enough_to_resume(script, monkeypatch, tmp_path):
     more = parsed("--resume", "--anneal", "--total-steps=64", "--sweep", "gamma=0.5")
     assert more == dataclasses.replace(found, anneal=True, total_steps=64, sweep=("gamma=0.5",))
 
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--resume", f"--run-dir={tmp_path}"])
+    assert cli.parse(script.Config, ppo.PRESETS) == found
+    assert sys.argv[-2:] == ["--resume", f"--run-dir={tmp_path}"]
+    again = shlex.join(["ppo.py", *sys.argv[1:]])  # what is recorded now
+    (tmp_path / "config.json").write_text(json.dumps({"command": again}))
+    assert parsed("--resume") == found
+
     for command in ("dqn.py --seed 7", "", "ppo.py 'quoted", None):
         (tmp_path / "config.json").write_text(json.dumps({"command": command}))
         assert parsed("--resume") == dataclasses.replace(parsed(), resume=True)
