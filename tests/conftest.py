@@ -10,14 +10,19 @@ os.environ.setdefault("NPROC", "8")
 import jax
 import pytest
 from jax._src import compiler  # there is no public setting of compile options for all programs
-from shared import COMPILED, QUICK, compiled_once
+from shared import BALANCED, COMPILED, QUICK, compiled_once
 
 # Compiling is most of what the tests cost. So XLA compiles their programs quickly, to slower code:
-# ten times as quickly as by default. Two kinds of test are marked for other options: ``optimized``
-# ones compute for long, and compile as users do; of ``exact`` ones two different programs must
-# agree to the bit, which is not so of XLA's old code generator. Scripts that tests start compile as
-# users' do. JAXRL_TEST_OPTIMIZED=1 compiles everything so.
-OPTIONS = {"optimized": {}, "exact": {"xla_backend_optimization_level": 0}}
+# ten times as quickly as by default. Three kinds of test are marked for other options: ``balanced``
+# ones compute for longer than they compile; ``optimized`` ones compute for minutes, and compile as
+# users do; of ``exact`` ones two different programs must agree to the bit, which is not so of XLA's
+# old code generator. Scripts that tests start compile as users' do. JAXRL_TEST_OPTIMIZED=1 compiles
+# everything so.
+OPTIONS = {
+    "balanced": BALANCED,
+    "optimized": {},
+    "exact": {"xla_backend_optimization_level": 0},
+}
 
 
 # They take longest, and begin first, so that two workers end at about the same time.

@@ -20,8 +20,10 @@ QUICK: dict = {
     "xla_cpu_parallel_codegen_split_count": 1,
     "xla_llvm_disable_expensive_passes": True,
 }
+# To code that is nearly as quick as users', in a quarter of the time.
+BALANCED: dict = {"xla_backend_optimization_level": 1, "xla_cpu_parallel_codegen_split_count": 1}
 if jax.__version_info__ < (0, 11):  # later ones have no other code generator
-    QUICK["xla_cpu_use_fusion_emitters"] = False
+    QUICK["xla_cpu_use_fusion_emitters"] = BALANCED["xla_cpu_use_fusion_emitters"] = False
 QUICK_FLAGS = " ".join(f"--{name}={value}".lower() for name, value in QUICK.items())
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -81,8 +83,9 @@ def compiled_once(known=None):
     ``known`` is a dictionary that holds them from one use to the next.
     """
     from jaxrl.run.devices import Programs  # only tests of runs need the shell
+    from jaxrl.run.session import Session
 
-    known, compiled = {} if known is None else known, Programs.compiled
+    known, compiled, own = {} if known is None else known, Programs.compiled, Session._once
     COMPILED.append(known)
 
     def shared(self, *args):
@@ -92,7 +95,20 @@ def compiled_once(known=None):
             known[key] = compiled(self, *args), self  # kept, lest another one get its address
         return known[key][0]
 
-    with mock.patch.object(Programs, "compiled", shared):
+    def once(self, name, make):
+        """The jitted functions that make first states, of phases and runs."""
+        if name[0] not in ("init", "begin"):
+            return own(self, name, make)
+        programs = self.programs[name[1] if name[0] == "begin" else 0]
+        key = f"{name[0]} {programs}"
+        if key not in known:
+            known[key] = make(), programs
+        return known[key][0]
+
+    with (
+        mock.patch.object(Programs, "compiled", shared),
+        mock.patch.object(Session, "_once", once),
+    ):
         yield
 
 

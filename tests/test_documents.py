@@ -21,8 +21,7 @@ from jaxrl.envs.vector import VectorEnv
 SHOWN = [path for path in MARKDOWN if blocks(path, "python")]
 COLUMNS = 100
 REINFORCE_LINES = 40
-# The others compile more programs, or steps of MuJoCo, which no cache keeps.
-QUICK_NOTEBOOKS = ("01_quickstart", "04_write_your_own_agent")
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def train(agent, env, steps):
@@ -82,6 +81,7 @@ def test_reinforce_is_short():
     assert sum(bool(line.strip()) for line in block.splitlines()) <= REINFORCE_LINES
 
 
+@pytest.mark.balanced
 def test_readme_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = run_blocks(ROOT / "README.md")
@@ -104,19 +104,25 @@ def test_documents_name_only_files_that_exist(path):
     assert not [target for target in linked if not (path.parent / target).exists()]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem not in QUICK_NOTEBOOKS))
-        for p in sorted((ROOT / "notebooks").glob("*.ipynb"))
-    ],
-)
-def test_notebook_runs_and_is_committed_with_its_outputs(path, monkeypatch):
-    """Its process compiles quickly, as the tests do: what it runs to is not looked at."""
-    for name, value in {"JAXRL_SMOKE": "1", "XLA_FLAGS": QUICK_FLAGS}.items():
-        monkeypatch.setitem(os.environ, name, value)
+@pytest.fixture(scope="module")
+def kernel():
+    """One kernel for all notebooks, as each start and its imports take seconds.
+
+    Its process compiles quickly, as the tests do: what notebooks run to is not looked at.
+    """
+    client = NotebookClient(nbformat.v4.new_notebook(), timeout=600, kernel_name="python3")
+    with client.setup_kernel(env={**os.environ, "JAXRL_SMOKE": "1", "XLA_FLAGS": QUICK_FLAGS}):
+        yield client
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_and_is_committed_with_its_outputs(path, kernel):
+    """With its sizes cut, and none of the names of the notebook before."""
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in cells)
     assert sum("image/png" in out.get("data", {}) for cell in cells for out in cell.outputs) >= 3
-    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    kernel.nb = notebook
+    for index, cell in enumerate(notebook.cells):
+        kernel.execute_cell(cell, index)

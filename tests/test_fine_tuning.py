@@ -398,7 +398,7 @@ def cloned(policy, horizon, folder):
         ),
     ],
 )
-def test_scripts_fine_tune_a_clone_and_resume(name, policy, horizon, more, tmp_path):
+def test_scripts_fine_tune_a_clone_and_resume(name, policy, horizon, more, tmp_path, monkeypatch):
     cloned(policy, horizon, tmp_path / "clone")
     words = f"--env gymnax/Pendulum-v1 --num-envs 2 --num-seeds 2 {more} --policy-from "
     words += f"{tmp_path / 'clone'} --total-steps 64 --policy.hidden-dims 8 --devices 1 --quiet "
@@ -406,6 +406,7 @@ def test_scripts_fine_tune_a_clone_and_resume(name, policy, horizon, more, tmp_p
     words = words.replace("--num-steps 3", "--agent.policy.num-steps 3") + "--num-steps 8"
     words += f" --sweep clip_eps=0.01,0.1 --no-anneal --run-dir {tmp_path}"
     with script_module(name) as script:
+        monkeypatch.setattr(script, "make", functools.cache(script.make))  # to share programs
         run_script(script, f"{words}/whole".split())
         run_script(script, f"{words}/parts --total-steps 32".split())
         run_script(script, f"{words}/parts --resume".split())

@@ -27,7 +27,7 @@ def test_environments_that_use_all_cores_are_not_sharded(monkeypatch):
     assert choose([mjx], 1) == Placement(1, 2)
 
 
-def test_a_resumed_run_on_the_native_engine_is_the_uninterrupted_one(tmp_path):
+def test_a_resumed_run_on_the_native_engine_is_the_uninterrupted_one(tmp_path, shared_programs):
     trainer = trainer_of("Hopper-v5")
     whole = run(trainer, 4096, seeds=2, run_dir=tmp_path / "whole", eval_every=2048, quiet=True)
     run(trainer, 2048, seeds=2, run_dir=tmp_path / "half", eval_every=2048, quiet=True)

@@ -49,7 +49,7 @@ def test_checkpoints_in_a_folder_of_any_name(tmp_path, name):
 
 
 def test_a_run_in_a_folder_of_such_a_name_is_resumed_loaded_drawn_and_compared(
-    tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, shared_programs
 ):
     monkeypatch.chdir(tmp_path)
     run(tiny(), 32, run_dir=ALL, **SMALL)

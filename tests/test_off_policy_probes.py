@@ -15,6 +15,7 @@ from jaxrl import DSAC, DSACT, SAC, TD3, OffPolicy, VectorEnv, make
 from jaxrl.envs.probe import TASKS
 from jaxrl.types import Box, Spec, Step
 
+pytestmark = pytest.mark.balanced
 GAMMA, STEPS, LIMIT = 0.9, 40_000, 10
 KINDS = {kind.__name__: kind for kind in (SAC, TD3, DSAC, DSACT)}
 # A program of all probes takes half a minute. Of TD3's and DSAC's updates other tests hold every

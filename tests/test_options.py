@@ -83,7 +83,7 @@ def test_what_falls_over_a_run_falls_as_before_in_a_longer_one_if_told_so(script
     assert short.config() == long.config()
 
 
-def test_a_short_run_goes_on_past_its_end(tmp_path):
+def test_a_short_run_goes_on_past_its_end(tmp_path, shared_programs):
     folder = tmp_path / "run"
     with script_module("sac") as module:
         for more in ("--total-steps 60", "--total-steps 140 --resume"):

@@ -60,7 +60,7 @@ def test_characters_that_the_encoding_lacks_are_escaped():
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_run_whose_reader_is_gone_goes_on(tmp_path, monkeypatch, terminal):
+def test_a_run_whose_reader_is_gone_goes_on(tmp_path, monkeypatch, terminal, shared_programs):
     networks = {"policy": AutoPolicy(hidden_dims=(4,)), "critic": ValueFunction(hidden_dims=(4,))}
     agent = PPO(**networks, update_epochs=1, num_minibatches=1)
     trainer = OnPolicy(agent, VectorEnv(make("gymnax/CartPole-v1"), 2), num_steps=8)

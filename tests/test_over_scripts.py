@@ -33,7 +33,7 @@ QUICK = "--eval-episodes 1 --devices 1 --quiet --total-steps 20"
 
 
 @pytest.fixture(scope="module")
-def clones(tmp_path_factory):
+def clones(tmp_path_factory, shared_programs):
     """Two runs of a flow policy that has hardly learnt."""
     folder = tmp_path_factory.mktemp("clones")
     data = load(shipped_path(f"{ENV}/medium-replay"))

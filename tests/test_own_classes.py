@@ -157,7 +157,7 @@ def train(agent, folder=None, **options):
 
 
 @pytest.fixture(scope="module", params=[Reinforce(), Pulse()], ids=["own part", "memory"])
-def finished(request, tmp_path_factory):
+def finished(request, tmp_path_factory, shared_programs):
     return train(request.param, tmp_path_factory.mktemp("own") / "run")
 
 
