@@ -12,15 +12,15 @@ from jaxrl.types import Array
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
-NARROW = 64  # rows or columns of weights for which a transposed copy of the other operand is dear
+NARROW = 64  # the most outputs of a layer whose gradient by the weights is computed transposed
 
 
 @jax.custom_jvp
 def product(x: Array, weights: Array) -> Array:
     """Return ``x[..., I] @ weights[I, O]``: ``[..., O]``, with a fast gradient by the weights.
 
-    On a CPU, XLA's kernels for a product of a transposed matrix are slow, those for few columns by
-    far. So that gradient is made of a transposed copy of the smaller operand.
+    XLA's CPU kernel for a transposed matrix times one of few columns is slow. For few outputs that
+    gradient is therefore computed as the transpose, ``(gradient.T @ x).T``.
     """
     return _last_by_first(x, weights)
 
@@ -48,14 +48,10 @@ def dense_product(x: Array, weights: Array, *_: Any, **__: Any) -> Array:
 
 def _turned_product(x: Array, weights: Array) -> Array:
     """Return ``x @ weights`` so that its transpose, the gradient by the weights, is fast."""
-    inputs, outputs = weights.shape
-    if outputs <= NARROW:
-        turned = jax.lax.optimization_barrier(weights.T)
-        return jax.lax.dot_general(x, turned, (((x.ndim - 1,), (1,)), ((), ())))
-    if inputs <= NARROW:
+    if weights.shape[1] > NARROW:
         return _last_by_first(x, weights)
-    copied = jax.lax.optimization_barrier(jnp.moveaxis(x, -1, 0))
-    return jax.lax.dot_general(copied, weights, (((0,), (0,)), ((), ())))
+    turned = jax.lax.optimization_barrier(weights.T)
+    return jax.lax.dot_general(x, turned, (((x.ndim - 1,), (1,)), ((), ())))
 
 
 def _last_by_first(x: Array, weights: Array) -> Array:
