@@ -28,11 +28,13 @@ def test_gelu_and_its_derivative_are_exact_to_float32():
     assert np.isnan(gelu(jnp.float32(np.nan)))
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(70, 3), (3, 70), (70, 80)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(70, 3), (3, 70)])
 def test_products_and_their_derivatives_are_those_of_matmul(inputs, outputs):
     x, x_tangent = RNG.normal(size=(2, 2, 4, inputs)).astype(np.float32)
     weights, weights_tangent = RNG.normal(size=(2, 2, inputs, outputs)).astype(np.float32)
     gradient = RNG.normal(size=(2, 4, outputs)).astype(np.float32)
+    arrays = x, x_tangent, weights, weights_tangent, gradient
+    x, x_tangent, weights, weights_tangent, gradient = map(jnp.asarray, arrays)
 
     def derivatives(multiply):
         """Of two networks at once: value, tangent, gradients, and a gradient of gradients."""
