@@ -10,7 +10,7 @@ from jaxrl.nn.activations import gelu
 from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.networks import MLP, ResidualMLP, apply_network, init_network
 from jaxrl.nn.policies import Deterministic, Gaussian
-from jaxrl.nn.products import bfloat16_product
+from jaxrl.nn.products import bfloat16_product, product
 from jaxrl.types import Box, Spec
 
 RNG = np.random.default_rng(0)
@@ -26,6 +26,36 @@ def test_gelu_and_its_derivative_are_exact_to_float32():
     _, tangent = jax.jvp(gelu, (x,), (np.ones_like(x),))
     np.testing.assert_allclose(tangent, slope, rtol=4e-7, atol=4e-7)
     assert np.isnan(gelu(jnp.float32(np.nan)))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(70, 3), (3, 70)])
+def test_products_and_their_derivatives_are_those_of_matmul(inputs, outputs):
+    x, x_tangent = RNG.normal(size=(2, 2, 4, inputs)).astype(np.float32)
+    weights, weights_tangent = RNG.normal(size=(2, 2, inputs, outputs)).astype(np.float32)
+    gradient = RNG.normal(size=(2, 4, outputs)).astype(np.float32)
+    arrays = x, x_tangent, weights, weights_tangent, gradient
+    x, x_tangent, weights, weights_tangent, gradient = map(jnp.asarray, arrays)
+
+    def derivatives(multiply):
+        """Of two networks at once: value, tangent, gradients, and a gradient of gradients."""
+        multiply = jax.vmap(multiply)
+
+        def penalty(x, weights):
+            by_x, by_weights = jax.vjp(multiply, x, weights)[1](gradient)
+            return jnp.sum(by_x**2 * x) + jnp.sum(jnp.sin(by_weights) * weights)
+
+        return (
+            *jax.jvp(multiply, (x, weights), (x_tangent, weights_tangent)),
+            jax.vjp(multiply, x, weights)[1](gradient),
+            jax.vjp(lambda weights: multiply(x, weights), weights)[1](gradient),
+            jax.vjp(lambda x: multiply(x, weights), x)[1](gradient),
+            jax.grad(penalty, argnums=(0, 1))(x, weights),
+        )
+
+    found, expected = (jax.jit(lambda f=f: derivatives(f))() for f in (product, jnp.matmul))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected
+    )
 
 
 def rounded(x):

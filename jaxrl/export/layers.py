@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxrl.nn.encoders import Convolution
+from jaxrl.nn.products import dense_product
 
 
 class Layer(NamedTuple):
@@ -68,7 +69,8 @@ def _layer(module: nn.Module) -> Layer | None:
 
 
 def _dense(module: Any, params: dict[str, np.ndarray]) -> Layer | None:
-    if not module.use_bias or module.dot_general or module.dot_general_cls or module.dtype:
+    own_product = module.dot_general not in (None, dense_product) or module.dot_general_cls
+    if not module.use_bias or own_product or module.dtype:
         return None
     return Layer("dense", (params["kernel"], params["bias"]), {})
 

@@ -6,10 +6,56 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from jaxrl.types import Array
 
 ComputeDtype = Literal["float32", "bfloat16"]
+
+NARROW = 64  # the most outputs of a layer whose gradient by the weights is computed transposed
+
+
+@jax.custom_jvp
+def product(x: Array, weights: Array) -> Array:
+    """Return ``x[..., I] @ weights[I, O]``: ``[..., O]``, with a fast gradient by the weights.
+
+    XLA's CPU kernel for a transposed matrix times one of few columns is slow. For few outputs that
+    gradient is therefore computed as the transpose, ``(gradient.T @ x).T``.
+    """
+    return _last_by_first(x, weights)
+
+
+def _product_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (x, weights), (x_tangent, weights_tangent) = primals, tangents
+    out = product(x, weights)
+    tangent = jnp.zeros_like(out)
+    if not isinstance(x_tangent, SymbolicZero):
+        tangent = tangent + product(x_tangent, weights)
+    if not isinstance(weights_tangent, SymbolicZero):
+        tangent = tangent + _turned_product(x, weights_tangent)
+    return out, tangent
+
+
+product.defjvp(_product_jvp, symbolic_zeros=True)
+
+
+def dense_product(x: Array, weights: Array, *_: Any, **__: Any) -> Array:
+    """``product`` as ``flax.linen.Dense`` calls it."""
+    return product(x, weights)
+
+
+def _turned_product(x: Array, weights: Array) -> Array:
+    """Return ``x @ weights`` so that its transpose, the gradient by the weights, is fast."""
+    if weights.shape[1] > NARROW:
+        return _last_by_first(x, weights)
+    turned = jax.lax.optimization_barrier(weights.T)
+    return jax.lax.dot_general(x, turned, (((x.ndim - 1,), (1,)), ((), ())))
+
+
+def _last_by_first(x: Array, weights: Array) -> Array:
+    return jax.lax.dot_general(x, weights, (((x.ndim - 1,), (0,)), ((), ())))
 
 
 @jax.custom_vjp
@@ -68,6 +114,8 @@ def _contract(x: Array, y: Array, x_axes: tuple[int, ...], y_axes: tuple[int, ..
 
 def dot_general(compute_dtype: ComputeDtype) -> Any:
     """Return the product for ``flax.linen.Dense``; None is its usual one."""
-    if compute_dtype == "float32":
-        return None
-    return lambda x, weights, *_, **__: bfloat16_product(x, weights)
+    if compute_dtype == "bfloat16":
+        return lambda x, weights, *_, **__: bfloat16_product(x, weights)
+    if jax.default_backend() == "cpu":
+        return dense_product
+    return None
