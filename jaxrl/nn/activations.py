@@ -36,7 +36,7 @@ def gelu(x: Array) -> Array:
     """Return ``x`` times the standard normal's distribution function at ``x``, elementwise.
 
     (Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", without their approximations.) Errors
-    are below 3e-7. XLA's ``erf`` takes three times as long on a CPU, and once more for the
+    are below 5e-7. XLA's ``erf`` takes three times as long on a CPU, and once more for the
     gradient; here both are polynomials and one division.
     """
     return _gelu_and_slope(x)[0]
