@@ -15,6 +15,15 @@ from jaxrl.types import Array
 Activation = Literal["tanh", "relu", "swish", "elu", "gelu", "mish"]
 
 
+def again(x: Array) -> Array:
+    """Return ``x``, from which XLA computes anew what it has computed from ``x`` itself.
+
+    A slope then shares no exponential with the value. It would be written to memory between the
+    two passes, which takes longer on a CPU than a second one in the loop that needs it.
+    """
+    return jax.lax.optimization_barrier(x)
+
+
 def normal_cdf(x: Array) -> tuple[Array, Array]:
     """Return the cumulative distribution function and the density of a standard normal at ``x``.
 
@@ -44,8 +53,34 @@ def gelu(x: Array) -> Array:
 @gelu.defjvp
 def _gelu_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
     (x,), (tangent,) = primals, tangents
-    cdf, density = normal_cdf(x)
-    return x * cdf, (cdf + x * density) * tangent
+    cdf, density = normal_cdf(again(x))
+    return gelu(x), (cdf + x * density) * tangent
+
+
+def _mish_parts(x: Array) -> tuple[Array, Array]:
+    """Return ``e^x`` and ``tanh(log(1 + e^x))``; both stay finite, as the latter is 1 early."""
+    exponential = jnp.exp(jnp.minimum(x, 20.0))
+    n = exponential * (exponential + 2.0)
+    return exponential, n / (n + 2.0)
+
+
+@jax.custom_jvp
+def mish(x: Array) -> Array:
+    """Return ``x tanh(log(1 + e^x))``, elementwise.
+
+    (Misra 2019, "Mish: A Self Regularized Non-Monotonic Activation Function".) As ``tanh(log y)``
+    is ``(y^2 - 1) / (y^2 + 1)``, one exponential and a division do, for the derivative too.
+    """
+    return x * _mish_parts(x)[1]
+
+
+@mish.defjvp
+def _mish_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    exponential, gate = _mish_parts(again(x))
+    rest = 2.0 / (exponential * (exponential + 2.0) + 2.0)  # 1 - gate, without cancellation
+    slope = gate + x * exponential * (exponential + 1.0) * jnp.square(rest)
+    return mish(x), slope * tangent
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -54,5 +89,5 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swish": nn.swish,
     "elu": nn.elu,
     "gelu": gelu,
-    "mish": jax.nn.mish,
+    "mish": mish,
 }
