@@ -139,7 +139,7 @@ def bare(agent: Any, state: Any, batches: Batch, one: Callable = products) -> An
 
     ``one(agent, state, batch, update_actor)`` are those of a single step.
     """
-    delay = agent.policy_delay
+    delay = getattr(agent, "policy_delay", 1)
 
     def step(_: Any, batches: Batch) -> tuple[Any, None]:
         rows = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(delay)]

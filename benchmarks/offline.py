@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from jaxrl._startup import cores
 from jaxrl.cli import launch
 from jaxrl.data import Dataset
 from jaxrl.record.provenance import provenance
-from jaxrl.run.devices import Programs
+from jaxrl.run.devices import Programs, over_members
 from jaxrl.run.placement import choose
 from jaxrl.types import Array, Batch
 
@@ -88,16 +89,30 @@ def iql_products(agent: Any, state: Any, batch: Batch, update_actor: bool) -> An
     return by_value, by_policy, by_critic
 
 
-def programs(name: str, seeds: int, data: Dataset) -> dict[str, Timed]:
-    """The bare products and the whole loop of an agent, compiled."""
-    trainer = jaxrl.Offline(AGENTS[name], jaxrl.VectorEnv(Free(), 1), num_updates=STEPS)
+def td3_bc_products(agent: Any, state: Any, batch: Batch, update_actor: bool) -> Any:
+    """Those of TD3, whose actor maximises the first critic."""
+    return td3_products(jaxrl.TD3(), state, batch, update_actor)
+
+
+PRODUCTS: dict[str, Callable] = {"IQL": iql_products, "TD3BC": td3_bc_products}
+
+
+def programs(
+    agent: Any, one: Callable, seeds: int, data: Dataset, steps: int = STEPS, chunk: int = CHUNK
+) -> dict[str, Timed]:
+    """The bare products and the whole loop of an agent, compiled.
+
+    ``one(agent, state, batch, update_actor)`` are the products of a gradient step. An iteration has
+    ``steps`` of these, and a call of the loop ``chunk`` iterations.
+    """
+    trainer = jaxrl.Offline(agent, jaxrl.VectorEnv(Free(), 1), num_updates=steps)
     placement = choose([trainer], seeds)
     whole = Programs(trainer, placement)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     data = whole.put_data(data)
     ts = jax.jit(whole.init)({}, keys, data)
     held = [ts]
-    count, first = jnp.int32(CHUNK), jnp.int32(0)
+    count, first = jnp.int32(chunk), jnp.int32(0)
     compiled, seconds = timed_compile(
         jax.jit(whole.chunk, donate_argnums=1).lower({}, ts, data, count, first)
     )
@@ -107,19 +122,17 @@ def programs(name: str, seeds: int, data: Dataset) -> dict[str, Timed]:
         return metrics
 
     batch = Batch(data.obs, data.action, data.reward, data.reward, data.next_obs, {})
-    batches = jax.tree.map(lambda x: x[: STEPS * BATCH].reshape(STEPS, BATCH, *x.shape[1:]), batch)
+    batches = jax.tree.map(lambda x: x[: steps * BATCH].reshape(steps, BATCH, *x.shape[1:]), batch)
     state = jax.tree.map(jnp.copy, jax.jit(jax.vmap(trainer.agent.init))(keys))
-    # TD3's products know by an option of its that the actor maximises the first critic.
-    one = (trainer.agent, iql_products) if name == "IQL" else (jaxrl.TD3(), td3_products)
-    many = jax.vmap(lambda state: bare(one[0], state, batches, one[1]))
+    many = over_members(lambda state: bare(trainer.agent, state, batches, one))
     if placement.members > 1:
         spec = jax.sharding.PartitionSpec("member")
         many = jax.shard_map(many, mesh=placement.mesh, in_specs=spec, out_specs=spec,
                              check_vma=False)  # fmt: skip
     products, products_seconds = timed_compile(jax.jit(many).lower(state))
     return {
-        "products": Timed(lambda: products(state), STEPS * seeds, products_seconds),
-        "loop": Timed(loop, CHUNK * STEPS * seeds, seconds),
+        "products": Timed(lambda: products(state), steps * seeds, products_seconds),
+        "loop": Timed(loop, chunk * steps * seeds, seconds),
     }
 
 
@@ -141,7 +154,7 @@ def measure(
     print(f"{'agent':8}{'seeds':>6}  {'':10}{'updates/s':>10}{'of bound':>10}{'compile':>9}")
     for name in agents:
         for count in seeds:
-            timed = programs(name, count, data)
+            timed = programs(AGENTS[name], PRODUCTS[name], count, data)
             for _ in range(repeats + 1):
                 for program in timed.values():
                     program.run()

@@ -8,12 +8,14 @@ import functools
 import io
 import math
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shared import compiled_once
+from generative import GENERATIVE, ON_POLICY
+from shared import compiled_once, rows_of_pendulum
 
 from jaxrl import (
     DSACT,
@@ -22,17 +24,15 @@ from jaxrl import (
     TD3,
     TD3BC,
     NormalizeObs,
+    Offline,
     OnPolicy,
     UsageError,
     VectorEnv,
     make,
-    rng,
     run,
 )
 from jaxrl import metrics as m
-from jaxrl.agents import dsac, td3
 from jaxrl.envs.probe import Both
-from jaxrl.nn import distributions
 from jaxrl.nn.critics import Critic
 from jaxrl.nn.policies import Deterministic, TanhGaussian
 from jaxrl.optim import Adam
@@ -41,7 +41,7 @@ from jaxrl.run.placement import SHARD, Placement, choose
 from jaxrl.sharding import reducing_over, shard_count, shard_index
 from jaxrl.training.gradient_steps import gradient_steps
 from jaxrl.training.rollout import rollout
-from jaxrl.types import Batch, Box, Spec
+from jaxrl.types import Batch, Box, Spec, Transition
 
 COLLECTIVE = re.compile(
     r"= (\S+|\([^()]*\)) (all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter"
@@ -275,6 +275,7 @@ REPLAYED = {
     "DSACT": DSACT(
         policy=POLICY, critic=Critic(hidden_dims=(8,)), likelihood=True, running_tau=0.5
     ),
+    **GENERATIVE,
 }
 
 
@@ -285,42 +286,62 @@ def batches(count, rows):
     action = rng.uniform(-1.0, 1.0, (count, rows, 2))
     reward = 10.0 * rng.normal(size=(count, rows))
     discount = np.where(rng.random((count, rows)) < 0.2, 0.0, 0.99)
-    return jax.tree.map(jnp.float32, Batch(obs, action, reward, discount, next_obs, {}))
+    extras = {"return_to_go": 10.0 * reward}
+    return jax.tree.map(jnp.float32, Batch(obs, action, reward, discount, next_obs, extras))
+
+
+def rollout_of(agent, state, steps, envs):
+    """A rollout ``[steps, envs]`` of random observations and the agent's actions."""
+    batch = batches(steps, envs)
+    action, _, extras = agent.act(state, (), batch.obs, jax.random.key(1), "explore")
+    never = jnp.zeros(batch.reward.shape, bool)
+    return Transition(
+        batch.obs, action, batch.reward, batch.next_obs, batch.discount == 0, never, extras
+    )
 
 
 @contextlib.contextmanager
 def rows_of_the_whole(rows):
-    """Have every shard of ``rows`` rows draw the normal noise of all shards, and take its own."""
-    normal = jax.random.normal
+    """Have every shard of ``rows`` rows draw the noise of all shards, and take its own.
 
-    def shared(key, shape):
-        axis = shape.index(rows)
-        whole = normal(
-            key, tuple(n * shard_count() if i == axis else n for i, n in enumerate(shape))
-        )
+    Noise without an axis of rows is the same for all.
+    """
+
+    def shared(draw, key, shape, *args, **options):
+        if rows not in shape:
+            return draw(key, shape, *args, **options)
+        axis, count = shape.index(rows), shard_count()
+        every = (*shape[:axis], rows * count, *shape[axis + 1 :])
+        whole = draw(key, every, *args, **options)
         start = 0 if shard_index() is None else shard_index() * rows
         return jax.lax.dynamic_slice_in_dim(whole, start, rows, axis)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax.random, "normal", shared)
-        for module in (distributions, rng, td3, dsac):
-            patch.setattr(module, "row_key", lambda key: key)
+        for name in ("normal", "uniform", "gumbel", "bits"):
+            patch.setattr(jax.random, name, functools.partial(shared, getattr(jax.random, name)))
+        for module in [x for name, x in sys.modules.items() if name.startswith("jaxrl.")]:
+            if hasattr(module, "row_key"):
+                patch.setattr(module, "row_key", lambda key: key)
         yield
 
 
 def replayed(name, shards):
-    """Four gradient steps on the same batches and noise, shared out over ``shards``.
+    """Gradient steps on the same rows and noise, shared out over ``shards``.
 
+    They are four batches, or for on-policy agents a rollout of four steps, in one minibatch.
     Returns the state and metrics as every shard holds them, ``[S, ...]``, and the actions by which
     each would explore at one and the same observations.
     """
     agent, key, rows = REPLAYED[name].bind(SPEC), jax.random.key(0), 16
     state = jax.jit(agent.init)(key)
+    on_policy = agent.learns_from == "rollouts"
+    data = rollout_of(agent, state, 4, rows) if on_policy else batches(4, rows)
+    learn = agent.update if on_policy else functools.partial(gradient_steps, agent)
 
-    def update(state, batch):
+    def update(state, data):
         with reducing_over(SHARD if shards > 1 else None):
             with rows_of_the_whole(rows // shards):
-                after, metrics = gradient_steps(agent, state, batch, key)
+                after, metrics = learn(state, data, key)
             drawn, _, _ = agent.act(state, (), jnp.ones((5, 3)), key, "explore")
             found = after, m.values(m.over_shards(metrics)), drawn
         return jax.tree.map(lambda x: x[None], found)
@@ -328,7 +349,26 @@ def replayed(name, shards):
     specs = (P(), P(None, SHARD))
     mesh = Placement(1, shards).mesh
     place = jax.shard_map(update, mesh=mesh, in_specs=specs, out_specs=P(SHARD), check_vma=False)
-    return plain(jax.jit(place)(state, batches(4, rows)))
+    return plain(jax.jit(place)(state, data))
+
+
+def generative(name, groups, shards):
+    """Two seeds of a generative agent after three iterations.
+
+    Returns the state, the metrics, and the agents that every device holds.
+    """
+    agent = NormalizeObs(GENERATIVE[name], frozen=name not in ON_POLICY)
+    venv = VectorEnv(make("gymnax/Pendulum-v1", max_steps=6), 4)
+    if name in ON_POLICY:
+        trainer, data = OnPolicy(agent, venv, num_steps=4), ()
+    else:
+        trainer = Offline(agent, venv, batch_size=8, num_updates=2)
+        data = rows_of_pendulum().with_next_action().with_return_to_go(0.99)
+    programs, count = Programs(trainer, Placement(groups, shards)), jnp.int32(3)
+    data = programs.put_data(data)
+    ts = jax.jit(programs.init)({}, first_keys(2), data)
+    ts, metrics = jax.jit(programs.chunk)({}, ts, data, count, 0 * count)
+    return plain(ts), plain(m.values(metrics)), copies(ts.agent)
 
 
 def train(run_dir, members, devices, count, every, resume=False):

@@ -28,7 +28,7 @@ LEARNERS = {
     "SAC": (jaxrl.SAC(), "tau"),
     "TD3": (jaxrl.TD3(), "tau"),
     "DSACT": (jaxrl.DSACT(), "tau"),
-    "BC": (jaxrl.BC(FLOW, ema_decay=0.9), "policy.guidance"),
+    "BC": (jaxrl.BC(FLOW, ema_decay=0.9), "ema_decay"),
     "TD3BC": (jaxrl.TD3BC(), "bc_alpha"),
     "IQL": (jaxrl.IQL(), "expectile"),
     "ReBRAC": (jaxrl.ReBRAC(), "actor_bc"),

@@ -225,12 +225,12 @@ def test_a_gradient_that_is_not_finite_on_one_shard_is_skipped_by_all(eight):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(x, marks=[pytest.mark.slow] * (x not in ("SAC", "IQL")))
+        pytest.param(x, marks=[pytest.mark.slow] * (x not in ("SAC", "FQL")))
         for x in worker.REPLAYED
     ],
 )
-def test_a_sharded_update_from_replay_is_that_of_the_whole_batch(eight, name):
-    """And every shard explores by noise of its own."""
+def test_a_sharded_update_is_that_of_the_whole_batch(eight, name):
+    """And every shard explores by noise of its own, where actions are not clipped."""
     (whole, metrics, _), (shards, others, drawn) = (eight(worker.replayed, name, n) for n in (1, 2))
 
     def same(a, b):
@@ -239,8 +239,28 @@ def test_a_sharded_update_from_replay_is_that_of_the_whole_batch(eight, name):
 
     jax.tree.map(same, shards, whole)
     jax.tree.map(same, others, metrics)
-    assert others["skipped_updates"][0] == 0 < others["critic_grad_norm"][0]
-    assert not np.any(drawn[0] == drawn[1])
+    norms = [value[0] for key, value in others.items() if key.endswith("grad_norm")]
+    assert others["skipped_updates"][0] == 0 < min(norms)
+    assert not np.any((drawn[0] == drawn[1]) & (np.abs(drawn[0]) < 1.0))
+    assert np.any(drawn[0] != drawn[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", worker.GENERATIVE)
+def test_generative_agents_train_on_two_devices(eight, name):
+    """Seeds over devices equal one device; both devices of shared seeds hold one agent."""
+    one, metrics, _ = eight(worker.generative, name, 1, 1)
+    state, others, _ = eight(worker.generative, name, 2, 1)
+    assert_same_bits((state.key, state.env_steps), (one.key, one.env_steps))
+    for a, b in zip(*map(jax.tree.leaves, ((state, others), (one, metrics))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    shared, others, agents = eight(worker.generative, name, 1, 2)
+    assert others.keys() == metrics.keys() and not np.any(others["skipped_updates"])
+    for first, second in agents:
+        np.testing.assert_array_equal(first, second)
+    assert_same_bits(
+        (shared.iterations, shared.gradient_steps), (one.iterations, one.gradient_steps)
+    )
 
 
 # --- runs

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl import FQL, IDQL, IFQL, IQL, PPO, BestOf, DiffusionQL, Softmax, UsageError
+from jaxrl import FQL, IDQL, IFQL, IQL, PPO, BestOf, DiffusionQL, Softmax, UsageError, hyper
 from jaxrl.agents import protocol
 from jaxrl.agents.improvement import candidates
 from jaxrl.nn.critics import Critic, ValueFunction
@@ -370,6 +370,26 @@ def test_numbers_and_seeds_are_swept_in_one_program():
         seeds, numbers = jax.random.split(KEY, 3), jnp.array([0.1, 0.5, 0.9])
         state, metrics = jax.eval_shape(jax.vmap(member), seeds, numbers)
         assert {leaf.shape[0] for leaf in jax.tree.leaves((state, metrics))} == {3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("agent", "name"), [(fql(), "alpha"), (diffusion_ql(), "improver.temperature")]
+)
+def test_members_of_a_sweep_are_what_they_are_alone(agent, name):
+    batch = jax.tree.map(jnp.float32, ref.row(ref.batches(1), 0))
+    start = jax.tree.map(lambda x: x.astype(jnp.float32), ref.state(agent))
+
+    def member(number):
+        swept = hyper.replace(agent, {name: number})
+        state, _ = swept.update(start, batch, KEY)
+        return jax.tree.leaves(state), swept.act(state, (), 9.0 * batch.obs, KEY, "explore")[0]
+
+    numbers = jnp.array([0.01, 30.0])
+    found = jax.jit(jax.vmap(member))(numbers)
+    for i, number in enumerate(numbers):
+        assert_close(jax.tree.map(lambda x, i=i: x[i], found), jax.jit(member)(number), 1e-3)
+    assert np.abs(np.diff(found[1], axis=0)).max() > 1e-3
 
 
 def test_wrong_parts_are_one_line():

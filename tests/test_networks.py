@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from jaxrl.nn.activations import gelu
+from jaxrl.nn.activations import gelu, mish
 from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.networks import MLP, ResidualMLP, apply_network, init_network
 from jaxrl.nn.policies import Deterministic, Gaussian
@@ -56,6 +56,17 @@ def test_products_and_their_derivatives_are_those_of_matmul(inputs, outputs):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected
     )
+
+
+def test_mish_and_its_derivative_are_exact_to_float32():
+    x = np.linspace(-100, 100, 40_001).astype(np.float32)
+    value, slope = jax.jit(jax.vmap(jax.value_and_grad(mish)))(x)
+    exact = x.astype(np.float64)
+    gate = np.tanh(np.logaddexp(exact, 0))
+    np.testing.assert_allclose(value, exact * gate, rtol=4e-7, atol=4e-7)
+    expected = gate + exact * (1 - gate**2) * special.expit(exact)
+    np.testing.assert_allclose(slope, expected, rtol=4e-7, atol=4e-7)
+    assert np.isnan(mish(jnp.float32(np.nan))) and mish(jnp.float32(np.inf)) == np.inf
 
 
 def rounded(x):

@@ -7,6 +7,7 @@ Directives are comments, so that the pages can be read on a plain Git host too:
     <!-- speeds: speed_ant.json -->  a table of speeds in results/
     <!-- scores: bc bc10 -->         the rows of algorithms in results/offline.json
     <!-- fine_tuning: dppo -->       the rows of methods in results/fine_tuning*.json
+    <!-- generative: latency -->     a part of results/generative_speed.json
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from mkdocs.structure.files import File, Files
 from notebooks import page_of
 
 ROOT = Path(__file__).parent.parent.parent
-DIRECTIVE = re.compile(r"^<!-- (run|options|speeds|scores|fine_tuning): (.+?) -->$", re.M)
 MADE = {
     "run": recorded.figure,
     "speeds": recorded.speeds,
     "scores": recorded.scores,
     "fine_tuning": recorded.fine_tuning,
+    "generative": recorded.generative,
 }
+DIRECTIVE = re.compile(rf"^<!-- ({'|'.join(MADE)}|options): (.+?) -->$", re.M)
 COPIED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 NOTEBOOKS = """\
 # Notebooks

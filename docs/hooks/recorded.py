@@ -159,6 +159,36 @@ def fine_tuning(names: str) -> str:
     return "\n".join(lines)
 
 
+def generative(part: str) -> str:
+    """Return ``updates`` or ``latency`` of ``results/generative_speed.json`` as a table.
+
+    Raises:
+        KeyError: for another name.
+    """
+    rows = json.loads((RESULTS / "generative_speed.json").read_text())[part]["results"]
+    if part == "updates":
+        lines = [
+            "| agent | gradient steps per second | bare products | share |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {row['agent']} | {row['loop']:.1f} | {row['products']:.1f} "
+            f"| {row['of_products']:.0%} |"
+            for row in rows
+        ]
+        return "\n".join(lines)
+    lines = [
+        "| policy | steps K | return | one observation | 256 observations |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['policy']} | {row['steps']} | {number(row['return'])} "
+        f"| {row['microseconds_at_1'] / 1e3:.2f} ms | {row['microseconds_at_256'] / 1e3:.1f} ms |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
 def figure(name: str) -> str:
     """Return a run as Markdown: its curves, its result and its command.
 

@@ -127,11 +127,14 @@ class DiffusionQL:
         imitation_key, action_key, critic_key = jax.random.split(key, 3)
         errors = self.policy.errors(params, batch.obs, batch.action, imitation_key)
         action, _ = self.policy.sample(params, batch.obs, action_key)
-        q = self.critic(state.critic.params, batch.obs, action)
         chosen, other = jax.random.permutation(critic_key, self.critic.num_critics)[:2]
-        scale = stop_gradient(shard_mean(jnp.mean(jnp.abs(q[other]))))
+        # Gradients run through one critic alone.
+        known = state.critic.params
+        q = self.critic.one(known, batch.obs, action, chosen)
+        scale = self.critic.one(known, batch.obs, stop_gradient(action), other)
+        scale = shard_mean(jnp.mean(jnp.abs(scale)))
         imitation = jnp.mean(errors)
-        return imitation - self.eta * jnp.mean(q[chosen]) / scale, {"bc_loss": mean_of(imitation)}
+        return imitation - self.eta * jnp.mean(q) / scale, {"bc_loss": mean_of(imitation)}
 
     # Update
 

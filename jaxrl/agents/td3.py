@@ -119,7 +119,7 @@ class TD3:
         """``-mean Q_1(s, pi(s))``."""
         action = self.policy.mode(params, batch.obs)
         if self.actor_q == "first":
-            return -jnp.mean(self.critic.first(state.critic.params, batch.obs, action)), None
+            return -jnp.mean(self.critic.one(state.critic.params, batch.obs, action)), None
         q = self.critic(state.critic.params, batch.obs, action)
         return -jnp.mean(jnp.min(q, axis=0) if self.actor_q == "min" else q), None
 

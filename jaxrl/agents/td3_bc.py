@@ -97,7 +97,7 @@ class TD3BC:
         The second mean is over the elements of the actions too.
         """
         action = self.policy.mode(params, batch.obs)
-        q = self.critic.first(state.critic.params, batch.obs, action)
+        q = self.critic.one(state.critic.params, batch.obs, action)
         weight = self.bc_alpha / stop_gradient(shard_mean(jnp.mean(jnp.abs(q))))
         imitation = jnp.mean(jnp.square(action - batch.action))
         return imitation - weight * jnp.mean(q), {"bc_loss": mean_of(imitation)}

@@ -84,9 +84,9 @@ class Critic(NetworkPart):
         gradient, q = jax.grad(total, has_aux=True)(own)
         return q, gradient
 
-    def first(self, params: PyTree, obs: PyTree, action: Array) -> Array:
-        """Return the values of the first network alone: ``[...]``."""
-        network = jax.tree.map(lambda x: x[:1], params["network"])
+    def one(self, params: PyTree, obs: PyTree, action: Array, index: Array | int = 0) -> Array:
+        """Return the values of one network alone, by default the first: ``[...]``."""
+        network = jax.tree.map(lambda x: x[index][None], params["network"])
         alone = dataclasses.replace(self, num_critics=1)
         return alone(params | {"network": network}, obs, action)[0]
 

@@ -30,7 +30,8 @@ from jaxrl.nn.policies import check_reach, vector_size
 from jaxrl.rng import row_key
 from jaxrl.types import Array, Key, PyTree, Spec
 
-Predict = Callable[[Array, Array], Array]  # x[..., A], time[...] -> outputs[..., A]
+# x[..., A], time -> outputs[..., A]; times of fewer rows, or a single one, are broadcast.
+Predict = Callable[[Array, Array], Array]
 UNROLLED = 10  # steps of a chain up to which it is no loop
 
 
@@ -259,6 +260,14 @@ def normals(key: Key, steps: int, shape: tuple[int, ...]) -> tuple[Array, Array]
     """Return a chain's first noise ``[*shape]`` and that of its steps ``[K, *shape]``, at once."""
     noise = jax.random.normal(row_key(key), (steps + 1, *shape))
     return noise[0], noise[1:]
+
+
+def time_of(step: Array) -> Array:
+    """Return the time of a step for ``predict``: ``[]`` in a chain, ``[K, 1, ...]`` of ``over``.
+
+    It keeps axes of one, so that the network embeds it once for all rows.
+    """
+    return step[..., 0] if step.ndim else step
 
 
 def over(table: Array, x: Array) -> Array:

@@ -20,6 +20,7 @@ from jaxrl.nn.denoisers import (
     normals,
     over,
     run_chain,
+    time_of,
 )
 from jaxrl.nn.distributions import Normal
 from jaxrl.types import Array, Key, PyTree, Spec
@@ -149,7 +150,7 @@ class Diffusion(Denoiser):
     def denoised(self, predict: Predict, x: Array, step: Step) -> Array:
         """Return the action ``[..., A]`` that the network expects behind ``x[..., A]``."""
         signal, spread = jnp.sqrt(step.alpha_bar), jnp.sqrt(1.0 - step.alpha_bar)
-        out = predict(x, jnp.broadcast_to(step.time, (*x.shape[:-1], 1))[..., 0])
+        out = predict(x, time_of(step.time))
         if self.prediction == "epsilon":
             out = (x - spread * out) / signal
         elif self.prediction == "v":

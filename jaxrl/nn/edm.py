@@ -93,8 +93,7 @@ class EDM(Denoiser):
     def denoised(self, predict: Predict, x: Array, sigma: Array) -> Array:
         """Return the action ``[..., A]`` that the network expects behind ``x[..., A]``."""
         skip, out, into = self.scales(sigma)
-        time = jnp.broadcast_to(jnp.log(sigma) / 4.0, x.shape[:-1])
-        return skip * x + out * predict(into * x, time)
+        return skip * x + out * predict(into * x, jnp.log(sigma) / 4.0)
 
     def chain(self, predict: Predict, first: Array, noise: Array) -> Array:
         """Return all points ``[..., K + 1, A]``, from normals ``[..., A]`` and ``[K, ..., A]``."""

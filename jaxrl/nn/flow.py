@@ -22,6 +22,7 @@ from jaxrl.nn.denoisers import (
     normals,
     over,
     run_chain,
+    time_of,
 )
 from jaxrl.nn.distributions import Normal
 from jaxrl.nn.encoders import POLICY_KEYS
@@ -78,8 +79,7 @@ class Flow(Denoiser):
 
     def step(self, predict: Predict, x: Array, time: Array) -> Array:
         """Return the point ``[..., A]`` that is ``1 / K`` after ``x[..., A]``."""
-        length = 1.0 / self.sample_steps
-        time = jnp.broadcast_to(time, (*x.shape[:-1], 1))[..., 0]
+        length, time = 1.0 / self.sample_steps, time_of(time)
         velocity = predict(x, time)
         if self.solver == "midpoint":
             velocity = predict(x + 0.5 * length * velocity, time + 0.5 * length)
