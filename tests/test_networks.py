@@ -1,19 +1,24 @@
 """Activations and products of layers against numpy in float64; dropout."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from scipy import special, stats
 
 from jaxrl.nn.activations import gelu, mish
 from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.networks import MLP, ResidualMLP, apply_network, init_network
+from jaxrl.nn.normalization import LayerNorm
 from jaxrl.nn.policies import Deterministic, Gaussian
 from jaxrl.nn.products import bfloat16_product, product
 from jaxrl.types import Box, Spec
 
 RNG = np.random.default_rng(0)
+KEY = jax.random.key(0)
 
 
 def test_gelu_and_its_derivative_are_exact_to_float32():
@@ -69,6 +74,24 @@ def test_mish_and_its_derivative_are_exact_to_float32():
     assert np.isnan(mish(jnp.float32(np.nan))) and mish(jnp.float32(np.inf)) == np.inf
 
 
+def test_layer_norm_and_its_derivatives_are_those_of_flax():
+    x = jnp.asarray(3.0 * RNG.normal(size=(2, 7, 9)) + 1.0, jnp.float32)
+    own, reference = LayerNorm(), nn.LayerNorm()
+    params = jax.tree.map(lambda p: p + RNG.normal(size=p.shape), own.init(KEY, x))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, reference.init(KEY, x))
+
+    def first(norm, x):
+        slopes = jax.grad(lambda *args: jnp.sum(jnp.sin(norm.apply(*args))), (0, 1))
+        return slopes(params, x)
+
+    def second(norm):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(first(norm, x)[1])))(x)
+
+    for f in (lambda norm: norm.apply(params, x), lambda norm: first(norm, x), second):
+        same = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+        jax.tree.map(same, f(own), f(reference))
+
+
 def rounded(x):
     return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
 
@@ -107,7 +130,6 @@ def test_gradients_of_bfloat16_gradients_round_their_operands_too():
         np.testing.assert_allclose(mine, exact, rtol=1e-5, atol=1e-5)
 
 
-KEY = jax.random.key(0)
 SPEC = Spec(Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,)), 10)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxrl.nn.encoders import Convolution
+from jaxrl.nn.normalization import EPSILON, LayerNorm
 from jaxrl.nn.products import dense_product
 
 
@@ -82,6 +83,10 @@ def _layer_norm(module: Any, params: dict[str, np.ndarray]) -> Layer | None:
     return Layer("layer_norm", (params["scale"], params["bias"]), {"epsilon": module.epsilon})
 
 
+def _own_layer_norm(module: Any, params: dict[str, np.ndarray]) -> Layer:
+    return Layer("layer_norm", (params["scale"], params["bias"]), {"epsilon": EPSILON})
+
+
 def _convolution(module: Any, params: dict[str, np.ndarray]) -> Layer:
     return Layer("conv", (params["kernel"], params["bias"]), {"stride": module.stride})
 
@@ -89,5 +94,6 @@ def _convolution(module: Any, params: dict[str, np.ndarray]) -> Layer:
 _AS_LAYER: dict[type, Callable[..., Layer | None]] = {
     nn.Dense: _dense,
     nn.LayerNorm: _layer_norm,
+    LayerNorm: _own_layer_norm,
     Convolution: _convolution,
 }

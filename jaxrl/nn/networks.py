@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from jaxrl.nn.activations import ACTIVATIONS, Activation
 from jaxrl.nn.initializers import Initializer, bias_init, kernel_init
+from jaxrl.nn.normalization import LayerNorm
 from jaxrl.nn.products import ComputeDtype, dot_general
 from jaxrl.rng import row_key
 from jaxrl.types import Array, Key, PyTree
@@ -43,10 +44,10 @@ class MLP(nn.Module):
         for i, width in enumerate(self.hidden_dims):
             x = self._dense(f"layer_{i}", width, 2.0**0.5, x)
             if self.layer_norm:
-                x = nn.LayerNorm(name=f"norm_{i}")(x)
+                x = LayerNorm(name=f"norm_{i}")(x)
             x = ACTIVATIONS[self.activation](x)
             if self.post_norm:
-                x = nn.LayerNorm(name=f"post_norm_{i}")(x)
+                x = LayerNorm(name=f"post_norm_{i}")(x)
             x = self._thinned(x)
         return x if self.outputs is None else self._dense("head", self.outputs, self.head_scale, x)
 
@@ -153,7 +154,7 @@ class ResidualMLP(MLP):
         gain = 2.0**0.5
         x = self._dense("inputs", width, gain, x)
         for i, _ in enumerate(self.hidden_dims):
-            y = nn.LayerNorm(name=f"norm_{i}")(self._thinned(x))
+            y = LayerNorm(name=f"norm_{i}")(self._thinned(x))
             y = act(self._dense(f"wide_{i}", 4 * width, gain, y))
             x = x + self._dense(f"layer_{i}", width, gain, y)
         x = act(x)
