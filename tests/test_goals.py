@@ -170,3 +170,5 @@ def test_guidance_by_what_the_policy_does_not_see_is_refused():
         UsageError, match=r"guided_by is \('goal',\), and the encoder sees state; g"
     ):
         policy.bind(ENV.spec)
+    with pytest.raises(UsageError, match=r"guidance is 2.0, and guided_by names no entry"):
+        dataclasses.replace(POLICY, guided_by=(), guidance=2.0).bind(ENV.spec)

@@ -77,8 +77,8 @@ class Denoiser(DropoutPart):
         It warns of action elements without two finite bounds: actions stay in [-1, 1].
 
         Raises:
-            UsageError: for discrete actions, widths that do not fit residual blocks, or guidance by
-                entries that are not observed, or that the encoder does not see.
+            UsageError: for discrete actions, widths that do not fit residual blocks, guidance by
+                entries that are not observed or that the encoder does not see, or by none.
         """
         check_reach(self, spec)
         if self.time_features % 2:
@@ -98,6 +98,11 @@ class Denoiser(DropoutPart):
                     "leave it empty"
                 )
             chosen_keys(spec.observation, self.guided_by, POLICY_KEYS)
+        elif isinstance(self.guidance, float) and self.guidance != 1.0:
+            raise UsageError(
+                f"guidance is {self.guidance}, and guided_by names no entry of observations to "
+                "strengthen; name one, or leave guidance at 1"
+            )
         encoder = self.encoder.bind(spec.observation, POLICY_KEYS)
         seen = getattr(encoder, "keys", self.guided_by)
         if not set(self.guided_by) <= set(seen):
