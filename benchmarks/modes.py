@@ -157,8 +157,8 @@ def exact(policy: Any) -> Predict:
         action = expected(x / into, jnp.ones_like(sigma), sigma)
         return (action - skip * x / into) / out
 
-    kinds = {Flow: velocity, Diffusion: epsilon, EDM: preconditioned}
-    return kinds[type(policy)]
+    kind = {Flow: velocity, Diffusion: epsilon, EDM: preconditioned}[type(policy)]
+    return lambda x, time: kind(x, jnp.broadcast_to(time, x.shape[:-1]))
 
 
 def limits(steps: tuple[int, ...] = (5, 10, 20, 50)) -> dict[str, dict[int, float]]:

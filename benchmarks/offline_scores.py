@@ -111,8 +111,9 @@ def measure(name: str, dataset: str, words: list[str], seeds: int, steps: int, r
 def line(row: Row) -> str:
     """Return a row's line of the table."""
     final = row["scores"]["final"]
-    name = " ".join([row["algorithm"], *row["options"]])
-    cells = [row["dataset"], f"{row['tq']:.2f}", name, f"{row['steps']:,}", str(len(row["seeds"]))]
+    name = " ".join([row["algorithm"], *(word.removeprefix("--") for word in row["options"])])
+    steps = f"{row['steps'] / 1000:.0f}k"
+    cells = [row["dataset"], f"{row['tq']:.2f}", name, steps, str(len(row["seeds"]))]
     if final["iqm"] is None:
         return f"| {' | '.join([*cells, 'not finite', ''])} |"
     low, high = final["ci95"]
