@@ -282,6 +282,7 @@ def test_a_folder_is_enough_to_resume(script, monkeypatch, tmp_path):
 
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--resume", f"--run-dir={tmp_path}"])
     assert cli.parse(script.Config, ppo.PRESETS) == found
+    assert cli.parse(script.Config, ppo.PRESETS, ["--resume", f"--run_dir={tmp_path}"]) == found
     assert sys.argv[-2:] == ["--resume", f"--run-dir={tmp_path}"]
     again = shlex.join(["ppo.py", *sys.argv[1:]])  # what is recorded now
     (tmp_path / "config.json").write_text(json.dumps({"command": again}))

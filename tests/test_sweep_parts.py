@@ -11,7 +11,7 @@ import pytest
 
 from jaxrl import PBT, Halving, Range, UsageError, Values
 from jaxrl.analysis.heat_map import axes_of, is_grid, plot_sweep
-from jaxrl.run.halving import climb, cost, highest
+from jaxrl.run.halving import cost, highest, train_rungs
 from jaxrl.run.legs import divide
 from jaxrl.run.pbt import schedule
 from jaxrl.run.ranking import (
@@ -125,7 +125,7 @@ def test_halving_returns_the_argmax_of_scores_that_do_not_change(eta, count):
         return scores[alive], None
 
     ladder = Halving(eta).ladder(count)
-    rungs = climb(ladder, train)
+    rungs = train_rungs(ladder, train)
     alive, found, _ = rungs[-1]
     assert calls == [rung.keep for rung in ladder]
     assert alive[int(np.argmax(found))] == int(np.argmax(scores))

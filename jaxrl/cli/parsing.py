@@ -42,9 +42,9 @@ def parse(
         UsageError: for anything that cannot be parsed, in one line.
         SystemExit: after printing ``--help``.
     """
+    given = with_recorded(sys.argv[1:] if args is None else args)
     if args is None:
-        sys.argv[1:] = with_recorded(sys.argv[1:])  # and so it is recorded, for the next time
-    given = list(sys.argv[1:]) if args is None else with_recorded(args)
+        sys.argv[1:] = given  # so they are recorded, for the next time
     bare: Any = config()
     names = [value_of(given, "env", bare.env)]
     if hasattr(bare, "dataset"):

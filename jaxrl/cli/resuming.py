@@ -40,10 +40,13 @@ def value_of(args: Sequence[str], option: str, default: str) -> str:
     """Return the value of an option that is needed before the others are parsed."""
     found = default
     for i, arg in enumerate(args):
-        if arg == f"--{option}" and i + 1 < len(args):
+        name, equals, value = arg.partition("=")
+        if name.replace("_", "-") != f"--{option}":
+            continue
+        if equals:
+            found = value
+        elif i + 1 < len(args):
             found = args[i + 1]
-        if arg.startswith(f"--{option}="):
-            found = arg.removeprefix(f"--{option}=")
     return found
 
 

@@ -14,15 +14,6 @@ from jaxrl.types import Array
 Activation = Literal["tanh", "relu", "swish", "elu", "gelu", "mish"]
 
 
-def again(x: Array) -> Array:
-    """Return ``x``, from which XLA computes anew what it has computed from ``x`` itself.
-
-    A slope then shares no exponential with the value. It would be written to memory between the
-    two passes, which takes longer on a CPU than a second one in the loop that needs it.
-    """
-    return jax.lax.optimization_barrier(x)
-
-
 # 1 - Phi(x) = p(x)^-8 / 2 for x >= 0 and the standard normal's distribution function Phi, as in
 # Abramowitz and Stegun 1964, "Handbook of Mathematical Functions", 7.1.28. The coefficients of p
 # are a least-squares fit on [0, 6], reweighted until the largest errors are equal.
@@ -95,7 +86,9 @@ def mish(x: Array) -> Array:
 @mish.defjvp
 def _mish_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
     (x,), (tangent,) = primals, tangents
-    exponential, gate = _mish_parts(again(x))
+    # The barrier has XLA compute the exponential anew. Storing it between value and slope, which
+    # are passes of their own, takes longer on a CPU.
+    exponential, gate = _mish_parts(jax.lax.optimization_barrier(x))
     rest = 2.0 / (exponential * (exponential + 2.0) + 2.0)  # 1 - gate, without cancellation
     slope = gate + x * exponential * (exponential + 1.0) * jnp.square(rest)
     return mish(x), slope * tangent

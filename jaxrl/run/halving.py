@@ -82,7 +82,7 @@ def highest(scores: Scores, count: int) -> list[int]:
     return sorted(order[:count].tolist())
 
 
-def climb(
+def train_rungs(
     ladder: Sequence[Rung], train: Callable[[int, list[int]], tuple[Scores, Any]]
 ) -> list[tuple[list[int], Scores, Any]]:
     """Train rung after rung, each with the best of the one before.

@@ -112,7 +112,7 @@ def meet(address: str, count: int, number: int, timeout: float) -> Meeting:
     """Wait until all processes are there, and return their connections.
 
     Raises:
-        UsageError: if two have the same number, or were told different numbers of processes.
+        UsageError: if two processes have the same number, or disagree on how many there are.
         RunError: if the port is taken, or somebody is missing after ``timeout`` seconds.
     """
     host, _, port = address.rpartition(":")
@@ -154,13 +154,13 @@ def _gather(port: int, count: int, until: float, timeout: float) -> dict[int, so
                     f"process {', '.join(missing)} of {count} did not come within {timeout:.0f} s"
                 ) from None
             opened.callback(connection.close)
-            number, told = _greeting(connection)
+            number, its_count = _greeting(connection)
             if number is None:  # not one of us
                 continue
-            if told != count or not 0 < number < count or number in found:
+            if its_count != count or not 0 < number < count or number in found:
                 raise UsageError(
-                    f"a process says that it is number {number} of {told}, and this is number 0 of "
-                    f"{count}; give each another number, and all the same count"
+                    f"a process says that it is number {number} of {its_count}, and this is "
+                    f"number 0 of {count}; give each another number, and all the same count"
                 )
             found[number] = connection
         for connection in found.values():
@@ -172,8 +172,8 @@ def _gather(port: int, count: int, until: float, timeout: float) -> dict[int, so
 def _greeting(connection: socket.socket) -> tuple[int | None, int | None]:
     connection.settimeout(5.0)
     try:
-        number, told = json.loads(connection.recv(64))
-        return int(number), int(told)
+        number, its_count = json.loads(connection.recv(64))
+        return int(number), int(its_count)
     except (OSError, ValueError, TypeError):
         return None, None
 

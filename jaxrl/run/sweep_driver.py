@@ -23,7 +23,7 @@ from jaxrl.run import sweep_results as results
 from jaxrl.run.devices import Programs
 from jaxrl.run.distributed import check_alike, loss_reported
 from jaxrl.run.extension import new_seeds
-from jaxrl.run.halving import climb, highest
+from jaxrl.run.halving import highest, train_rungs
 from jaxrl.run.lanes import Lane
 from jaxrl.run.legs import Leg, Outcome, divide
 from jaxrl.run.pbt import PBT, PBTSession, schedule
@@ -173,7 +173,7 @@ class Driver:
                 self.outcomes += [(v, each) for each in outcomes]
             return [rank_key(configuration_score(found[i].scores)) for i in alive], found
 
-        rungs = climb(self.ladder, train)
+        rungs = train_rungs(self.ladder, train)
         table = results.table_of_rungs(self.course, rungs)
         alive, scores, found = rungs[-1]
         (winner,) = highest(scores, 1)
