@@ -38,8 +38,8 @@ from jaxrl._startup import cores
 from jaxrl.cli import launch
 from jaxrl.nn.products import ComputeDtype
 from jaxrl.record.provenance import provenance
-from jaxrl.run.devices import Programs
-from jaxrl.run.placement import choose
+from jaxrl.run.devices import Programs, in_turn, over_members
+from jaxrl.run.placement import Placement, choose
 from jaxrl.training.gradient_steps import gradient_steps
 from jaxrl.types import Array, Batch, Box, Key, Spec, Step
 
@@ -170,6 +170,24 @@ class Timed:
         self.seconds.append(time.perf_counter() - began)
 
 
+def arranged(placement: Placement, turns: bool = False) -> Callable[[Callable], Callable]:
+    """Return what makes a function of a member one of all: as whole training arranges them.
+
+    Members that take turns have a ``f(state, ...) -> (state, results)``.
+    """
+
+    def over(f: Callable) -> Callable:
+        many = (in_turn if turns else over_members)(f)
+        if placement.members == 1:
+            return many
+        spec = jax.sharding.PartitionSpec("member")
+        return jax.shard_map(
+            many, mesh=placement.mesh, in_specs=spec, out_specs=spec, check_vma=False
+        )
+
+    return over
+
+
 def programs(agent: Any, seeds: int, buffer_size: int) -> dict[str, Timed]:
     """The three of an agent, compiled. The first call of each is still to warm up."""
     env = jaxrl.VectorEnv(Free(), 1)
@@ -193,19 +211,6 @@ def programs(agent: Any, seeds: int, buffer_size: int) -> dict[str, Timed]:
 
         made[name] = Timed(call, updates * seeds, time.perf_counter() - began)
 
-    def over_members(f: Callable) -> Callable:
-        one = (
-            jax.vmap(f)
-            if seeds > 1
-            else lambda *x: jax.tree.map(lambda y: y[None], f(*jax.tree.map(lambda y: y[0], x)))
-        )
-        if placement.members == 1:
-            return one
-        spec = jax.sharding.PartitionSpec("member")
-        return jax.shard_map(
-            one, mesh=placement.mesh, in_specs=spec, out_specs=spec, check_vma=False
-        )
-
     def given(key: Key) -> tuple[Any, Batch]:
         state_key, *keys = jax.random.split(key, 4)
         obs, next_obs = (jax.random.normal(k, (STEPS, BATCH, OBS)) for k in keys[:2])
@@ -217,12 +222,12 @@ def programs(agent: Any, seeds: int, buffer_size: int) -> dict[str, Timed]:
     def learn(state: Any, batches: Batch, key: Key) -> tuple[Any, Any]:
         return gradient_steps(agent, state, batches, key)
 
-    state, batches = jax.jit(over_members(given))(keys)
-    add("products", over_members(lambda s, b: (s, bare(agent, s, b))), state, batches)
-    state, batches = jax.jit(over_members(given))(keys)  # anew, as the first was donated
-    add("learner", over_members(learn), state, batches, keys)
     ts = jax.jit(whole.init)({}, keys)
-    chunk = 8  # iterations; real ones have more
+    over = arranged(placement, whole.takes_turns(ts))
+    make = jax.jit(arranged(placement)(given))
+    add("products", over(lambda s, b: (s, bare(agent, s, b))), *make(keys))
+    add("learner", over(learn), *make(keys), keys)
+    chunk = 32  # iterations; real ones have more
 
     def loop(ts: Any, iterations: Array, first: Array) -> tuple[Any, Any]:
         return whole.chunk({}, ts, (), iterations, first)

@@ -30,6 +30,7 @@ from off_policy import (
     STEPS,
     Free,
     Timed,
+    arranged,
     backward,
     bare,
     forward,
@@ -43,7 +44,7 @@ from jaxrl._startup import cores
 from jaxrl.cli import launch
 from jaxrl.data import Dataset
 from jaxrl.record.provenance import provenance
-from jaxrl.run.devices import Programs, over_members
+from jaxrl.run.devices import Programs
 from jaxrl.run.placement import choose
 from jaxrl.types import Array, Batch
 
@@ -124,11 +125,8 @@ def programs(
     batch = Batch(data.obs, data.action, data.reward, data.reward, data.next_obs, {})
     batches = jax.tree.map(lambda x: x[: steps * BATCH].reshape(steps, BATCH, *x.shape[1:]), batch)
     state = jax.tree.map(jnp.copy, jax.jit(jax.vmap(trainer.agent.init))(keys))
-    many = over_members(lambda state: bare(trainer.agent, state, batches, one))
-    if placement.members > 1:
-        spec = jax.sharding.PartitionSpec("member")
-        many = jax.shard_map(many, mesh=placement.mesh, in_specs=spec, out_specs=spec,
-                             check_vma=False)  # fmt: skip
+    over = arranged(placement, whole.takes_turns(held[0]))
+    many = over(lambda state: (state, bare(trainer.agent, state, batches, one)))
     products, products_seconds = timed_compile(jax.jit(many).lower(state))
     return {
         "products": Timed(lambda: products(state), steps * seeds, products_seconds),

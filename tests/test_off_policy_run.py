@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import pytest
 from shared import assert_same_bits
 from test_off_policy import small, trainer
 
-from jaxrl import DSACT, TD3, UsageError, run
-from jaxrl.run.devices import over_members
+from jaxrl import DSACT, TD3, UsageError, hyper, run
+from jaxrl.run import devices
+from jaxrl.run.devices import Programs, over_members
+from jaxrl.run.placement import Placement
 
 
 @pytest.mark.slow  # test_batch_learners.py resumes runs of several agents
@@ -49,6 +52,41 @@ def test_a_single_member_runs_as_itself():
             str(jax.make_jaxpr(each)(members, 1.0)) for each in (over_members(f, shared=1), same)
         )
         assert len(set(programs)) == 1
+
+
+@pytest.mark.exact
+def test_members_that_take_turns_are_trained_as_if_alone(monkeypatch):
+    """Bit for bit, with hyper-parameters of their own, and a state replaced in place."""
+    monkeypatch.setattr(devices, "LARGE", 0)
+    programs = Programs(trainer(small(TD3), buffer_size=30_000), Placement())
+    sweep = {"gamma": jnp.float32([0.9, 0.99, 0.95])}
+    start = jax.jit(programs.init)(sweep, jax.vmap(jax.random.key)(jnp.arange(3)))
+
+    def trained(members, donated=0):
+        own = jax.tree.map(lambda x: jnp.array(x[members], copy=True), (sweep, start))
+        chunk = jax.jit(programs.chunk, donate_argnums=1 if donated else ())
+        compiled = chunk.lower(*own, (), jnp.int32(2), jnp.int32(0)).compile()
+        return compiled(*own, (), jnp.int32(2), jnp.int32(0)), compiled.memory_analysis()
+
+    together, memory = trained(slice(None), donated=True)
+    for i in range(3):
+        alone, _ = trained(slice(i, i + 1))
+        assert_same_bits(jax.tree.map(lambda x, i=i: x[i : i + 1], together), alone)
+    state = memory.argument_size_in_bytes
+    assert memory.alias_size_in_bytes > 0.99 * state
+    assert memory.temp_size_in_bytes < 0.6 * state  # one member of three, and what it computes
+
+
+@pytest.mark.parametrize(("width", "batch_size", "turns"), [(256, 256, True), (32, 64, False)])
+def test_large_updates_take_turns_on_a_cpu(width, batch_size, turns, monkeypatch):
+    sizes = {"hidden_dims": (width, width)}
+    agent = hyper.override(TD3(), {"policy": sizes, "critic": sizes})
+    programs = Programs(trainer(agent, batch_size=batch_size), Placement())
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    ts = jax.eval_shape(programs.init, {}, keys)
+    assert programs.takes_turns(ts) is turns
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not programs.takes_turns(ts)
 
 
 def test_buffers_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
