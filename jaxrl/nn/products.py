@@ -42,8 +42,13 @@ product.defjvp(_product_jvp, symbolic_zeros=True)
 
 
 def dense_product(x: Array, weights: Array, *_: Any, **__: Any) -> Array:
-    """``product`` as ``flax.linen.Dense`` calls it."""
-    return product(x, weights)
+    """``product`` as ``flax.linen.Dense`` calls it.
+
+    Leading axes become one: XLA would copy the transposed gradient of a product over several.
+    """
+    if x.ndim < 3:
+        return product(x, weights)
+    return product(x.reshape(-1, x.shape[-1]), weights).reshape(*x.shape[:-1], -1)
 
 
 def _turned_product(x: Array, weights: Array) -> Array:
