@@ -77,11 +77,18 @@ def test_members_that_take_turns_are_trained_as_if_alone(monkeypatch):
     assert memory.temp_size_in_bytes < 0.6 * state  # one member of three, and what it computes
 
 
-@pytest.mark.parametrize(("width", "batch_size", "turns"), [(256, 256, True), (32, 64, False)])
-def test_large_updates_take_turns_on_a_cpu(width, batch_size, turns, monkeypatch):
-    sizes = {"hidden_dims": (width, width)}
-    agent = hyper.override(TD3(), {"policy": sizes, "critic": sizes})
-    programs = Programs(trainer(agent, batch_size=batch_size), Placement())
+@pytest.mark.parametrize(
+    ("width", "sizes", "turns"),
+    [
+        (256, {"batch_size": 256}, True),
+        (32, {"batch_size": 64}, False),
+        (256, {"batch_size": 256, "num_steps": 8, "num_updates": 4}, False),
+    ],
+)
+def test_large_updates_take_turns_on_a_cpu(width, sizes, turns, monkeypatch):
+    widths = {"hidden_dims": (width, width)}
+    agent = hyper.override(TD3(), {"policy": widths, "critic": widths})
+    programs = Programs(trainer(agent, **sizes), Placement())
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     ts = jax.eval_shape(programs.init, {}, keys)
     assert programs.takes_turns(ts) is turns

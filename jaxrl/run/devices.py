@@ -78,11 +78,15 @@ class Programs:
         """Return whether the members of a device are trained one after another.
 
         A CPU multiplies one pair of large matrices faster than several pairs in a batch, and the
-        networks of one member stay in its cache.
+        networks of one member stay in its cache. Environments are stepped faster together: there
+        has to be a gradient step for each of their steps.
         """
-        rows = getattr(self.trainer, "batch_size", 0)  # of trainers that learn from batches
+        trainer = self.trainer
+        rows = getattr(trainer, "batch_size", 0)  # of trainers that learn from batches
         work = rows * nbytes(ts.agent) // ts.key.shape[0]
-        return jax.default_backend() == "cpu" and work >= LARGE
+        steps = trainer.steps_per_iteration // trainer.env.num_envs
+        learns = trainer.gradient_steps_per_iteration >= steps and work >= LARGE
+        return learns and jax.default_backend() == "cpu"
 
     def init(
         self, sweep: dict[str, Array], keys: Key, data: PyTree = (), policies: PyTree = ()
