@@ -29,7 +29,7 @@ class BC:
     """Behaviour cloning with any policy family; the family defines the loss.
 
     Families with a density maximise the likelihood of the dataset's actions, ``Deterministic``
-    minimises squared errors, and those that denoise learn to predict what was added to an action.
+    minimises squared errors, and denoising families learn to predict what was added to an action.
 
     With ``ema_decay``, acting and validation use an exponential moving average of the parameters:
     ``ema <- decay ema + (1 - decay) params`` after every gradient step.
@@ -50,7 +50,7 @@ class BC:
     )
 
     def bind(self, spec: Spec) -> BC:
-        """Return the agent for ``spec``. Raises UsageError as the policy does."""
+        """Return the agent for ``spec``. Raises UsageError if the policy does."""
         protocol.require_methods(self, "policy", ["sample", "mode", "fit_loss"], "Gaussian")
         return dataclasses.replace(self, policy=self.policy.bind(spec))
 
@@ -63,7 +63,7 @@ class BC:
     def policy_loss(self, params: PyTree, batch: Batch, key: Key) -> tuple[Array, None]:
         """The mean of the family's ``fit_loss`` over ``[B]``.
 
-        With an extra ``valid[B, A]`` or ``[B]``, ``fit_loss`` is the sum over valid elements.
+        With an extra ``valid[B, A]`` or ``[B]``, only valid elements are summed.
         """
         valid = batch.extras.get("valid")
         if valid is None:
@@ -73,7 +73,7 @@ class BC:
         return jnp.sum(jnp.where(valid, errors, 0.0)) / valid[..., 0].size, None
 
     def validation_loss(self, state: BCState, batch: Batch, key: Key) -> Array:
-        """Return the loss on ``[B]`` that are not learnt from."""
+        """Return the loss on ``[B]`` rows that the agent does not learn from."""
         return self.policy_loss(self.acting(state), batch, key)[0]
 
     def acting(self, state: BCState) -> PyTree:
@@ -92,7 +92,7 @@ class BC:
     def act(
         self, state: BCState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return a sampled action ``[..., *A]``, or with ``greedy`` the mode, carry and extras."""
+        """Return an action ``[..., *A]`` (a sample; the mode if ``greedy``), carry and extras."""
         if mode == "greedy":
             return self.policy.mode(self.acting(state), obs, key), carry, {}
         return self.policy.sample(self.acting(state), obs, key)[0], carry, {}

@@ -1,6 +1,6 @@
-"""PPO's update for policies whose actions end a chain of normal steps, as DPPO and ReinFlow use it.
+"""PPO's update for policies that reach actions by a chain of normal steps (DPPO and ReinFlow).
 
-The agents say what the loss of the actor is; advantages, value loss and minibatches are the same.
+The agents define the actor's loss; advantages, value loss and minibatches are the same.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Minibatch(NamedTuple):
     """Rows of a rollout ``[T, N, ...]``, or ``[B, ...]`` of them."""
 
     obs: PyTree
-    points: Array  # of the chain, [..., K + 1, A], as it was when acting
-    old: Array  # what the policy that acted makes of them, as the agent's ratio needs it
+    points: Array  # of the chain, [..., K + 1, A], recorded when acting
+    old: Array  # the acting policy's output for them, in the form that the agent's ratio needs
     advantage: Array
     target: Array
 
@@ -29,10 +29,10 @@ class Minibatch(NamedTuple):
 def update(
     agent: Any, state: Any, rollout: Transition, points: Array, old: Array, key: Key
 ) -> tuple[Any, Metrics]:
-    """Make epochs of minibatch steps on a rollout ``[T, N]``, of the actor and of the critic.
+    """Run epochs of minibatch steps of the actor and the critic on a rollout ``[T, N]``.
 
-    ``agent`` has ``actor_loss(params, batch)``, a value function ``critic`` that depends on the
-    state alone, and PPO's hyper-parameters; ``state`` has ``actor``, ``critic`` and ``updates``.
+    ``agent`` has ``actor_loss(params, batch)``, a value function ``critic`` that depends only on
+    the state, and PPO's hyper-parameters; ``state`` has ``actor``, ``critic`` and ``updates``.
     Each shard shuffles its own rows.
     """
     value, next_value = (
@@ -77,7 +77,7 @@ def update(
 
 
 def clipped_loss(log_ratio: Array, advantage: Array, clip: Array | float) -> tuple[Array, Metrics]:
-    """PPO's policy loss, the mean over ``log_ratio[...]``; the others are broadcast to it."""
+    """PPO's policy loss, averaged over ``log_ratio[...]``; the other arguments broadcast to it."""
     ratio = jnp.exp(log_ratio)
     loss = jnp.mean(losses.clipped_surrogate(ratio, advantage, clip))
     metrics: Metrics = {

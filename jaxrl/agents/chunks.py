@@ -1,4 +1,4 @@
-"""Chunks of actions: a policy predicts several at once, from the last few observations."""
+"""Action chunks: a policy predicts several actions at once, from the last few observations."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from jaxrl.types import Array, Batch, Extras, Key, Mode, PyTree, Spec
 
 
 class ChunksCarry(NamedTuple):
-    """The memory of acting. Fields that the sizes do not need are ``()``."""
+    """The memory for acting. Unused fields are ``()``."""
 
     agent: PyTree  # the inner agent's
-    queue: PyTree  # [N, h, A], the actions to come, the next one first
-    left: PyTree  # int32[N], how many of them there are
+    queue: PyTree  # [N, h, A], the upcoming actions, the next one first
+    left: PyTree  # int32[N], the number of upcoming actions
     history: PyTree  # [N, n, *O], the last observations
-    begun: PyTree  # bool[N], whether there has been one
+    begun: PyTree  # bool[N], whether there has been an observation
 
 
 @hyper.dataclass
 class Chunks:
-    """The inner agent predicts ``horizon`` actions at once, of which ``execute`` are played.
+    """The inner agent predicts ``horizon`` actions at once; the first ``execute`` are played.
 
     (Chi et al. 2023, "Diffusion Policy: Visuomotor Policy Learning via Action Diffusion"; Zhao et
     al. 2023, "Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware".) It sees the
-    last ``obs_horizon`` observations; before an episode's start they repeat its first one.
+    last ``obs_horizon`` observations; steps before an episode's start repeat its first observation.
 
     It learns from windows of a dataset: ``Offline(Chunks(BC(), 8), env, sampler=Windows(8, 1))``.
-    Steps behind an episode's end are left out of the loss, and the inner agent sees the last
-    action in their place. A critic's reward is the discounted sum over the steps there are.
+    Steps after an episode's end are left out of the loss, and repeat the last action in the inner
+    agent's input. A critic's reward is the discounted sum over the valid steps.
 
-    A queue in the agent's memory keeps the actions to come, and a new chunk is made where it is
-    empty. Queues of several environments empty at different steps, so a chunk is computed at every
-    step and used at one in ``execute``. Online, ``ChunkActions`` wraps the environment instead, and
-    computes a chunk only where it is played.
+    A queue in the agent's memory holds the upcoming actions, and a new chunk replaces it when it is
+    empty. Queues of different environments empty at different steps, so a chunk is computed at
+    every step, but used only once in ``execute`` steps. Online, ``ChunkActions`` wraps the
+    environment instead, and computes a chunk only when it is played.
     """
 
     batch_extras: ClassVar = ("valid", "observed")
@@ -58,8 +58,8 @@ class Chunks:
         """Return the wrapper of the inner agent, bound to whole chunks and histories.
 
         Raises:
-            UsageError: for discrete actions, more actions to play than are predicted, and an agent
-                that cannot leave steps out of its loss, or has a wrapper of its own.
+            UsageError: for discrete actions, ``execute`` above ``horizon``, and an agent that
+                cannot leave steps out of its loss, or is itself a wrapper.
         """
         kind = type(self.agent).__name__
         if hasattr(self.agent, "agent"):
@@ -83,7 +83,7 @@ class Chunks:
 
     @property
     def played(self) -> int:
-        """The number of actions of a chunk that are played."""
+        """The number of played actions per chunk."""
         return self.execute or self.horizon
 
     def init(self, key: Key) -> PyTree:
@@ -104,7 +104,7 @@ class Chunks:
         """Return windows ``[B, H, ...]`` as the inner agent sees them: each is one transition.
 
         Raises:
-            UsageError: for windows of other lengths than ``horizon`` and ``obs_horizon``.
+            UsageError: for window lengths other than ``horizon`` and ``obs_horizon``.
         """
         valid = batch.extras["valid"]
         found = valid.shape[1], batch.extras["observed"].shape[1]
@@ -132,7 +132,7 @@ class Chunks:
     # Acting
 
     def init_carry(self, key: Key, n: int) -> ChunksCarry:
-        """Return the memory ``[n, ...]`` of episodes that begin: empty queues."""
+        """Return the memory ``[n, ...]`` for new episodes: empty queues."""
         assert self.spec is not None, "bind the agent before init_carry"
         queue: PyTree = ()
         history: PyTree = ()
@@ -152,7 +152,7 @@ class Chunks:
     def act(
         self, state: PyTree, carry: ChunksCarry, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, ChunksCarry, Extras]:
-        """Return the next actions ``[N, A]`` of the queues, new ones where they are empty."""
+        """Return the next actions ``[N, A]`` from the queues, refilled where they are empty."""
         history = obs
         if self.obs_horizon > 1:
             begins = repeated(obs, self.obs_horizon, axis=1)
@@ -171,7 +171,7 @@ class Chunks:
 
 
 def _select(where: Array, a: PyTree, b: PyTree) -> PyTree:
-    """Return rows of ``a`` where ``where[N]`` is true, else of ``b``."""
+    """Return rows of ``a`` where ``where[N]`` is true, else rows of ``b``."""
 
     def pick(x: Array, y: Array) -> Array:
         return jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, y)

@@ -32,26 +32,26 @@ class CQLState(NamedTuple):
     actor: Trained
     critic: Trained
     log_alpha: Trained
-    log_multiplier: PyTree  # Trained; () without
+    log_multiplier: PyTree  # Trained; () without a multiplier
     target_critic: PyTree
 
 
 @hyper.dataclass
 class CQL:
-    """Conservative Q-learning: SAC whose critics are pushed down where there are no data.
+    """Conservative Q-learning: SAC that lowers Q-values of actions outside the data.
 
     The critics' loss has a term ``cql_alpha (logsumexp Q(s, .) - Q(s, a))``. The log-sum-exp is
     estimated from ``num_actions`` actions each of the uniform distribution, ``pi(. | s)`` and
-    ``pi(. | s')``, all valued at ``s``: by importance sampling, or else over these and the
-    data's action as they are. Targets have no entropy.
+    ``pi(. | s')``, all valued at ``s``. The estimate uses importance sampling, or else these
+    actions and the data's action, unweighted. Targets have no entropy.
 
-    With ``lagrange_gap`` the term is weighted by a multiplier too, which grows while the
-    log-sum-exp exceeds Q of the data by more than that, and falls while by less.
+    With ``lagrange_gap`` a multiplier also weights the term. It grows while the log-sum-exp exceeds
+    Q of the data by more than ``lagrange_gap``, and falls otherwise.
 
-    The defaults are those in use for locomotion; mazes take a ``cql_alpha`` of 5, a
+    The defaults are the usual ones for locomotion; mazes use a ``cql_alpha`` of 5, a
     ``lagrange_gap`` of 0.8 and ``max_target_backup``. Departure from the authors' code: critics,
-    actor and temperature are updated in SAC's order, each from the networks that were updated
-    before it. Policies whose actions leave [-1, 1] are compared with uniform ones inside.
+    actor and temperature are updated in SAC's order, and each step uses the networks updated before
+    it. If a policy's actions leave [-1, 1], they are compared with uniform actions inside.
     """
 
     learns_from: ClassVar = "batches"
@@ -150,9 +150,9 @@ class CQL:
         return jnp.min(self.critic(critic, batch.next_obs, action), axis=0)
 
     def proposals(self, dist: Any, key: Key) -> tuple[Array, Array]:
-        """Return actions ``[3 K, B, A]`` and log-densities ``[3 K, B]``, with K ``num_actions``.
+        """Return actions ``[3 K, B, A]`` and log-densities ``[3 K, B]``; K is ``num_actions``.
 
-        The first K are uniform, the others of ``dist[2, B]`` at ``s`` and at ``s'``.
+        The first K are uniform; the others come from ``dist[2, B]`` at ``s`` and at ``s'``.
         """
         uniform_key, policy_key = jax.random.split(key)
         action, trace = jax.vmap(dist.sample)(jax.random.split(policy_key, self.num_actions))
@@ -226,7 +226,7 @@ class CQL:
     def act(
         self, state: CQLState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return a sampled action ``[..., A]``, or with ``greedy`` the mode, carry and extras."""
+        """Return an action ``[..., A]`` (a sample, or the mode if ``greedy``), carry and extras."""
         if mode == "greedy":
             return self.policy.mode(state.actor.params, obs, key), carry, {}
         return self.policy.sample(state.actor.params, obs, key)[0], carry, {}
@@ -234,11 +234,11 @@ class CQL:
 
 @hyper.dataclass
 class CalQL(CQL):
-    """Cal-QL: CQL that pushes no action of the policy below the return of the behaviour.
+    """Cal-QL: CQL that does not push Q of the policy's actions below the behaviour's return.
 
-    The values of the policy's actions in the conservative term are at least the discounted return
-    that the data's episode had from there on. So Q stays on the scale of returns, and is not
-    unlearnt when training goes on online. Where the bound is minus infinity there is none.
+    In the conservative term, the values of the policy's actions are bounded below by the discounted
+    return-to-go in the data. So Q stays on the scale of returns, and is not unlearnt when training
+    continues online. A bound of minus infinity means no bound.
     """
 
     cql_alpha: float = number(5.0, 0, help="weight of the conservative term; 0 leaves it out")
@@ -249,7 +249,7 @@ class CalQL(CQL):
     batch_extras: ClassVar[tuple[str, ...]] = ("return_to_go",)
 
     def calibrated(self, q: Array, batch: Batch) -> tuple[Array, Metrics]:
-        """Return ``max(q, G(s))`` for ``q[E, 2 K, B]``, and the share that is bounded."""
+        """Return ``max(q, G(s))`` for ``q[E, 2 K, B]``, and the share where the bound applies."""
         bound = batch.extras["return_to_go"]
         return jnp.maximum(q, bound), {"bounded": mean_of(q < bound)}
 

@@ -25,7 +25,7 @@ from jaxrl.types import Array, Batch, Extras, Key, Mode, PyTree, Spec
 
 
 class DiffusionQLState(NamedTuple):
-    """The trained networks, their averages, and finished gradient steps."""
+    """The trained networks, their moving averages, and the number of gradient steps."""
 
     actor: Trained
     critic: Trained
@@ -39,11 +39,11 @@ _SIZES: dict[str, Any] = {"hidden_dims": (256, 256, 256), "activation": "mish"}
 
 @hyper.dataclass
 class DiffusionQL:
-    """A diffusion policy that imitates the data and maximises values, through all its steps.
+    """A diffusion policy that imitates the data and maximises Q through all denoising steps.
 
-    Acting draws one of 50 samples by their values. The moving average of the policy makes the
-    actions of targets, and the policy itself acts. The defaults are those of the authors' code,
-    where ``eta``, ``num_next_actions`` (10, where they write max-Q backup) and
+    To act, it draws one of 50 samples according to their values. The moving average of the policy
+    gives next actions in targets; the policy itself acts. The defaults follow the authors' code,
+    where ``eta``, ``num_next_actions`` (10 where they use max-Q backup) and
     ``optimizer.max_grad_norm`` depend on the data, as in the presets.
     """
 
@@ -81,7 +81,7 @@ class DiffusionQL:
         return dataclasses.replace(self, policy=policy, critic=critic)
 
     def check(self, rows: int) -> None:
-        """Raise UsageError for a single critic, whose values have no other's size."""
+        """Raise UsageError for a single critic: the actor's loss scales one critic by another."""
         if self.critic.num_critics < 2:
             found = self.critic.num_critics
             raise UsageError(f"critic.num_critics is {found}; DiffusionQL needs at least 2")
@@ -106,8 +106,8 @@ class DiffusionQL:
         """``sum_i mean (Q_i(s, a) - y)^2``, where
 
         ``y = r + discount min_j max_k Q'_j(s', a'_k)`` for ``num_next_actions`` samples ``a'_k`` of
-        the averaged policy; or the mean over critics for the minimum, and less ``pessimism``
-        deviations.
+        the averaged policy. ``target_q`` can replace the minimum with the mean over critics;
+        ``pessimism`` standard deviations over critics are subtracted.
         """
         count = self.num_next_actions
         next_actions = candidates(self.policy, state.target_actor, batch.next_obs, key, count)
@@ -122,13 +122,13 @@ class DiffusionQL:
     ) -> tuple[Array, Metrics]:
         """``L_bc - eta mean Q_c(s, a) / mean |Q_o(s, a)|``, ``a ~ pi``, for random critics c != o.
 
-        ``L_bc`` is the family's loss of imitation, as a mean over the elements of actions.
+        ``L_bc`` is the family's imitation loss, averaged over action elements.
         """
         imitation_key, action_key, critic_key = jax.random.split(key, 3)
         errors = self.policy.errors(params, batch.obs, batch.action, imitation_key)
         action, _ = self.policy.sample(params, batch.obs, action_key)
         chosen, other = jax.random.permutation(critic_key, self.critic.num_critics)[:2]
-        # Gradients run through one critic alone.
+        # Gradients flow through one critic only.
         known = state.critic.params
         q = self.critic.one(known, batch.obs, action, chosen)
         scale = self.critic.one(known, batch.obs, stop_gradient(action), other)
@@ -168,7 +168,7 @@ class DiffusionQL:
     def act(
         self, state: DiffusionQLState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return one ``[..., A]`` of the policy's samples in every mode, and the carry.
+        """Return a sample ``[..., A]`` of the policy in every mode, and the carry.
 
         ``improver`` chooses it by ``min_i Q'_i``.
         """

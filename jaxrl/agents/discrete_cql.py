@@ -1,5 +1,5 @@
 """CQL for discrete actions (Kumar et al. 2020, "Conservative Q-Learning for Offline Reinforcement
-Learning", section 6, its experiments on Atari)."""
+Learning", section 6, the Atari experiments)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class DiscreteCQLState(NamedTuple):
 
 @hyper.dataclass
 class DiscreteCQL:
-    """Double deep Q-learning whose values are pushed down where there are no data.
+    """Double deep Q-learning that lowers Q-values of actions outside the data.
 
     The loss has a term ``cql_alpha (logsumexp_b Q(s, b) - Q(s, a))``: the cross-entropy of the
     data's actions under the policy ``softmax Q``. Departures from the paper: expected values
-    instead of quantiles, and a target network that follows at every step.
+    instead of quantiles, and a target network that is updated at every step.
     """
 
     learns_from: ClassVar = "batches"
@@ -90,6 +90,6 @@ class DiscreteCQL:
     def act(
         self, state: DiscreteCQLState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return the best action ``[...]``, or unless ``greedy``, by epsilon, a random one."""
+        """Return an epsilon-greedy action ``[...]`` (the best if ``greedy``), carry and extras."""
         q = self.q_network(state.q.params, obs)
         return epsilon_greedy(q, jnp.asarray(self.epsilon), key, mode), carry, {}

@@ -22,36 +22,38 @@ from jaxrl.optim import Adam, Trained
 from jaxrl.require import require
 from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
 
-CLIP_GROWTH = 3.0  # of the clipping range over the denoising steps, in the exponent
+CLIP_GROWTH = 3.0  # exponent of the clipping range's growth over the denoising steps
 
 
 class DPPOState(NamedTuple):
-    """The fine-tuned policy, the value function, the policy before, and finished updates."""
+    """The fine-tuned policy, value function, pre-trained policy, and number of updates."""
 
     actor: Trained
     critic: Trained
-    pretrained: PyTree  # of the steps that are not fine-tuned; () if all are
+    pretrained: PyTree  # for the steps that are not fine-tuned; () if all are
     updates: Array  # int32, calls of ``update``
 
 
 @hyper.dataclass
 class DPPO:
-    """PPO on the denoising steps of a diffusion policy, each an action of its own.
+    """PPO on the denoising steps of a diffusion policy; each step counts as an action.
 
-    A step is ``x_{k+1} ~ N(mu(x_k, k, s), std_k^2)`` with a deviation of at least
-    ``policy.min_std``, and all fine-tuned steps of an action have its advantage, discounted towards
-    the noisier ones. Log-densities are means over the action's elements, which is why clipping
-    ranges are small. The value function depends on the state alone. Pre-train the policy by ``BC``
-    and hand it over by ``run(..., policy_from=RUN)``.
+    A step is ``x_{k+1} ~ N(mu(x_k, k, s), std_k^2)`` with a standard deviation of at least
+    ``policy.min_std``. All fine-tuned steps of an action share its advantage, discounted towards
+    the noisier steps. Log-densities are means over the action's elements, so clipping ranges are
+    small. The value function depends only on the state. Pre-train the policy with ``BC`` and pass
+    it in with ``run(..., policy_from=RUN)``.
 
-    With ``normalize_ratio`` the ratio is that of "GRPO-Guard" (2025): its logarithm is
-    ``mean (x - mu_old) (mu - mu_old) / std``, of mean zero and of one scale at all noise levels.
+    With ``normalize_ratio`` the ratio follows "GRPO-Guard" (2025): its logarithm is
+    ``mean (x - mu_old) (mu - mu_old) / std``, with mean zero and the same scale at all noise
+    levels.
 
-    Defaults are those of the authors' code for locomotion, beside the policy's (K 20 with the last
-    10 fine-tuned, a cosine schedule, blocks of 512). Departures: minibatches are of environment
-    steps with all their denoising steps, where theirs draw pairs of both; densities are those of
-    the noise as it is, neither clipped nor bounded; rewards are not scaled by a running deviation;
-    the value function is no residual network; and no ``target_kl`` (theirs, 1, is never reached).
+    Defaults follow the authors' code for locomotion, except for the policy's (theirs: K 20 with the
+    last 10 fine-tuned, a cosine schedule, blocks of 512). Departures: minibatches contain
+    environment steps with all their denoising steps, where theirs draw pairs of an environment step
+    and a denoising step; densities use the noise as it is, neither clipped nor bounded; rewards are
+    not scaled by a running deviation; the value function is not a residual network; and there is no
+    ``target_kl`` (theirs, 1, is never reached).
     """
 
     learns_from: ClassVar = "rollouts"
@@ -101,14 +103,14 @@ class DPPO:
 
     @property
     def frozen_steps(self) -> int:
-        """The denoising steps before the fine-tuned ones."""
+        """The number of denoising steps before the fine-tuned ones."""
         return self.policy.chain_steps - (self.fine_tuned_steps or self.policy.chain_steps)
 
     def bind(self, spec: Spec) -> DPPO:
         """Return the agent for ``spec``.
 
         Raises:
-            UsageError: for a policy that is no diffusion, or more fine-tuned steps than it has.
+            UsageError: unless the policy is a diffusion with at least ``fine_tuned_steps`` steps.
         """
         protocol.require_methods(self, "policy", ["chain_steps", "step_normals"], "Diffusion")
         if self.frozen_steps < 0:
@@ -120,7 +122,7 @@ class DPPO:
         return dataclasses.replace(self, policy=policy, critic=critic)
 
     def check(self, rows: int) -> None:
-        """Raise UsageError for steps without noise, or minibatches that do not divide."""
+        """Raise UsageError for steps without noise, or unless minibatches divide the rollout."""
         require("policy.min_std", self.policy.min_std, 0, above=True)
         minibatches.check_divides(self.num_minibatches, rows, least=2)
 
@@ -144,7 +146,7 @@ class DPPO:
         return normals
 
     def log_ratio(self, params: PyTree, batch: Minibatch) -> Array:
-        """Return the logarithm of each step's probability ratio ``[B, K']``: a mean over A."""
+        """Return each step's log probability ratio ``[B, K']``, averaged over A."""
         mean, std = self.step_normals(params, batch.obs, batch.points)
         x, old = batch.points[..., 1:, :], batch.old
         if self.normalize_ratio:
@@ -163,7 +165,7 @@ class DPPO:
     def actor_loss(self, params: PyTree, batch: Minibatch) -> tuple[Array, Metrics]:
         """``-mean min(r_k A_k, clip(r_k, 1 - e_k, 1 + e_k) A_k)`` over ``[B, K']``.
 
-        ``A_k`` is the advantage times ``gamma_denoising`` to the steps that follow.
+        ``A_k`` is the advantage times ``gamma_denoising`` to the power of the steps that follow.
         """
         log_ratio = self.log_ratio(params, batch)
         following = jnp.arange(log_ratio.shape[-1])[::-1]
@@ -175,8 +177,8 @@ class DPPO:
     def update(self, state: DPPOState, rollout: Transition, key: Key) -> tuple[DPPOState, Metrics]:
         """Epochs of minibatch steps on a rollout ``[T, N]``.
 
-        The means of the acting policy are computed anew from its parameters, so that the ratio is
-        1 before the first step.
+        The means of the acting policy are recomputed from its parameters, so that the ratio is 1
+        before the first step.
         """
         points = rollout.extras["trace"]
         old, _ = self.step_normals(state.actor.params, rollout.obs, points)
@@ -186,9 +188,9 @@ class DPPO:
     # Acting
 
     def points(self, state: DPPOState, obs: PyTree, key: Key, exploring: bool) -> Array:
-        """Return the points before, between and behind the fine-tuned steps ``[..., K' + 1, A]``.
+        """Return the points before, between and after the fine-tuned steps ``[..., K' + 1, A]``.
 
-        The steps before these are the pre-trained policy's.
+        The pre-trained policy takes the steps before these.
         """
         policy, frozen = self.policy, self.frozen_steps
         shape = (*batch_shape(policy, obs), policy.action_dim)
@@ -206,7 +208,7 @@ class DPPO:
     ) -> tuple[Array, PyTree, Extras]:
         """Return a sampled action with its chain in the extras.
 
-        With ``greedy`` the noise of the steps is the policy's own, without ``min_std``.
+        If ``greedy``, the steps have the policy's own noise, without ``min_std``.
         """
         greedy = mode == "greedy"
         points = self.points(state, obs, key, not greedy)

@@ -19,7 +19,7 @@ from jaxrl.types import Array, Batch, Extras, Key, Mode, PyTree, Spec
 
 
 class DQNState(NamedTuple):
-    """The Q-network, its target network, and finished gradient steps."""
+    """The Q-network, its target network, and the number of gradient steps."""
 
     q: Trained
     target_q: PyTree
@@ -28,21 +28,22 @@ class DQNState(NamedTuple):
 
 @hyper.dataclass
 class DQN:
-    """Deep Q-learning from replay, with a target network; discrete actions only.
+    """Deep Q-learning with a replay buffer and a target network; discrete actions only.
 
-    ``double`` lets the Q-network choose the next action and the target network value it (van
+    With ``double`` the Q-network chooses the next action and the target network values it (van
     Hasselt et al. 2016, "Deep Reinforcement Learning with Double Q-learning");
     ``q_network.dueling`` separates state values from advantages (Wang et al. 2016, "Dueling Network
     Architectures for Deep Reinforcement Learning").
 
-    ``huber`` is the paper's clipping of errors to [-1, 1], there together with rewards clipped to
-    [-1, 1]. It biases values wherever returns from one state differ by more than it: with rewards
-    of 1, ends at random with probability 0.1, and gamma 0.9, the fixed point is 8.9, and the truth
-    5.3. With ``huber=None`` values are expected returns; rewards scaled down are biased less.
+    ``huber`` is the paper's clipping of errors to [-1, 1]; the paper also clips rewards to [-1, 1].
+    It biases values wherever returns from one state differ by more than ``huber``. With rewards of
+    1, random termination with probability 0.1, and gamma 0.9, the fixed point is 8.9, but the true
+    value is 5.3. With ``huber=None`` values are expected returns. Scaling rewards down reduces the
+    bias.
 
-    Departures from the paper: Adam instead of RMSProp, rewards are not clipped (scale them with
-    ``ScaleReward``), a time limit bootstraps from the true next state, and the default network is
-    an MLP on the flattened observation.
+    Departures from the paper: ``double`` is on, Adam replaces RMSProp, rewards are not clipped
+    (scale them with ``ScaleReward``), time limits bootstrap from the true next state, and the
+    default network is an MLP on the flattened observation.
     """
 
     learns_from: ClassVar = "batches"
@@ -100,7 +101,7 @@ class DQN:
     # Update
 
     def update(self, state: DQNState, batch: Batch, key: Key) -> tuple[DQNState, Metrics]:
-        """One gradient step on ``[B]``, and on every ``target_every``-th the target network."""
+        """One gradient step on ``[B]``; updates the target network every ``target_every`` steps."""
         done = state.gradient_steps
         rate = self.learning_rate * optim.linear_decay(done, self.lr_decay_steps)
         q, aux, metrics = self.optimizer.minimize(self.q_loss, state.q, rate, state, batch)
@@ -120,6 +121,6 @@ class DQN:
     def act(
         self, state: DQNState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return the best action ``[...]``, or unless ``greedy``, by epsilon, a random one."""
+        """Return an epsilon-greedy action ``[...]`` (the best if ``greedy``), carry and extras."""
         q = self.q_network(state.q.params, obs)
         return epsilon_greedy(q, self.epsilon(state), key, mode), carry, {}

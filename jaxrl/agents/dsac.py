@@ -24,7 +24,7 @@ from jaxrl.rng import row_key
 from jaxrl.sharding import shard_mean
 from jaxrl.types import Array, Batch, Extras, Key, Mode, PyTree, Spec
 
-VARIANCE_FLOOR = 0.1  # added to variances and deviations that are divided by
+VARIANCE_FLOOR = 0.1  # added to variances and deviations in denominators
 NOISE_CLIP = 3.0  # sampled returns stay within this many standard deviations
 HUBER_WIDTH = 50.0
 
@@ -39,11 +39,11 @@ class DSACState(NamedTuple):
     log_alpha: Trained
     target_actor: PyTree
     target_critic: PyTree
-    running: dict[str, Array]  # of DSAC-T: means over batches, one for each critic [E]
+    running: dict[str, Array]  # DSAC-T's running means over batches, one per critic [E]
 
 
 class Targets(NamedTuple):
-    """Targets of the return distributions, ``[B]`` or ``[E, B]`` both."""
+    """Targets of the return distributions, both ``[B]`` or both ``[E, B]``."""
 
     mean: Array  # for the mean
     sample: Array  # for the standard deviation
@@ -51,19 +51,19 @@ class Targets(NamedTuple):
 
 @hyper.dataclass
 class DSAC:
-    """DSAC, version 1: a critic that learns the mean Q and the deviation sigma of the return.
+    """DSAC, version 1: a critic that learns the mean Q and standard deviation sigma of the return.
 
-    The target is a sample of the next state's return; where it moves sigma, it is kept within
-    ``td_bound`` of Q. Rewards have to be scaled, which DSAC-T does not need.
+    The target is a sample of the next state's return; in the loss of sigma, it is clipped to within
+    ``td_bound`` of Q. Rewards must be scaled; DSAC-T does not need this.
 
-    The defaults are those of the authors' code: actor, temperature and target networks are updated
-    on every second step, next actions come from a target policy, and all gradients of a step are
-    taken at the same parameters. With n-step returns, the entropy of the actions between first and
-    last is left out.
+    The defaults follow the authors' code: the actor, temperature and target networks are updated on
+    every second step, next actions come from a target policy, and all gradients of a step are taken
+    at the same parameters. With n-step returns, targets omit the entropy of the intermediate
+    actions.
 
-    As in that code, densities and entropies are of actions in the environment's units, in the
-    target entropy, in the soft rewards and in the metric: ``log pi`` is less than that of actions
-    in [-1, 1] by ``sum log((high - low) / 2)``. (SAC's are of actions in [-1, 1].)
+    As in that code, densities and entropies refer to actions in the environment's units: in the
+    target entropy, in the soft rewards and in the metric. ``log pi`` is lower than for actions in
+    [-1, 1] by ``sum log((high - low) / 2)``. (SAC uses actions in [-1, 1].)
     """
 
     learns_from: ClassVar = "batches"
@@ -100,7 +100,7 @@ class DSAC:
         )
 
     def check(self, rows: int) -> None:
-        """Raise UsageError for more critics than the algorithm has."""
+        """Raise UsageError for more critics than the algorithm supports."""
         found, most = self.critic.num_critics, self.most_critics
         if found > most:
             raise UsageError(
@@ -123,7 +123,7 @@ class DSAC:
     # Losses
 
     def distribution(self, params: PyTree, obs: PyTree, action: Array) -> tuple[Array, Array]:
-        """Return mean and standard deviation of the return for each critic: ``[E, ...]`` both."""
+        """Return each critic's mean and standard deviation of the return: both ``[E, ...]``."""
         out = self.critic(params, obs, action)
         return out[..., 0], jax.nn.softplus(out[..., 1])
 
@@ -144,7 +144,7 @@ class DSAC:
         return mean, sample, self.log_prob(trace)
 
     def log_prob(self, trace: Any) -> Array:
-        """Return ``log pi(a | s)`` of a traced action in the environment's units: ``[B]``."""
+        """Return ``log pi(a | s)`` of a traced action, in the environment's units: ``[B]``."""
         log_prob: Array = trace.log_prob - self.log_scale
         return log_prob
 
@@ -160,7 +160,8 @@ class DSAC:
     ) -> tuple[Array, Metrics]:
         """A loss with the gradients of the authors' code, summed over critics.
 
-        They are ``-(y - Q) / (sigma^2 + 0.1)`` for Q and, with ``C = Q + clip(y - Q, -b, b)``,
+        The gradients are ``-(y - Q) / (sigma^2 + 0.1)`` for Q and, with
+        ``C = Q + clip(y - Q, -b, b)``,
         ``-((C - Q)^2 - sigma^2) / (sigma^3 + 0.1)`` for sigma.
         """
         target = self.targets(state, batch, key)
@@ -190,7 +191,7 @@ class DSAC:
     ) -> tuple[DSACState, Metrics]:
         """One gradient step on ``[B]``, all gradients at the same parameters.
 
-        The critics are updated always, actor, temperature and targets if ``update_actor``.
+        The critics are always updated; the actor, temperature and targets only if ``update_actor``.
         """
         critic_key, actor_key = jax.random.split(key)
         minimize = self.optimizer.minimize
@@ -219,7 +220,7 @@ class DSAC:
         return state, metrics | {"entropy": mean_of(entropy), "alpha": alpha}
 
     def update_running(self, state: DSACState, batch: Batch) -> DSACState:
-        """Return the state with new running statistics of its critics; version 1 has none."""
+        """Return the state with updated running statistics of its critics; version 1 has none."""
         return state
 
     # Acting
@@ -227,7 +228,7 @@ class DSAC:
     def act(
         self, state: DSACState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return a sampled action ``[..., A]``, or with ``greedy`` the mode, carry and extras."""
+        """Return an action ``[..., A]`` (a sample, or the mode if ``greedy``), carry and extras."""
         if mode == "greedy":
             return self.policy.mode(state.actor.params, obs, key), carry, {}
         return self.policy.sample(state.actor.params, obs, key)[0], carry, {}
@@ -235,21 +236,21 @@ class DSAC:
 
 @hyper.dataclass
 class DSACT(DSAC):
-    """DSAC-T, also known as DSAC-v2: DSAC with three refinements, each of which can be left out.
+    """DSAC-T, also known as DSAC-v2: DSAC with three refinements, each of which is optional.
 
     - Expected-value substitution (``expected_value``): the mean learns from the next state's mean
       instead of a sample.
-    - Twin critics: the target is that of the critic with the smaller mean. One critic
-      (``critic.num_critics=1``) leaves it out.
-    - Variance-based scaling (``variance_scaling``): the sample is kept within three running
+    - Twin critics: the target comes from the critic with the smaller mean. To disable this, use one
+      critic (``critic.num_critics=1``).
+    - Variance-based scaling (``variance_scaling``): the sample is clipped to within three running
       standard deviations ``b`` of Q, and gradients are weighted by ``b^2 / (sigma^2 + 0.1)``, so
       that rewards may have any scale.
 
-    Without all three it is ``DSAC``. Paper and authors' code differ in the third. The default is
-    the code, which clips the weight to [0.1, 10] and replaces squared errors by a Huber loss with
-    threshold 50. That loss halves the square, so sigma settles at the root-mean-square error
-    divided by sqrt(2). ``likelihood=True`` is the paper's form: gradients of the normal
-    log-likelihood, times the running mean of ``sigma^2``.
+    Without all three it is ``DSAC``. The paper and the authors' code differ in the third. The
+    default follows the code, which clips the weight to [0.1, 10] and replaces squared errors with a
+    Huber loss with threshold 50. That loss halves the square, so sigma settles at the
+    root-mean-square error divided by sqrt(2). ``likelihood=True`` is the paper's form: gradients of
+    the normal log-likelihood, times the running mean of ``sigma^2``.
     """
 
     critic: Any = part(Critic(num_critics=2, **_SIZES), help="return distributions")
@@ -261,7 +262,7 @@ class DSACT(DSAC):
     most_critics: ClassVar = 2
 
     def init(self, key: Key) -> DSACState:
-        """Return fresh networks, and running statistics that have seen nothing yet."""
+        """Return fresh networks and empty running statistics."""
         running = {}
         if self.variance_scaling:
             names = ("std", "variance") if self.likelihood else ("std",)
@@ -278,10 +279,10 @@ class DSACT(DSAC):
         return Targets(y_mean if self.expected_value else y_sample, y_sample)
 
     def update_running(self, state: DSACState, batch: Batch) -> DSACState:
-        """Return the state with new running means over batches, one for each critic ``[E]``.
+        """Return the state with updated running means over batches, one per critic ``[E]``.
 
-        The first finite batch starts them. A mean that is not finite changes nothing, as its
-        gradient does not (``optim.Adam``).
+        The first finite batch initialises them. A mean that is not finite is skipped, just as
+        ``optim.Adam`` skips its gradient.
         """
         if not self.variance_scaling:
             return state
@@ -300,7 +301,7 @@ class DSACT(DSAC):
     def critic_loss(
         self, params: PyTree, state: DSACState, batch: Batch, key: Key
     ) -> tuple[Array, Metrics]:
-        """A loss with the refined gradients, which are, times the weight,
+        """A loss with the refined gradients. Before weighting, these are
 
         ``h'(Q - y_q)`` for Q and ``(sigma^2 - h(Q - C)) / (sigma + 0.1)`` for sigma, where h is the
         Huber loss and ``C = Q + clip(y_z - Q, -3 b, 3 b)``.
@@ -324,7 +325,7 @@ class DSACT(DSAC):
 
 
 def log_scale(space: Any) -> float:
-    """Return ``sum log((high - low) / 2)`` over the action elements that are scaled to bounds."""
+    """Return ``sum log((high - low) / 2)`` over the action elements that are scaled."""
     scaled = space.bounded & (space.low < space.high)
     half = (space.high.astype(float) - space.low.astype(float)) / 2
     return float(np.sum(np.log(half[scaled])))
@@ -333,7 +334,7 @@ def log_scale(space: Any) -> float:
 def _likelihood_loss(q: Array, std: Array, target_mean: Array, error: Array) -> Array:
     """A loss with the gradients of the normal log-likelihood, with floored divisors: ``[E, B]``.
 
-    ``error`` is the bounded error of the sample, without gradient.
+    ``error`` is the clipped error of the sample, without gradient.
     """
     still_q, still_std = stop_gradient((q, std))
     q_slope = -(target_mean - still_q) / (still_std**2 + VARIANCE_FLOOR)

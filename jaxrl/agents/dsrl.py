@@ -38,16 +38,16 @@ class DSRLState(NamedTuple):
 class DSRL:
     """Soft actor-critic in the noise space of a frozen policy, which it steers.
 
-    The policy makes an action ``pi(s, z)`` of a first noise ``z``, deterministically. An actor
-    chooses ``z`` within +- ``noise_scale``. Critics of actions learn by TD; critics of noises are
-    distilled from them on noises of all kinds, and lead the actor, so that no gradient runs through
-    the policy. This is the paper's noise-aliased variant, which learns from any actions.
+    The policy maps an initial noise ``z`` deterministically to an action ``pi(s, z)``. An actor
+    chooses ``z`` within +- ``noise_scale``. Action critics learn by TD. Noise critics are distilled
+    from them on noise from N(0, 1), and train the actor, so that no gradient runs through the
+    policy. This is the paper's noise-aliased variant, which learns from any actions.
 
-    The policy's parameters come from an earlier run (``policy_from``) and never change; fresh ones
-    are those of a policy that has learnt nothing. The defaults are those of the code of Li and
-    Levine 2026 ("Q-learning with Adjoint Matching"), where targets are pessimistic over ten
-    critics, entropy counts in the actor's loss alone, and the target entropy is half that of SAC.
-    Departure: there the policy goes on imitating, and a moving average of it is steered.
+    The policy's parameters come from an earlier run (``policy_from``) and never change; without
+    one, the policy is untrained. The defaults follow the code of Li and Levine 2026 ("Q-learning
+    with Adjoint Matching"), where targets are pessimistic over ten critics, entropy counts only in
+    the actor's loss, and the target entropy is half of SAC's. Departure: in that code the policy
+    continues to imitate, and a moving average of it is steered.
     """
 
     learns_from: ClassVar = "batches"
@@ -78,7 +78,7 @@ class DSRL:
         """Return the agent for ``spec``.
 
         Raises:
-            UsageError: for discrete actions, and for a policy that does not start from noise.
+            UsageError: for discrete actions, or a policy that does not start from noise.
         """
         protocol.require_continuous(self, spec)
         protocol.require_methods(self, "policy", ["from_noise"], "Flow")
@@ -133,7 +133,7 @@ class DSRL:
     ) -> tuple[Array, Array]:
         """``mean (alpha log p(u | s) - mean_i Z_i(s, noise_scale u))``, ``u ~ actor``.
 
-        Also the entropy of ``u``.
+        Also returns the entropy of ``u``.
         """
         noise, trace = self.actor.dist(params, batch.obs).sample(key)
         q = self.critic(state.noise_critic.params, batch.obs, self.noise_scale * noise)
@@ -156,9 +156,9 @@ class DSRL:
     def update(
         self, state: DSRLState, batch: Batch, key: Key, update_actor: bool = True
     ) -> tuple[DSRLState, Metrics]:
-        """One gradient step on ``[B]``: critics of actions, of noises; actor, temperature; targets.
+        """One gradient step on ``[B]``: action and noise critics; actor, temperature; targets.
 
-        Each sees the networks that were updated before it.
+        Each step uses the networks updated before it.
         """
         critic_key, noise_key, actor_key = jax.random.split(key, 3)
         minimize, rate = self.optimizer.minimize, self.critic_learning_rate
@@ -189,7 +189,7 @@ class DSRL:
     def act(
         self, state: DSRLState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return the action ``[..., A]`` of a noise: sampled, or with ``greedy`` the mode's."""
+        """Return the action ``[..., A]`` for a sampled noise; if ``greedy``, for the mode."""
         dist = self.actor.dist(state.actor.params, obs)
         noise = dist.mode() if mode == "greedy" else dist.sample(key)[0]
         return self.steered(state, obs, noise), carry, {}

@@ -35,12 +35,12 @@ _SIZES: dict[str, Any] = {"hidden_dims": (256, 256, 256), "initializer": "small_
 
 @hyper.dataclass
 class EDAC:
-    """SAC with an ensemble of critics whose gradients by the action are kept apart.
+    """SAC with an ensemble of critics whose gradients with respect to the action are diversified.
 
-    The minimum over many critics penalises actions on which they disagree, which are those that the
-    data lack. Critics that agree around the data's actions are pushed apart by ``diversity_coef``,
-    so that ten do the work of hundreds; with 0 this is SAC-N. The defaults are those of the
-    authors' code; their sizes and coefficients depend on the data, as the presets do.
+    The minimum over many critics penalises actions on which they disagree, which are those outside
+    the data. ``diversity_coef`` pushes apart critics that agree around the data's actions, so that
+    ten critics do the work of hundreds; with 0 this is SAC-N. The defaults follow the authors'
+    code, whose sizes and coefficients depend on the data, as the presets do.
     """
 
     learns_from: ClassVar = "batches"
@@ -70,7 +70,7 @@ class EDAC:
         return dataclasses.replace(self, policy=policy, critic=critic)
 
     def check(self, rows: int) -> None:
-        """Raise UsageError for a single critic, which has nothing to be kept apart from."""
+        """Raise UsageError for a single critic: diversity needs at least two."""
         if self.critic.num_critics < 2:
             found = self.critic.num_critics
             raise UsageError(f"critic.num_critics is {found}; EDAC needs at least 2, such as 10")
@@ -107,10 +107,10 @@ class EDAC:
         return loss + self.diversity_coef * similarity, metrics
 
     def similarity(self, gradient: Array) -> Array:
-        """``ES = mean 1 / (E - 1) sum_{i != j} <g_i, g_j>``, ``g_i`` the unit gradient of Q_i by a.
+        """``ES = mean 1 / (E - 1) sum_{i != j} <g_i, g_j>``, where ``g_i`` is a unit gradient.
 
-        Of ``gradient[E, B, A]``. It is E for critics that are the same, and least where the unit
-        gradients sum to zero.
+        ``gradient[E, B, A]`` is the gradient of each Q_i with respect to a. ES is E for identical
+        critics, and smallest where the unit gradients sum to zero.
         """
         unit = gradient / (safe_norm(gradient) + 1e-10)
         pairs = jnp.sum(jnp.square(jnp.sum(unit, axis=0)), axis=-1)
@@ -163,7 +163,7 @@ class EDAC:
     def act(
         self, state: EDACState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return a sampled action ``[..., A]``, or with ``greedy`` the mode, carry and extras."""
+        """Return an action ``[..., A]`` (a sample, or the mode if ``greedy``), carry and extras."""
         if mode == "greedy":
             return self.policy.mode(state.actor.params, obs, key), carry, {}
         return self.policy.sample(state.actor.params, obs, key)[0], carry, {}

@@ -1,4 +1,4 @@
-"""EditPolicy: a small Gaussian edit of the actions of an expressive policy (Dong et al. 2025,
+"""EditPolicy: a small Gaussian edit of an expressive policy's actions (Dong et al. 2025,
 "EXPO: Stable Reinforcement Learning with Expressive Policies")."""
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _SIZES: dict[str, Any] = {"hidden_dims": (512, 512, 512, 512), "activation": "ge
 
 
 class EditState(NamedTuple):
-    """The trained networks (of a frozen policy, its parameters), temperature, target critics."""
+    """The trained networks (for a frozen policy, its parameters), temperature, target critics."""
 
-    policy: PyTree  # Trained; parameters alone if frozen
+    policy: PyTree  # Trained; only the parameters if frozen
     edit: Trained
     critic: Trained
     log_alpha: Trained
@@ -39,14 +39,15 @@ class EditState(NamedTuple):
 class EditPolicy:
     """An expressive policy that imitates, and a Gaussian that edits its actions.
 
-    ``a = clip(b + edit_scale e)``, where ``b`` is a sample of the policy and ``e`` one of a
-    tanh-squashed normal that sees the observation and ``b``. The policy imitates the actions of its
-    batches, with any family, or is ``frozen``. The edit maximises Q with an entropy bonus, as SAC
-    does; it stays small, so actions stay near the policy's and no gradient runs through it.
+    ``a = clip(b + edit_scale e)``, where ``b`` is a sample of the policy and ``e`` is a sample of a
+    tanh-squashed normal that sees the observation and ``b``. The policy, of any family, imitates
+    the actions of its batches, or is ``frozen``. The edit maximises Q with an entropy bonus, as in
+    SAC. The edit is small, so actions stay near the policy's, and no gradient runs through the
+    policy.
 
-    With one candidate this is FEdit, of which the defaults are: the code of Li and Levine 2026
-    ("Q-learning with Adjoint Matching"). With more it is EXPO's policy on the fly: the best, by
-    the mean over critics, of several samples and their edits acts, and makes targets.
+    With one candidate this is FEdit, and the defaults follow the code of Li and Levine 2026
+    ("Q-learning with Adjoint Matching"). With more it is EXPO's on-the-fly policy: acting and
+    targets use the best, by the mean over critics, of several samples and their edits.
     """
 
     learns_from: ClassVar = "batches"
@@ -79,11 +80,15 @@ class EditPolicy:
 
     @property
     def policy_at(self) -> tuple[str, ...]:
-        """Where the policy's parameters are in the state."""
+        """The path of the policy's parameters in the state."""
         return ("policy",) if self.frozen else ("policy.params",)
 
     def bind(self, spec: Spec) -> EditPolicy:
-        """Return the agent for ``spec``. Raises UsageError for discrete actions, as parts do."""
+        """Return the agent for ``spec``.
+
+        Raises:
+            UsageError: for discrete actions, or if a part does.
+        """
         protocol.require_continuous(self, spec)
         needed = ["sample"] if self.frozen else ["sample", "fit_loss"]
         protocol.require_methods(self, "policy", needed, "Flow")
@@ -112,7 +117,7 @@ class EditPolicy:
         )
 
     def policy_params(self, state: EditState) -> PyTree:
-        """Return the parameters of the policy that is edited."""
+        """Return the parameters of the edited policy."""
         return state.policy if self.frozen else state.policy.params
 
     # Losses
@@ -122,7 +127,7 @@ class EditPolicy:
     ) -> tuple[Array, Metrics]:
         """``sum_i mean (Q_i(s, a) - y)^2``, where ``y = r + discount Q'(s', a')``.
 
-        ``Q'`` is pessimistic over the target critics, and ``a'`` are edited actions ``[B, A]``.
+        ``Q'`` is pessimistic over the target critics; ``a'`` are the edited actions ``[B, A]``.
         """
         next_q = self.critic(state.target_critic, batch.next_obs, next_action)
         next_value = over_critics(next_q, self.target_q, self.pessimism)
@@ -137,7 +142,7 @@ class EditPolicy:
     def edit_loss(
         self, params: PyTree, state: EditState, obs: PyTree, action: Array, key: Key
     ) -> tuple[Array, Array]:
-        """``mean (alpha log p(e | s, b) - mean_i Q_i(s, clip(b + edit_scale e)))``; the entropy.
+        """``mean (alpha log p(e | s, b) - mean_i Q_i(s, clip(b + edit_scale e)))``, and entropy.
 
         ``b`` is ``action[B, A]``, a sample of the policy.
         """
@@ -157,9 +162,9 @@ class EditPolicy:
         return jnp.clip(action + self.edit_scale * edit, -1.0, 1.0)
 
     def actions(self, state: EditState, obs: PyTree, key: Key, greedy: bool = False) -> Array:
-        """Return edited actions ``[..., A]``, or the best of several and their edits.
+        """Return edited actions ``[..., A]``, or the best of several candidates and their edits.
 
-        With ``greedy``, edits are the mode.
+        If ``greedy``, edits are the mode.
         """
         policy_key, edit_key = jax.random.split(key)
         params = self.policy_params(state)
@@ -178,7 +183,7 @@ class EditPolicy:
     ) -> tuple[EditState, Metrics]:
         """One gradient step on ``[B]``: critics; policy, edit and temperature; target critics.
 
-        Each sees the networks that were updated before it.
+        Each step uses the networks updated before it.
         """
         next_key, fit_key, sample_key, edit_key = jax.random.split(key, 4)
         minimize = self.optimizer.minimize
@@ -213,5 +218,5 @@ class EditPolicy:
     def act(
         self, state: EditState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return an edited sample ``[..., A]``; with ``greedy`` the edit is the mode."""
+        """Return an edited sample ``[..., A]``; if ``greedy``, the edit is the mode."""
         return self.actions(state, obs, key, greedy=mode == "greedy"), carry, {}

@@ -11,9 +11,10 @@ from jaxrl.types import Array, Key, Mode
 
 
 def epsilon_greedy(q: Array, epsilon: Array, key: Key, mode: Mode) -> Array:
-    """Return the best action by values ``q[..., n]``: int32 ``[...]``.
+    """Return the action with the largest of the values ``q[..., n]``: int32 ``[...]``.
 
-    Unless ``mode`` is greedy, each is a uniformly random one with probability ``epsilon``.
+    Unless ``mode`` is greedy, each action is replaced by a uniformly random one with probability
+    ``epsilon``.
     """
     best = jnp.argmax(q, axis=-1).astype(jnp.int32)
     if mode == "greedy":
@@ -28,6 +29,6 @@ def linear_schedule(
 ) -> Array:
     """Return a value that goes linearly from ``start`` to ``end`` over ``decay_steps``: ``[]``.
 
-    With 0 ``decay_steps`` it stays at ``start``.
+    If ``decay_steps`` is 0, it stays at ``start``.
     """
     return end + (start - end) * linear_decay(step, decay_steps)

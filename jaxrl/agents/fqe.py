@@ -36,18 +36,19 @@ class FQE:
         ts, _ = trainer.train(key, 60_000, data)
         values = trainer.agent.estimate(ts.agent, first_observations, key)
 
-    Each critic bootstraps from its own target network at the evaluated agent's next actions, so
-    they are independent estimates. They are of *discounted* returns, and of the rewards that the
-    wrappers around FQE make; compare them with those. They rank policies better than they measure
-    them: where the policy takes actions that the data lack, Q is extrapolated, mostly upwards
-    (``critic.layer_norm`` helps). Targets move slowly: where episodes are long, the
-    error falls as ``exp(-tau (1 - gamma) n)`` in n gradient steps, to 5 % after
-    ``3 / (tau (1 - gamma))``, 60,000 with the defaults. A larger ``tau`` needs fewer.
+    Each critic bootstraps from its own target network at the evaluated agent's next actions, so the
+    critics are independent estimates. They estimate *discounted* returns of the rewards as
+    transformed by the wrappers around FQE; compare them with returns of that kind. They rank
+    policies better than they measure them: where the policy takes actions outside the data, Q is
+    extrapolated, mostly upwards (``critic.layer_norm`` helps). Targets move slowly: if episodes are
+    long, the error falls as ``exp(-tau (1 - gamma) n)`` in n gradient steps. It reaches 5 % after
+    ``3 / (tau (1 - gamma))`` steps, which is 60,000 with the defaults. A larger ``tau`` needs
+    fewer.
 
-    The critics see observations as they are, and wrappers of the evaluated agent, such as
-    ``NormalizeObs``, work as they did.
+    The critics see raw observations. Wrappers of the evaluated agent, such as ``NormalizeObs``,
+    work as they did in training.
 
-    The evaluated agent may be of any kind that acts without memory. It never learns.
+    The evaluated agent may be any agent that acts without memory. It never learns.
     """
 
     learns_from: ClassVar = "batches"
@@ -63,12 +64,12 @@ class FQE:
     num_actions: int = size(1, help="next actions over whose values each target is the mean")
 
     def bind(self, spec: Spec) -> FQE:
-        """Return the learner for ``spec``. Raises UsageError as the evaluated agent does."""
+        """Return the learner for ``spec``. Raises UsageError if the evaluated agent does."""
         evaluated, critic = self.evaluated.bind(spec), self.critic.bind(spec)
         return dataclasses.replace(self, evaluated=evaluated, critic=critic)
 
     def check(self, rows: int) -> None:
-        """Raise UsageError for agents with memory, and without a state of the agent."""
+        """Raise UsageError if the agent has memory, or if its state is missing."""
         if self.acts == "greedy" and self.num_actions > 1:
             raise UsageError(
                 f"num_actions is {self.num_actions}, and a greedy policy has one action; give 1, "
@@ -89,7 +90,7 @@ class FQE:
             )
 
     def init(self, key: Key) -> FQEState:
-        """Return fresh critics beside the state of the evaluated agent."""
+        """Return fresh critics together with the state of the evaluated agent."""
         critic_key, agent_key = jax.random.split(key)
         critic = self.critic.init(critic_key)
         state = self.evaluated_state
@@ -111,14 +112,14 @@ class FQE:
         return jnp.sum(jnp.mean(jnp.square(q - target), axis=-1)), {"q": mean_of(q)}
 
     def values(self, critic: PyTree, state: FQEState, obs: PyTree, key: Key) -> Array:
-        """Return the policy's values by each critic ``[E, B]`` at ``obs[B, *O]``."""
+        """Return each critic's value ``[E, B]`` of the policy at ``obs[B, *O]``."""
         count = self.num_actions
         repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), obs)
         action, _, _ = self.evaluated.act(state.evaluated, (), repeated, key, self.acts)
         return jnp.mean(self.critic(critic, repeated, action), axis=1)
 
     def update(self, state: FQEState, batch: Batch, key: Key) -> tuple[FQEState, Metrics]:
-        """One gradient step on ``[B]``, and one of the target critics."""
+        """One gradient step on ``[B]``, then a step of the target critics."""
         critic, aux, metrics = self.optimizer.minimize(
             self.critic_loss, state.critic, self.learning_rate, state, batch, key
         )
@@ -128,13 +129,13 @@ class FQE:
     def estimate(self, state: FQEState, obs: PyTree, key: Key) -> Array:
         """Return each critic's estimate of the policy's discounted return: ``[E]``.
 
-        ``mean Q_i(s_0, pi(s_0))`` over first observations ``obs[B, *O]`` of episodes. The mean over
-        critics is the estimate; their spread is a hint of its error.
+        This is ``mean Q_i(s_0, pi(s_0))`` over first observations ``obs[B, *O]`` of episodes. The
+        mean over critics is the estimate; their spread indicates its error.
         """
         return jnp.mean(self.values(state.critic.params, state, obs, key), axis=-1)
 
     def act(
         self, state: FQEState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return what the evaluated agent does: ``[..., *A]``, carry and extras."""
+        """Return the evaluated agent's action ``[..., *A]``, carry and extras."""
         return self.evaluated.act(state.evaluated, carry, obs, key, mode)

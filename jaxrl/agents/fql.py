@@ -38,14 +38,14 @@ _SIZES: dict[str, Any] = {
 
 @hyper.dataclass
 class FQL:
-    """A policy of one step that maximises values near a flow which imitates the data.
+    """A one-step policy that maximises Q and stays near a flow that imitates the data.
 
-    No gradient runs through the steps of the flow: the policy that acts goes from noise to action
-    at once, and is held to what the flow makes of the same noise. ``alpha`` weighs that distance
-    against values; a large one leaves a distilled clone. The defaults are those of the authors'
-    code, except that values are divided by their mean size (``normalize_q_loss``); good ``alpha``
-    are then between 0.03 and 10. Their results on OGBench and D4RL are without, and with an
-    ``alpha`` between 3 and 30,000.
+    No gradient runs through the steps of the flow. The acting policy maps noise to an action in one
+    step, and is regularised towards the flow's action for the same noise. ``alpha`` weights this
+    distance against Q; a large ``alpha`` gives a distilled clone. The defaults follow the authors'
+    code, except that Q is divided by its mean absolute value (``normalize_q_loss``). With this,
+    good values of ``alpha`` are between 0.03 and 10. The authors' results on OGBench and D4RL are
+    without it, with ``alpha`` between 3 and 30,000.
     """
 
     learns_from: ClassVar = "batches"
@@ -91,7 +91,7 @@ class FQL:
         """``mean (Q_i(s, a) - y)^2`` over batch and critics, where
 
         ``y = r + discount (mean_j Q'_j(s', a') - pessimism std_j Q'_j(s', a'))`` and
-        ``a' = clip(mu(s', z'))``; or with the minimum for the mean.
+        ``a' = clip(mu(s', z'))``. ``target_q`` can replace the mean with the minimum.
         """
         one_step = state.networks.params["one_step"]
         next_action, _ = self.one_step.sample(one_step, batch.next_obs, key)
@@ -106,9 +106,9 @@ class FQL:
     ) -> tuple[Array, Metrics]:
         """``L_flow + alpha mean (mu(s, z) - flow(s, z))^2 - lambda mean Q_i(s, clip(mu(s, z)))``.
 
-        ``L_flow`` is the flow's loss of imitation, as a mean over the elements of actions like the
-        second term. The flow is no target to learn from there, nor are the critics in the third.
-        ``lambda`` is ``1 / mean |mean_i Q_i|``, or 1 without ``normalize_q_loss``.
+        ``L_flow`` is the flow's imitation loss, averaged over action elements like the second term.
+        The second term has no gradient to the flow, and the third none to the critics. ``lambda``
+        is ``1 / mean |mean_i Q_i|``, or 1 without ``normalize_q_loss``.
         """
         flow_key, noise_key = jax.random.split(key)
         known = state.networks.params
@@ -126,7 +126,7 @@ class FQL:
     def loss(
         self, params: PyTree, state: FQLState, batch: Batch, key: Key
     ) -> tuple[Array, Metrics]:
-        """The sum of both."""
+        """The sum of both losses."""
         critic_key, actor_key = jax.random.split(key)
         critic_loss, metrics = self.critic_loss(params, state, batch, critic_key)
         actor_loss, more = self.actor_loss(params, state, batch, actor_key)
@@ -138,7 +138,7 @@ class FQL:
     def update(self, state: FQLState, batch: Batch, key: Key) -> tuple[FQLState, Metrics]:
         """One gradient step of all networks on ``[B]``.
 
-        As in the authors' code, target critics follow the critics before the step.
+        As in the authors' code, target critics follow the critics from before the step.
         """
         networks, aux, metrics = self.optimizer.minimize(
             self.loss, state.networks, self.learning_rate, state, batch, key

@@ -1,5 +1,5 @@
 """IDQL (Hansen-Estruch et al. 2023, "IDQL: Implicit Q-Learning as an Actor-Critic Method with
-Diffusion Policies") and IFQL, the same with a flow (Park et al. 2025, "Flow Q-Learning")."""
+Diffusion Policies") and IFQL, its variant with a flow (Park et al. 2025, "Flow Q-Learning")."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jaxrl.types import Array, Batch, Extras, Key, Mode, PyTree, Spec
 
 
 class IDQLState(NamedTuple):
-    """The trained networks, the averages of policy and critics, and finished gradient steps."""
+    """The trained networks, moving averages of policy and critics, and number of gradient steps."""
 
     actor: Trained
     critic: Trained
@@ -53,11 +53,11 @@ _FLOW: dict[str, Any] = {
 class IDQL:
     """Implicit Q-learning whose policy clones the data; the critics choose among its samples.
 
-    ``V`` is an expectile of Q over the actions of the data, as in IQL. Actions are samples of the
-    policy's moving average, of which ``improver`` takes the best by the target critics. The
-    defaults are those of the authors' code; it decays the policy's step size over the length of a
-    run (``lr_decay_steps``), and has an expectile of 0.9 for mazes. Departure: the critics' losses
-    are summed, not averaged, which Adam does not notice.
+    ``V`` is an expectile of Q over the data's actions, as in IQL. To act, the moving average of the
+    policy draws samples, and ``improver`` chooses among them by the target critics. The defaults
+    follow the authors' code, which also decays the policy's step size over the length of a run
+    (``lr_decay_steps``) and uses an expectile of 0.9 for mazes. Departure: the critics' losses are
+    summed, not averaged; Adam is invariant to this.
     """
 
     learns_from: ClassVar = "batches"
@@ -116,13 +116,14 @@ class IDQL:
     # Losses
 
     def actor_loss(self, params: PyTree, batch: Batch, key: Key) -> tuple[Array, None]:
-        """The mean of the family's ``fit_loss``: that of cloning the data."""
+        """The mean of the family's ``fit_loss`` on the data's actions."""
         return jnp.mean(self.policy.fit_loss(params, batch.obs, batch.action, key)), None
 
     def value_loss(self, params: PyTree, state: IDQLState, batch: Batch) -> tuple[Array, Metrics]:
         """``mean |expectile - 1(u < 0)| u^2``, where ``u = min_i Q'_i(s, a) - V(s)``.
 
-        Or the mean over critics for the minimum, and less ``pessimism`` deviations.
+        ``target_q`` can replace the minimum with the mean over critics; ``pessimism`` standard
+        deviations over critics are subtracted.
         """
         q = self.critic(state.target_critic, batch.obs, batch.action)
         value = self.value(params, batch.obs)
@@ -144,8 +145,8 @@ class IDQL:
     ) -> tuple[IDQLState, Metrics]:
         """One gradient step on ``[B]``: policy and its average, value function, critics; targets.
 
-        The critics see the new value function, and target critics the new critics; in IFQL, those
-        before the step.
+        The critics use the new value function, and the target critics follow the new critics. In
+        IFQL, both use the networks before the step.
         """
         minimize, new, metrics = self.optimizer.minimize, state, {}
         if update_actor:
@@ -174,9 +175,9 @@ class IDQL:
     def act(
         self, state: IDQLState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return one ``[..., A]`` of the averaged policy's samples in every mode, and the carry.
+        """Return a sample ``[..., A]`` of the averaged policy in every mode, and the carry.
 
-        ``improver`` chooses it by ``min_i Q_i`` of the target critics, in IFQL of the critics.
+        ``improver`` chooses it by ``min_i Q_i`` over the target critics (IFQL: over the critics).
         """
         sample_key, choice_key = jax.random.split(key)
         count = self.improver.num_candidates
@@ -191,11 +192,11 @@ class IDQL:
 
 @hyper.dataclass
 class IFQL(IDQL):
-    """IDQL with a flow for the diffusion policy, as in the code of flow Q-learning's authors.
+    """IDQL with a flow instead of the diffusion policy, as in the code of the FQL authors.
 
-    All networks learn at once, each by those before the step, and target critics follow the
-    critics before it. The policy acts without a moving average (an ``ema_decay`` of 0), and the
-    critics choose, not the target critics.
+    All losses use the networks before the step, and the target critics follow the critics before
+    it. The policy acts without a moving average (``ema_decay`` is 0), and the critics choose the
+    action, not the target critics.
     """
 
     at_once: ClassVar[bool] = True

@@ -1,10 +1,10 @@
-"""Better actions than a policy's, chosen or made from its samples by a critic.
+"""Better actions than the policy's: a critic selects or optimises its samples.
 
     improver.improve(q, candidates[n, ..., *A], key) -> action[..., *A]
 
 ``q(actions[m, ..., *A]) -> [m, ...]`` values actions at the observations of the trailing axes; the
-agent decides which critics it is made of. With one candidate, or a ``q`` that is constant, actions
-are distributed like the policy's.
+agent decides which critics it uses. With one candidate, or a constant ``q``, actions have the
+policy's distribution.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ def picked(actions: Array, index: Array) -> Array:
 
 
 def best(actions: Array, values: Array) -> Array:
-    """Return the action ``[..., *A]`` of the largest of ``values[n, ...]``."""
+    """Return the action ``[..., *A]`` with the largest of ``values[n, ...]``."""
     return picked(actions, jnp.argmax(values, axis=0)[None])[0]
 
 
 def drawn(actions: Array, values: Array, temperature: Array | float, key: Key) -> Array:
     """Return one of ``actions[n, ..., *A]`` by ``softmax(values / temperature)``: ``[..., *A]``.
 
-    At a temperature of 0 it is the best: the largest of ``values + temperature * noise``, with
-    Gumbel noise, is such a draw.
+    The draw is the argmax of ``values + temperature * noise`` with Gumbel noise. At a temperature
+    of 0 it is the best action.
     """
     noise = jax.random.gumbel(row_key(key), values.shape, values.dtype)
     return best(actions, values + temperature * noise)
 
 
 def kept(actions: Array, values: Array, count: int) -> Array:
-    """Return the ``count`` actions of the largest ``values[n, ...]``, best first."""
+    """Return the ``count`` actions with the largest ``values[n, ...]``, best first."""
     _, index = jax.lax.top_k(jnp.moveaxis(values, 0, -1), count)
     return picked(actions, jnp.moveaxis(index, -1, 0))
 
@@ -66,8 +66,8 @@ def ascended(
 ) -> tuple[Array, Array]:
     """Return ``actions[m, ..., A]`` after steps ``a <- clip(a + step_size dq/da, -1, 1)``.
 
-    Of all that each action passes it is the best, the first included, so that no value falls.
-    Returns the values ``[m, ...]`` too.
+    Each result is the best action along the path, including the start, so no value falls. Returns
+    the values ``[m, ...]`` too.
     """
 
     def total(actions: Array) -> tuple[Array, Array]:
@@ -91,7 +91,7 @@ def ascended(
 
 @hyper.dataclass
 class BestOf:
-    """The candidate of the largest value.
+    """The candidate with the largest value.
 
     (Hansen-Estruch et al. 2023, "IDQL: Implicit Q-Learning as an Actor-Critic Method with Diffusion
     Policies", section 4.2.)
@@ -108,7 +108,7 @@ class BestOf:
 class Softmax:
     """A candidate, drawn with probabilities that grow with ``exp(q / temperature)``.
 
-    With many candidates actions are distributed like ``pi exp(q / temperature)``. (Wang et al.
+    With many candidates, actions are distributed as ``pi exp(q / temperature)``. (Wang et al.
     2022, "Diffusion Policies as an Expressive Policy Class for Offline Reinforcement Learning", in
     their code; Nakamoto et al. 2024, "Steering Your Generalists: Improving Robotic Foundation
     Models via Value Guidance", eq. 4.)
@@ -126,10 +126,10 @@ class Softmax:
 
 @hyper.dataclass
 class Ascent:
-    """The best candidates, moved up the critic's slope, and the best or a draw of these.
+    """Gradient ascent on the critic from the best candidates; then the best result, or a draw.
 
-    The defaults are those of the code of Mark et al. 2024 ("Policy Agnostic RL: Offline RL and
-    Online RL Fine-Tuning of Any Class and Backbone", section 4).
+    Defaults follow the code of Mark et al. 2024 ("Policy Agnostic RL: Offline RL and Online RL
+    Fine-Tuning of Any Class and Backbone", section 4).
     """
 
     num_candidates: int = size(32, help="samples of the policy to choose from")
@@ -139,12 +139,12 @@ class Ascent:
     temperature: float = number(0.0, 0, help="of the choice among the moved; 0 chooses the best")
 
     def moved(self, q: Values, actions: Array) -> tuple[Array, Array]:
-        """Return the moved actions ``[m, ..., A]`` of the best of ``actions[n, ..., A]``.
+        """Select and optimise the best of ``actions[n, ..., A]``.
 
-        And their values ``[m, ...]``.
+        Returns the optimised actions ``[m, ..., A]`` and their values ``[m, ...]``.
 
         Raises:
-            UsageError: for fewer candidates than are to be kept.
+            UsageError: for fewer than ``num_kept`` candidates.
         """
         if self.num_kept > len(actions):
             raise UsageError(

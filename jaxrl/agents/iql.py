@@ -25,7 +25,7 @@ _NORMAL: dict[str, Any] = {"squash_mean": True, "std": "clipped", "log_std_range
 
 
 class IQLState(NamedTuple):
-    """The trained networks, the target critics, and finished gradient steps."""
+    """The trained networks, the target critics, and the number of gradient steps."""
 
     actor: Trained
     critic: Trained
@@ -36,19 +36,19 @@ class IQLState(NamedTuple):
 
 @hyper.dataclass
 class IQL:
-    """Implicit Q-learning: it never values an action that the data do not have.
+    """Implicit Q-learning: it never evaluates actions outside the data.
 
-    ``V`` is an expectile of Q over the actions of the data: their mean at 0.5, and the best of them
-    near 1. The policy imitates the data's actions by weights that grow with their advantage, with
-    any family: the family's ``fit_loss`` is ``-log pi(a | s)`` where there is a density. Discrete
-    actions work too. Rewards are best scaled so that advantages are of the order of 1.
+    ``V`` is an expectile of Q over the data's actions: their mean at 0.5, and the best of them
+    near 1. The policy imitates the data's actions, with weights that grow with their advantage. Any
+    policy family works: its ``fit_loss`` is ``-log pi(a | s)`` if it has a density. Discrete
+    actions work too. Scale rewards so that advantages are of order 1.
 
-    The defaults are those of the authors' code for locomotion: a normal whose mean is squashed, so
-    that its density needs no correction near the bounds, and whose deviation does not depend on the
-    observation. It decays the actor's step size over the length of a run (``lr_decay_steps``), has
-    0.9 and 10 for expectile and temperature of mazes, and drops a share of 0.1 of the actor's units
-    for hands and kitchens (``policy.dropout``). Departure: heads of critics and value function
-    start with gain 1 instead of sqrt(2).
+    The defaults follow the authors' code for locomotion. The policy is a normal with a squashed
+    mean, so that its density needs no correction near the bounds, and a standard deviation that
+    does not depend on the observation. Their code also decays the actor's step size over the length
+    of a run (``lr_decay_steps``), uses an expectile of 0.9 and a temperature of 10 for mazes, and
+    uses actor dropout of 0.1 for hands and kitchens (``policy.dropout``). Departure: the heads of
+    the critics and the value function start with gain 1 instead of sqrt(2).
     """
 
     learns_from: ClassVar = "batches"
@@ -80,7 +80,7 @@ class IQL:
     policy_delay: int = size(1, help="gradient steps from one update of the actor to the next")
 
     def bind(self, spec: Spec) -> IQL:
-        """Return the agent for ``spec``. Raises UsageError as the parts do."""
+        """Return the agent for ``spec``. Raises UsageError if a part does."""
         protocol.require_methods(self, "policy", ["sample", "mode", "fit_loss"], "Gaussian")
         parts = {name: getattr(self, name).bind(spec) for name in ("policy", "critic", "value")}
         return dataclasses.replace(self, **parts)
@@ -134,7 +134,7 @@ class IQL:
     ) -> tuple[IQLState, Metrics]:
         """One gradient step on ``[B]``: value function, actor, critics; target critics.
 
-        Each sees the networks that were updated before it.
+        Each step uses the networks updated before it.
         """
         minimize = self.optimizer.minimize
         q = jnp.min(self.critic(state.target_critic, batch.obs, batch.action), axis=0)
@@ -161,7 +161,7 @@ class IQL:
     def act(
         self, state: IQLState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return a sampled action ``[..., *A]``, or with ``greedy`` the mode, carry and extras."""
+        """Return an action ``[..., *A]`` (a sample; the mode if ``greedy``), carry and extras."""
         if mode == "greedy":
             return self.policy.mode(state.actor.params, obs, key), carry, {}
         return self.policy.sample(state.actor.params, obs, key)[0], carry, {}

@@ -23,7 +23,7 @@ Step = Callable[[Key, Carry, Any], tuple[Carry, Metrics]]
 def check_divides(num_minibatches: int, transitions: int, least: int = 1) -> None:
     """Raise UsageError unless the ``transitions`` of one update (and shard) divide evenly.
 
-    Into minibatches of at least ``least``: 2 for agents that normalise over a minibatch.
+    Minibatches need at least ``least`` transitions: 2 for agents that normalise over a minibatch.
     """
     most = transitions // least
     if most < 1:
@@ -54,12 +54,13 @@ def minibatch_epochs(
     num_minibatches: int,
     stop: Callable[[dict[str, Array]], Array] | None = None,
 ) -> tuple[Carry, Metrics]:
-    """``step(key, carry, minibatch) -> carry, metrics`` on shuffled minibatches of a rollout.
+    """Apply ``step(key, carry, minibatch) -> carry, metrics`` to shuffled minibatches of a rollout.
 
-    ``samples`` are ``[T, N, ...]``, minibatches ``[B, ...]`` of their rows; each row comes once
-    in an epoch. Each shard shuffles its own. ``stop`` takes the values of a step's metrics;
-    once it is true, that step and all after it change nothing, and the metric ``minibatch_steps``
-    counts the steps before. Returns the last carry and the metrics of all steps together.
+    ``samples`` are ``[T, N, ...]``. Minibatches ``[B, ...]`` contain their rows, and each row
+    occurs once per epoch. Each shard shuffles its own rows. ``stop`` takes the values of a step's
+    metrics. Once it is true, that step and all later ones have no effect, and the metric
+    ``minibatch_steps`` counts the steps before it. Returns the final carry and the metrics of all
+    steps combined.
     """
     leaf = jax.tree.leaves(samples)[0]
     size = leaf.shape[0] * leaf.shape[1]
@@ -80,7 +81,7 @@ def minibatch_epochs(
 
 
 def _stopping(step: Step, stop: Callable[[dict[str, Array]], Array]) -> Step:
-    """Return ``step`` on ``(carry, active)``, which ends being active once ``stop`` is true."""
+    """Return ``step`` on ``(carry, active)``; ``active`` turns false once ``stop`` is true."""
 
     def guarded(key: Key, carry: tuple, x: Any) -> tuple[tuple, Metrics]:
         old, active = carry
@@ -88,7 +89,7 @@ def _stopping(step: Step, stop: Callable[[dict[str, Array]], Array]) -> Step:
         active = active & ~stop(shard_mean(m.values(metrics)))
         kept = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)
         made = active & (metrics["skipped_updates"][0] == 0)
-        steps = Sum(made / shard_count())  # all shards make the same ones
+        steps = Sum(made / shard_count())  # all shards take the same steps
         return (kept, active), metrics | {"minibatch_steps": steps}
 
     return guarded

@@ -33,7 +33,7 @@ class PARLState(NamedTuple):
 
     policy: Trained
     critic: Trained
-    value: PyTree  # Trained; () without
+    value: PyTree  # Trained; () without a value function
     target_critic: PyTree
 
 
@@ -41,17 +41,18 @@ class PARLState(NamedTuple):
 class PARL:
     """Policy improvement as supervised learning on optimised actions, for any policy family.
 
-    The critics' mean ranks ``improver.num_candidates`` samples of the policy; the best are moved up
-    its slope, and each keeps the best action that it passed. The policy imitates such actions by
-    its own ``fit_loss``: one of them and of the data's action, which is moved too, drawn by
-    ``softmax(Q / distill_temperature)``. The best of them acts.
+    The mean over critics ranks ``improver.num_candidates`` samples of the policy. The best samples
+    follow its gradient upwards, and each keeps the best action along its path. The data's action is
+    optimised in the same way. The policy imitates one of these actions, drawn by
+    ``softmax(Q / distill_temperature)``, with its own ``fit_loss``. Acting takes the best
+    optimised action.
 
-    Critics learn by Cal-QL, where optimised actions make targets and stand for the policy in the
-    conservative term, or by IQL, which asks for no action but the data's.
+    Critics learn by Cal-QL or by IQL. Cal-QL uses optimised actions in the targets, and in place of
+    policy samples in the conservative term. IQL uses only the data's actions.
 
-    Defaults are those of the authors' code. Departures: critics regress values, where theirs are
+    Defaults follow the authors' code. Departures: critics regress values, where theirs are
     distributions over fixed atoms, so ``cql_alpha`` is Cal-QL's; and the policy is distilled along
-    with the critics, every ``policy_delay`` steps, where theirs takes turns in epochs.
+    with the critics, every ``policy_delay`` steps, where theirs alternates in epochs.
     """
 
     learns_from: ClassVar = "batches"
@@ -81,15 +82,15 @@ class PARL:
 
     @property
     def batch_extras(self) -> tuple[str, ...]:
-        """Return the names of the extras that it reads from batches."""
+        """Return the names of the batch extras that the agent reads."""
         return ("return_to_go",) if self.critic_learning == "cal_ql" else ()
 
     def bind(self, spec: Spec) -> PARL:
         """Return the agent for ``spec``.
 
         Raises:
-            UsageError: for discrete actions, parts that lack a method, and more candidates to keep
-                than there are.
+            UsageError: for discrete actions, parts that lack a method, or ``num_kept`` above
+                ``num_candidates``.
         """
         protocol.require_continuous(self, spec)
         protocol.require_methods(self, "policy", ["sample", "fit_loss"], "Diffusion")
@@ -104,7 +105,7 @@ class PARL:
         return dataclasses.replace(self, **parts)
 
     def check(self, rows: int) -> None:
-        """Raise UsageError for sizes that do not fit each other."""
+        """Raise UsageError for inconsistent sizes."""
         protocol.require_enough_critics(self)
 
     def init(self, key: Key) -> PARLState:
@@ -123,15 +124,17 @@ class PARL:
     def critic_loss(
         self, params: PyTree, state: PARLState, batch: Batch, optimised: Array | None, key: Key
     ) -> tuple[Array, Metrics]:
-        """``sum_i mean (Q_i(s, a) - y)^2 + cql_alpha gap_i``, the gap with Cal-QL alone.
+        """``sum_i mean (Q_i(s, a) - y)^2 + cql_alpha gap_i``; only Cal-QL has the gap.
 
         ``y = r + discount V(s')`` with IQL, else ``r + discount min_j Q'_j(s', a')``, where ``a'``
-        is the optimised action. Those at ``s`` and ``s'`` are ``optimised[2, B, A]``, and
+        is the optimised action. ``optimised[2, B, A]`` holds the optimised actions at ``s`` and
+        ``s'``, and
 
         ``gap_i = mean (log (exp Q_i(s, a) + sum_k exp Q_i(s, a_k)) - Q_i(s, a))``
 
-        over ``num_actions`` uniform actions, and as many copies of each of the two optimised ones,
-        whose values are at least the return ``G(s)`` of the data.
+        sums over ``num_actions`` uniform actions, and as many copies of each of the two optimised
+        actions. The values of the optimised actions are bounded below by the data's return
+        ``G(s)``.
         """
         uniform_key, subset_key = jax.random.split(key)
         if optimised is None:
@@ -185,7 +188,7 @@ class PARL:
     def targets(self, state: PARLState, batch: Batch, actions: Array, key: Key) -> Array:
         """Return actions ``[B, A]`` to imitate, from candidates ``[n, B, A]``.
 
-        The data's action replaces the worst of the candidates that are kept, before they move.
+        The data's action replaces the worst kept candidate before the ascent.
         """
         q, improver = self.values(state, batch.obs), self.improver
         best = kept(actions, q(actions), improver.num_kept)
@@ -200,7 +203,7 @@ class PARL:
     ) -> tuple[PARLState, Metrics]:
         """One gradient step on ``[B]``: values and critics, the policy, target critics.
 
-        Each sees the networks that were updated before it.
+        Each step uses the networks updated before it.
         """
         sample_key, improve_key, critic_key, draw_key, fit_key = jax.random.split(key, 5)
         minimize, rate = self.optimizer.minimize, self.critic_learning_rate
@@ -236,7 +239,7 @@ class PARL:
     def act(
         self, state: PARLState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return an optimised action ``[..., A]``, in all modes, carry and extras."""
+        """Return an optimised action ``[..., A]`` in every mode, carry and extras."""
         sample_key, improve_key = jax.random.split(key)
         actions = self.candidates(state, obs, sample_key)
         return self.improver.improve(self.values(state, obs), actions, improve_key), carry, {}

@@ -25,7 +25,7 @@ _SIZES: dict[str, Any] = {
 
 
 class PPOState(NamedTuple):
-    """Policy and value function, trained together, and finished updates."""
+    """Policy and value function, trained together, and the number of updates."""
 
     networks: Trained  # {"policy", "critic"}
     updates: Array  # int32, calls of ``update``
@@ -35,7 +35,7 @@ class Minibatch(NamedTuple):
     """Rows of a rollout ``[T, N, ...]``, or ``[B, ...]`` of them."""
 
     obs: PyTree
-    trace: Any  # of the actions, with their log-probabilities when acting
+    trace: Any  # of the actions, with their log-probabilities at acting time
     value: Array
     advantage: Array
     target: Array
@@ -45,13 +45,13 @@ class Minibatch(NamedTuple):
 class PPO:
     """PPO with a clipped surrogate, for discrete and continuous actions.
 
-    The defaults are the widespread continuous-control variant: separate tanh networks with
+    The defaults are the common continuous-control variant: separate tanh networks with
     orthogonal initialisation, a normal whose log-std does not depend on the observation,
     minibatches of single transitions, advantages normalised per minibatch, Adam with eps 1e-5, and
     the global norm of the gradient clipped at 0.5. Departures from it: GAE is computed once per
-    rollout, a time limit bootstraps from the *true* next state, and the value loss is not clipped.
-    Brax's variant (``policy.squash``, ``std="softplus"``, ``initializer="lecun"``, swish) is within
-    reach of the options, except for its advantages, whose first step lacks the factor lambda.
+    rollout, time limits bootstrap from the *true* next state, and the value loss is not clipped.
+    Options cover Brax's variant (``policy.squash``, ``std="softplus"``, ``initializer="lecun"``,
+    swish), except for its advantages, whose first step lacks the factor lambda.
     """
 
     learns_from: ClassVar = "rollouts"
@@ -96,7 +96,7 @@ class PPO:
     def check(self, rows: int) -> None:
         """Raise UsageError unless the transitions of an update divide into minibatches.
 
-        Of two at least: a single advantage, normalised, is 0.
+        Each needs at least two transitions: a single normalised advantage is 0.
         """
         minibatches.check_divides(self.num_minibatches, rows, least=2)
 
@@ -122,7 +122,7 @@ class PPO:
         return loss, metrics
 
     def value_loss(self, value: Array, batch: Minibatch) -> Array:
-        """``mean (R - V)^2 / 2`` over ``[B]``, clipped if asked for."""
+        """``mean (R - V)^2 / 2`` over ``[B]``, clipped with ``clip_value``."""
         if self.clip_value:
             error = losses.clipped_value_loss(value, batch.value, batch.target, self.clip_eps)
         else:
@@ -130,7 +130,7 @@ class PPO:
         return 0.5 * jnp.mean(error)
 
     def loss(self, params: PyTree, batch: Minibatch, key: Key) -> tuple[Array, Metrics]:
-        """``L = L_policy + c_v L_value - c_e H`` of a minibatch."""
+        """``L = L_policy + c_v L_value - c_e H`` on a minibatch."""
         dist = self.policy.dist(params["policy"], batch.obs)
         policy_loss, metrics = self.policy_loss(dist, batch)
         value_loss = self.value_loss(self.critic(params["critic"], batch.obs), batch)
@@ -175,7 +175,7 @@ class PPO:
         return PPOState(networks, state.updates + 1), metrics
 
     def too_far(self, metrics: dict[str, Array]) -> Array:
-        """Whether a minibatch's KL divergence ends the update; a NaN is the optimiser's to skip."""
+        """Whether a minibatch's KL divergence ends the update; the optimiser skips a NaN."""
         return metrics["kl"] > jnp.asarray(self.target_kl)
 
     # Acting
@@ -183,7 +183,7 @@ class PPO:
     def act(
         self, state: PPOState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return a sampled action with its trace in the extras, or with ``greedy`` the mode."""
+        """Return a sampled action with its trace in the extras; if ``greedy``, the mode."""
         params = state.networks.params["policy"]
         if mode == "greedy":
             return self.policy.mode(params, obs, key), carry, {}

@@ -18,7 +18,7 @@ from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
 
 
 class PQNState(NamedTuple):
-    """The Q-network, and finished updates."""
+    """The Q-network, and the number of updates."""
 
     q: Trained
     updates: Array  # int32, calls of ``update``
@@ -36,15 +36,15 @@ class Minibatch(NamedTuple):
 class PQN:
     """On-policy Q(lambda) with a normalised network: no replay buffer, no target network.
 
-    Parallel environments act epsilon-greedily, all with the same epsilon. Once per rollout the
-    network that acted gives lambda returns of its largest Q-values; then it is regressed on them
-    over epochs of shuffled minibatches. Layer normalisation keeps this stable without a target
-    network.
+    All parallel environments act epsilon-greedily with the same epsilon. After each rollout, lambda
+    returns are computed once from the acting network's largest Q-values. The network is then
+    regressed on them over epochs of shuffled minibatches. Layer normalisation keeps this stable
+    without a target network.
 
-    The defaults are those of the authors' code for MinAtar. Departures from it: the lambda return
-    of the last step but one mixes the value of its own next state, not of the rollout's last; a
-    time limit bootstraps from the true next state; and the default network is an MLP on the
-    flattened observation. Discrete actions only.
+    The defaults follow the authors' code for MinAtar. Departures from it: the lambda return of the
+    second-to-last step mixes in the value of its own next state, not of the rollout's last; time
+    limits bootstrap from the true next state; and the default network is an MLP on the flattened
+    observation. Discrete actions only.
     """
 
     learns_from: ClassVar = "rollouts"
@@ -131,6 +131,6 @@ class PQN:
     def act(
         self, state: PQNState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return the best action ``[...]``, or unless ``greedy``, by epsilon, a random one."""
+        """Return an epsilon-greedy action ``[...]`` (the best if ``greedy``), carry and extras."""
         q = self.q_network(state.q.params, obs)
         return epsilon_greedy(q, self.epsilon(state), key, mode), carry, {}

@@ -1,7 +1,7 @@
-"""Calls of an agent's optional methods, and checks that agents share.
+"""Calls to an agent's optional methods, and checks that agents share.
 
 Trainers call these functions instead of the methods, so an agent without memory, statistics or
-checks of its own does not mention them.
+checks need not define those methods.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec, Transition
 
 
 def init_carry(agent: Any, key: Key, n: int) -> PyTree:
-    """Return the memory ``[n, ...]`` with which ``n`` episodes begin; ``()`` without memory."""
-    while not hasattr(agent, "init_carry"):  # the outermost's, which holds those inside of it
+    """Return the initial memory ``[n, ...]`` of ``n`` episodes; ``()`` without memory."""
+    while not hasattr(agent, "init_carry"):  # the outermost carry holds the inner ones
         if not hasattr(agent, "agent"):
             return ()
         agent = agent.agent
@@ -29,9 +29,9 @@ def init_carry(agent: Any, key: Key, n: int) -> PyTree:
 
 
 def observe(agent: Any, state: PyTree, transitions: Transition) -> PyTree:
-    """Return the state after fresh experience ``[T, N]``; the same for agents without statistics.
+    """Return the state after fresh experience ``[T, N]``; unchanged for agents without statistics.
 
-    Called after the update on it.
+    Trainers call this after the update on that experience.
     """
     method = getattr(agent, "observe", None)
     return state if method is None else method(state, transitions)
@@ -41,7 +41,7 @@ def check(agent: Any, rows: int) -> None:
     """Check all hyper-parameters, and that updates on ``rows`` transitions are possible.
 
     Raises:
-        UsageError: for the first that cannot work.
+        UsageError: for the first problem found.
     """
     hyper.check(agent)
     inner = innermost(agent)
@@ -59,16 +59,16 @@ def check(agent: Any, rows: int) -> None:
 
 
 def observe_dataset(agent: Any, state: PyTree, data: Any) -> PyTree:
-    """Return the state after a look at the dataset that the agent will learn from.
+    """Return the state after observing the dataset that the agent will learn from.
 
-    It is the same for agents without statistics.
+    The state is unchanged for agents without statistics.
     """
     method = getattr(agent, "observe_dataset", None)
     return state if method is None else method(state, data)
 
 
 def learnt_reward(agent: Any, reward: Array) -> Array:
-    """Return rewards as the agent learns from them, transformed by its wrappers."""
+    """Return the rewards that the agent learns from: transformed by its wrappers."""
     while hasattr(agent, "agent"):
         method = getattr(agent, "learnt_reward", None)
         reward = reward if method is None else method(reward)
@@ -84,7 +84,7 @@ def innermost(agent: Any) -> Any:
 
 
 def with_parts(agent: Any, **parts: Any) -> Any:
-    """Return the agent, in its wrappers, with other parts in the named fields."""
+    """Return the agent, still wrapped, with the named fields replaced."""
     if hasattr(agent, "agent"):
         return dataclasses.replace(agent, agent=with_parts(agent.agent, **parts))
     return dataclasses.replace(agent, **parts)
@@ -99,7 +99,7 @@ def validation_loss(agent: Any, state: PyTree, batch: Any, key: Key) -> Array:
     """Return the agent's loss on a batch that it does not learn from.
 
     Raises:
-        UsageError: for an agent that has none.
+        UsageError: for an agent without a validation loss.
     """
     method = getattr(agent, "validation_loss", None)
     if method is None:
@@ -111,7 +111,7 @@ def validation_loss(agent: Any, state: PyTree, batch: Any, key: Key) -> Array:
 
 
 def batch_extras(agent: Any) -> tuple[str, ...]:
-    """Return the names of what an agent and its wrappers read from ``Batch.extras``."""
+    """Return the names of the ``Batch.extras`` that an agent and its wrappers read."""
     names: tuple[str, ...] = getattr(agent, "batch_extras", ())
     return names + batch_extras(agent.agent) if hasattr(agent, "agent") else names
 
@@ -120,7 +120,7 @@ def learns_from(agent: Any) -> str:
     """Return ``"rollouts"`` or ``"batches"``.
 
     Raises:
-        UsageError: for agents that do not say.
+        UsageError: for agents that declare neither.
     """
     inner = innermost(agent)
     found = getattr(inner, "learns_from", None)
@@ -132,13 +132,13 @@ def learns_from(agent: Any) -> str:
 
 
 def policy_delay(agent: Any) -> int | None:
-    """Return the gradient steps from one update of the actor to the next; None without an actor."""
+    """Return the gradient steps between updates of the actor; None without an actor."""
     found: int | None = getattr(innermost(agent), "policy_delay", None)
     return found
 
 
 def gradient_steps(agent: Any) -> int:
-    """Return the gradient steps that one update on a rollout makes; 1 if the agent does not say."""
+    """Return the gradient steps per update on a rollout; 1 if the agent does not declare it."""
     return int(getattr(innermost(agent), "gradient_steps_per_update", 1))
 
 
@@ -155,10 +155,10 @@ class LearntPolicy(NamedTuple):
 def learnt_policy(agent: Any, state: PyTree) -> LearntPolicy:
     """Return what the agent's policy has learnt.
 
-    An agent that has a policy, in its field ``policy``, says where its parameters are:
-    ``policy_at = ("actor.params", "target_actor")`` is a path into the state, followed by those to
-    copies. If the state's field ``ema`` holds a moving average of them, that is returned. A wrapper
-    with a state of its own has the methods ``learnt_policy`` and ``with_policy``.
+    An agent with a policy in its field ``policy`` declares where its parameters are stored. For
+    example, ``policy_at = ("actor.params", "target_actor")`` is a path into the state, followed by
+    the paths to copies. If the state's field ``ema`` holds a moving average of the parameters, that
+    is returned. A wrapper with its own state has the methods ``learnt_policy`` and ``with_policy``.
 
     Raises:
         UsageError: for an agent without a policy.
@@ -175,9 +175,9 @@ def learnt_policy(agent: Any, state: PyTree) -> LearntPolicy:
 
 
 def with_policy(agent: Any, state: PyTree, policy: LearntPolicy) -> PyTree:
-    """Return a fresh state whose policy has learnt what another has, all copies of it included.
+    """Return a fresh state with the learnt parameters of ``policy``, in all copies too.
 
-    Entries of its parameters that the other's do not have stay fresh.
+    Parameters that ``policy`` lacks stay fresh.
 
     Raises:
         UsageError: for an agent without a policy.
@@ -194,7 +194,7 @@ def with_policy(agent: Any, state: PyTree, policy: LearntPolicy) -> PyTree:
 
 
 def policy_at(agent: Any) -> tuple[str, ...]:
-    """Return the paths to the parameters of the agent's policy. Raises UsageError without any."""
+    """Return the paths to the policy's parameters. Raises UsageError if there are none."""
     places: tuple[str, ...] = getattr(agent, "policy_at", ())
     if not places:
         raise UsageError(
@@ -217,7 +217,7 @@ def _placed(node: Any, path: Sequence[str], params: PyTree) -> Any:
         return {**node, **changed} if isinstance(node, Mapping) else node._replace(**changed)
     if not jax.tree.leaves(node):
         return node
-    copied = jax.tree.map(jnp.copy, params)  # an array that is two leaves cannot be donated
+    copied = jax.tree.map(jnp.copy, params)  # an array shared by two leaves cannot be donated
     return {**node, **copied} if isinstance(node, Mapping) else copied
 
 
@@ -244,7 +244,7 @@ def require_discrete(agent: Any, spec: Spec) -> None:
 
 
 def require_methods(agent: Any, name: str, methods: Sequence[str], instead: str) -> None:
-    """Raise UsageError unless the part ``name`` of an agent has ``methods``."""
+    """Raise UsageError unless the agent's part ``name`` has ``methods``."""
     part, article = getattr(agent, name), "an" if name[0] in "aeiou" else "a"
     for method in methods:
         if not hasattr(part, method):

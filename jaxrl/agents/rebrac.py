@@ -37,10 +37,10 @@ _CRITIC: dict[str, Any] = _ACTOR | {"post_norm": True}
 
 @hyper.dataclass
 class ReBRAC:
-    """TD3 with behaviour cloning in the actor's and in the critics' loss, and larger networks.
+    """TD3 with behaviour cloning in both the actor's and the critics' losses, and larger networks.
 
-    ``actor_bc`` and ``critic_bc`` depend on the data; the presets have the authors'. Batches are of
-    1,024 rows with learning rates of 1e-3 for locomotion, of 256 elsewhere.
+    ``actor_bc`` and ``critic_bc`` depend on the data; the presets have the authors' values. For
+    locomotion, batches have 1,024 rows and learning rates are 1e-3; elsewhere batches have 256.
     """
 
     learns_from: ClassVar = "batches"
@@ -89,8 +89,8 @@ class ReBRAC:
         """``sum_i mean (Q_i(s, a) - y)^2``, where
 
         ``y = r + discount (min_j Q'_j(s', a') - critic_bc |a' - a'_data|^2)`` and
-        ``a' = clip(pi'(s') + clip(epsilon))``. Where the data have no next action, as at the end of
-        an episode that was cut off, there is no penalty.
+        ``a' = clip(pi'(s') + clip(epsilon))``. There is no penalty where the data have no next
+        action, for example at the end of a truncated episode.
         """
         next_action = self.policy.mode(state.target_actor, batch.next_obs)
         noise = clipped_normal(key, next_action.shape, self.policy_noise, self.noise_clip)

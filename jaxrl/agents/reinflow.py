@@ -1,4 +1,4 @@
-"""ReinFlow: PPO on the chains of a flow with noise.
+"""ReinFlow: PPO on the chains of a flow with noisy steps.
 
 (Zhang et al. 2025, "ReinFlow: Fine-tuning Flow Matching Policy with Online Reinforcement
 Learning".)
@@ -26,7 +26,7 @@ from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
 
 
 class ReinFlowState(NamedTuple):
-    """The policy, the value function, and finished updates."""
+    """The policy, the value function, and the number of updates."""
 
     actor: Trained
     critic: Trained
@@ -35,19 +35,20 @@ class ReinFlowState(NamedTuple):
 
 @hyper.dataclass
 class ReinFlow:
-    """PPO on a flow policy whose steps add noise of learnt deviation.
+    """PPO on a flow policy whose steps add noise with a learnt standard deviation.
 
-    An action has one probability ratio, that of its whole chain. Log-densities are means over steps
-    and action elements, which is why the clipping range is small. The value function depends on the
-    state alone. Without exploring, the fine-tuned flow acts without noise. Pre-train a ``Flow`` by
-    ``BC`` and hand it over by ``run(..., policy_from=RUN)``; the network of deviations starts
+    An action has one probability ratio, for its whole chain. Log-densities are means over steps
+    and action elements, so the clipping range is small. The value function depends only on the
+    state. In greedy mode, the fine-tuned flow acts without noise. Pre-train a ``Flow`` with ``BC``
+    and pass it in with ``run(..., policy_from=RUN)``; the network of the standard deviations starts
     fresh.
 
-    Defaults are those of the authors' code for Hopper, beside the policy's sizes. Departures:
-    log-densities are not bounded, and the noise is not clipped; the first noise, whose density is
-    the same for all policies, is no step of the mean; their ten copies of each row in an epoch are
-    one, with as many minibatches of a tenth; the range of deviations does not shrink; learning
-    rates fall linearly, if at all; and no ``target_kl`` (theirs, 1, is never reached).
+    Defaults follow the authors' code for Hopper, except for the policy's sizes. Departures:
+    log-densities are not bounded, and the noise is not clipped; the mean over steps excludes the
+    initial noise, whose density is the same for all policies; an epoch has each row once instead of
+    ten times, in as many minibatches of a tenth the size; the range of standard deviations does not
+    shrink; learning rates either stay constant or fall linearly; and there is no ``target_kl``
+    (theirs, 1, is never reached).
     """
 
     learns_from: ClassVar = "rollouts"
@@ -85,7 +86,7 @@ class ReinFlow:
         return self.update_epochs * self.num_minibatches
 
     def bind(self, spec: Spec) -> ReinFlow:
-        """Return the agent for ``spec``. Raises UsageError for policies that are no noisy flow."""
+        """Return the agent for ``spec``. Raises UsageError unless the policy is a noisy flow."""
         protocol.require_methods(self, "policy", ["stds", "step_normals"], "NoisyFlow")
         policy, critic = self.policy.bind(spec), self.critic.bind(spec)
         return dataclasses.replace(self, policy=policy, critic=critic)
@@ -106,7 +107,7 @@ class ReinFlow:
     # Losses
 
     def log_prob(self, params: PyTree, obs: PyTree, points: Array) -> tuple[Array, Array]:
-        """Return the mean log-density of a chain's steps ``[B]``, and of their entropy: ``[]``.
+        """Return the mean log-density ``[B]`` of a chain's steps, and their mean entropy ``[]``.
 
         Both are means over the K steps and A elements of ``points[B, K + 1, A]``.
         """
@@ -129,8 +130,8 @@ class ReinFlow:
     ) -> tuple[ReinFlowState, Metrics]:
         """Epochs of minibatch steps on a rollout ``[T, N]``.
 
-        The log-density of the acting policy is computed anew from its parameters, so that the
-        ratio is 1 before the first step.
+        The log-density of the acting policy is recomputed from its parameters, so that the ratio
+        is 1 before the first step.
         """
         points = rollout.extras["trace"]
         old, _ = self.log_prob(state.actor.params, rollout.obs, points)
@@ -144,7 +145,7 @@ class ReinFlow:
     def act(
         self, state: ReinFlowState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return a sampled action with its chain in the extras, or with ``greedy`` the flow's."""
+        """Return a sampled action with its chain in the extras; if ``greedy``, the flow's."""
         if mode == "greedy":
             return self.policy.mode(state.actor.params, obs, key), carry, {}
         action, trace = self.policy.sample(state.actor.params, obs, key)

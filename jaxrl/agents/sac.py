@@ -35,15 +35,15 @@ class SACState(NamedTuple):
 class SAC:
     """Soft actor-critic with an ensemble of critics and a learned temperature.
 
-    The defaults are the paper's. Options reach three published variants: half the target entropy
+    The defaults are the paper's. Options cover three published variants: half the target entropy
     (``target_entropy=-0.5``), an actor that is updated on every second step (``policy_delay=2``),
     and REDQ (Chen et al. 2021, "Randomized Ensembled Double Q-Learning": ten critics,
     ``num_min_critics=2``, ``actor_q="mean"``, ``policy_delay=20`` and 20 gradient steps per
-    environment step; RLPD adds ``critic.layer_norm``, weights by ``xavier`` and data). With n-step
-    returns, the entropy of the actions between first and last is left out.
+    environment step; RLPD adds ``critic.layer_norm``, ``xavier`` initialisation and offline data).
+    With n-step returns, targets omit the entropy of the intermediate actions.
 
-    Actions are in [-1, 1], and so is their entropy: it differs by ``sum log((high - low) / 2)``
-    from the entropy in the environment's units.
+    Entropy refers to actions in [-1, 1]. It differs by ``sum log((high - low) / 2)`` from the
+    entropy in the environment's units.
     """
 
     learns_from: ClassVar = "batches"
@@ -74,7 +74,7 @@ class SAC:
         return dataclasses.replace(self, policy=policy, critic=critic)
 
     def check(self, rows: int) -> None:
-        """Raise UsageError for sizes that do not fit each other."""
+        """Raise UsageError for inconsistent sizes."""
         protocol.require_enough_critics(self)
 
     def init(self, key: Key) -> SACState:
@@ -96,6 +96,7 @@ class SAC:
         """``sum_i mean (Q_i(s, a) - y)^2``, where ``a' ~ pi`` and
 
         ``y = r + discount (min_j Q'_j(s', a') - alpha log pi(a' | s'))``, if ``backup_entropy``.
+        The minimum is over a random subset of critics if ``num_min_critics`` is set.
         """
         next_key, subset_key = split_if(self.num_min_critics is not None, key)
         next_action, trace = self.policy.dist(state.actor.params, batch.next_obs).sample(next_key)
@@ -110,7 +111,10 @@ class SAC:
     def actor_loss(
         self, params: PyTree, state: SACState, batch: Batch, key: Key
     ) -> tuple[Array, Array]:
-        """``mean (alpha log pi(a | s) - min_i Q_i(s, a))``, ``a ~ pi``; and the entropy."""
+        """``mean (alpha log pi(a | s) - min_i Q_i(s, a))``, ``a ~ pi``; and the entropy.
+
+        With ``actor_q="mean"``, the mean over critics replaces the minimum.
+        """
         action, trace = self.policy.dist(params, batch.obs).sample(key)
         q = self.critic(state.critic.params, batch.obs, action)
         q = jnp.min(q, axis=0) if self.actor_q == "min" else jnp.mean(q, axis=0)
@@ -154,7 +158,7 @@ class SAC:
     def act(
         self, state: SACState, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, Extras]:
-        """Return a sampled action ``[..., A]``, or with ``greedy`` the mode, carry and extras."""
+        """Return an action ``[..., A]`` (a sample, or the mode if ``greedy``), carry and extras."""
         if mode == "greedy":
             return self.policy.mode(state.actor.params, obs, key), carry, {}
         return self.policy.sample(state.actor.params, obs, key)[0], carry, {}

@@ -28,7 +28,7 @@ class TD3State(NamedTuple):
 
     actor: Trained
     critic: Trained
-    target_actor: PyTree  # () without
+    target_actor: PyTree  # () without a target actor
     target_critic: PyTree
 
 
@@ -36,14 +36,14 @@ class TD3State(NamedTuple):
 class TD3:
     """Twin delayed deep deterministic policy gradient.
 
-    The defaults are those of the authors' code, which differs from the paper only in sizes and
-    rates: targets use the minimum over two critics and noisy next actions, the actor maximises the
-    first critic, and actor and target networks are updated on every second step.
+    The defaults follow the authors' code, which differs from the paper only in sizes and rates:
+    targets use the minimum over two critics and noisy next actions, the actor maximises the first
+    critic, and the actor and target networks are updated on every second step.
 
     For thousands of environments (Seo et al. 2025, "FastTD3"): ``exploration_noise_max`` gives
-    every episode a standard deviation of its own, ``target_actor=False`` takes next actions from
-    the learnt policy and updates target critics on every step, ``actor_q="min"``, ``tau=0.1``.
-    FastTD3's critics are distributions over fixed atoms, these are not.
+    each episode its own standard deviation, ``target_actor=False`` takes next actions from the
+    learnt policy and updates target critics on every step, ``actor_q="min"``, ``tau=0.1``.
+    FastTD3's critics are distributions over fixed atoms; these are not.
     """
 
     learns_from: ClassVar = "batches"
@@ -80,7 +80,7 @@ class TD3:
         return dataclasses.replace(self, policy=policy, critic=critic)
 
     def check(self, rows: int) -> None:
-        """Raise UsageError for numbers that do not fit each other."""
+        """Raise UsageError for inconsistent hyper-parameters."""
         protocol.require_enough_critics(self)
         require("exploration_noise_max", self.exploration_noise_max, self.exploration_noise)
 
@@ -116,7 +116,7 @@ class TD3:
         return jnp.sum(jnp.mean(jnp.square(q - target), axis=-1)), {"q": mean_of(q)}
 
     def actor_loss(self, params: PyTree, state: TD3State, batch: Batch) -> tuple[Array, None]:
-        """``-mean Q_1(s, pi(s))``."""
+        """``-mean Q_1(s, pi(s))``; ``actor_q`` may use the minimum or mean over critics instead."""
         action = self.policy.mode(params, batch.obs)
         if self.actor_q == "first":
             return -jnp.mean(self.critic.one(state.critic.params, batch.obs, action)), None
@@ -145,7 +145,7 @@ class TD3:
         return state, metrics
 
     def update_targets(self, state: TD3State) -> TD3State:
-        """Return the state with target networks a step of ``tau`` closer."""
+        """Return the state with target networks moved a step of ``tau`` towards the networks."""
         critic = optim.polyak(state.target_critic, state.critic.params, self.tau)
         actor = state.target_actor
         if self.target_actor:
@@ -155,7 +155,7 @@ class TD3:
     # Acting
 
     def init_carry(self, key: Key, n: int) -> PyTree:
-        """Return the standard deviations of ``n`` new episodes ``[n, 1]``, if they differ."""
+        """Return the noise deviations ``[n, 1]`` of ``n`` new episodes; ``()`` if all are equal."""
         if self.exploration_noise_max is None:
             return ()
         low, high = self.exploration_noise, self.exploration_noise_max

@@ -34,9 +34,9 @@ class TD3BCState(NamedTuple):
 class TD3BC:
     """TD3 whose actor also imitates the data.
 
-    ``bc_alpha`` weighs the values, which are divided by their mean size, against squared errors of
-    actions; with 0 the actor is a clone. The paper normalises observations
-    (``NormalizeObs(agent, frozen=True)``). The defaults are those of the authors' code.
+    ``bc_alpha`` weights the Q-values, divided by their mean absolute value, against squared errors
+    of actions; with 0 the actor only clones. The paper normalises observations
+    (``NormalizeObs(agent, frozen=True)``). The defaults follow the authors' code.
     """
 
     learns_from: ClassVar = "batches"
@@ -94,7 +94,7 @@ class TD3BC:
     def actor_loss(self, params: PyTree, state: TD3BCState, batch: Batch) -> tuple[Array, Metrics]:
         """``-lambda mean Q_1(s, pi(s)) + mean (pi(s) - a)^2``, ``lambda = alpha / mean |Q_1|``.
 
-        The second mean is over the elements of the actions too.
+        The second mean is also over action elements.
         """
         action = self.policy.mode(params, batch.obs)
         q = self.critic.one(state.critic.params, batch.obs, action)

@@ -1,4 +1,4 @@
-"""Agents made of agents: they change what the inner agent sees, and know no algorithm."""
+"""Wrappers of agents: they change what the inner agent sees, independently of its algorithm."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class NormalizeObsState(NamedTuple):
 
 @hyper.dataclass
 class NormalizeObs:
-    """The inner agent sees observations of zero mean and unit variance, clipped at ``obs_clip``.
+    """The inner agent sees observations with zero mean and unit variance, clipped at ``obs_clip``.
 
-    The statistics are part of the state, so a saved policy always includes them. They take in a
-    rollout after the update on it: the policy is updated under the statistics it acted with, and
-    its probability ratios start at 1. Offline training takes in the dataset once, before its first
-    update. With ``frozen`` the statistics stay those of the dataset when training goes on online.
+    The statistics are part of the state, so a saved policy always includes them. They include a
+    rollout only after the update on it: the policy is updated under the statistics it acted with,
+    and its probability ratios start at 1. Offline training computes them from the dataset once,
+    before the first update. With ``frozen`` they do not change when training continues online.
     """
 
     agent: Any
@@ -51,7 +51,7 @@ class NormalizeObs:
         return dataclasses.replace(self, agent=self.agent.bind(seen), spec=seen)
 
     def init(self, key: Key) -> NormalizeObsState:
-        """Return statistics that have seen nothing yet, and the inner agent's state."""
+        """Return empty statistics and the inner agent's state."""
         assert self.spec is not None, "bind the agent before init"
         statistics = running_statistics.start(self.spec.observation)
         return NormalizeObsState(statistics, self.agent.init(key))
@@ -72,7 +72,7 @@ class NormalizeObs:
         return state._replace(agent=inner), metrics
 
     def observe(self, state: NormalizeObsState, transitions: Transition) -> NormalizeObsState:
-        """Take ``transitions.obs[T, N, *O]`` into the statistics, unless they are frozen."""
+        """Add ``transitions.obs[T, N, *O]`` to the statistics, unless they are frozen."""
         statistics = state.statistics
         if not self.frozen:
             statistics = running_statistics.merge(statistics, transitions.obs)
@@ -80,7 +80,7 @@ class NormalizeObs:
         return NormalizeObsState(statistics, inner)
 
     def observe_dataset(self, state: NormalizeObsState, data: Any) -> NormalizeObsState:
-        """Take ``data.obs[D, *O]`` into statistics that have seen nothing yet."""
+        """Compute the statistics of ``data.obs[D, *O]`` if they are still empty."""
         seen = running_statistics.merge(state.statistics, data.obs)
         fresh = state.statistics.size == 0
         statistics = jax.tree.map(partial(jnp.where, fresh), seen, state.statistics)
@@ -95,12 +95,12 @@ class NormalizeObs:
         return protocol.validation_loss(self.agent, state.agent, batch, key)
 
     def learnt_policy(self, state: NormalizeObsState) -> LearntPolicy:
-        """Return what the inner agent's policy has learnt, and the statistics."""
+        """Return what the inner agent's policy has learnt, with the statistics."""
         inner = protocol.learnt_policy(self.agent, state.agent)
         return inner._replace(statistics=state.statistics)
 
     def with_policy(self, state: NormalizeObsState, policy: LearntPolicy) -> NormalizeObsState:
-        """Return a fresh state with another policy, and its statistics."""
+        """Return a fresh state with another policy and its statistics."""
         inner = protocol.with_policy(self.agent, state.agent, policy)
         return NormalizeObsState(jax.tree.map(jnp.copy, policy.statistics), inner)
 
@@ -148,12 +148,12 @@ class ScaleReward:
         return protocol.observe(self.agent, state, self.seen(transitions))
 
     def observe_dataset(self, state: PyTree, data: Any) -> PyTree:
-        """Return the inner agent's state after a look at the dataset with transformed rewards."""
+        """Return the inner agent's state after observing the dataset with transformed rewards."""
         data = data._replace(reward=self.learnt_reward(data.reward))
         return protocol.observe_dataset(self.agent, state, data)
 
     def validation_loss(self, state: PyTree, batch: Batch, key: Key) -> Array:
-        """Return the inner agent's loss; rewards of batches are transformed already."""
+        """Return the inner agent's loss; rewards of batches are already transformed."""
         return protocol.validation_loss(self.agent, state, batch, key)
 
     def seen(self, data: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Data to learn from: the replay buffer, datasets, and samplers of both."""
+"""Data to learn from: the replay buffer, datasets, and samplers for both."""
 
 from jaxrl.data.dataset import Dataset, concatenate
 from jaxrl.data.describe import describe

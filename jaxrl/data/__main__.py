@@ -1,4 +1,4 @@
-"""``python -m jaxrl.data PATH``: what a dataset holds, in words and as a picture."""
+"""``python -m jaxrl.data PATH``: a dataset's contents, as text and as a picture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ known, SACo with --reference. --out writes dataset.json and dataset.png."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Print the description of a dataset. Returns the exit code: 0, or 2 on bad usage."""
+    """Print a dataset's description. Returns the exit code: 0, or 2 on bad usage."""
     with lasting_output():
         try:
             _run(_parser().parse_args(words))
@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _references(options: argparse.Namespace) -> Reference | None:
-    """Return the references that were given, or else those that belong to the dataset."""
+    """Return the given references, or else those that belong to the dataset."""
     if (options.random is None) != (options.expert is None):
         raise UsageError("--random and --expert belong together; give both")
     if options.random is not None:

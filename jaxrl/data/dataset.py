@@ -1,4 +1,4 @@
-"""Datasets: recorded transitions, one copy on the device for all seeds."""
+"""Datasets: recorded transitions, with one copy on the device for all seeds."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Dataset(NamedTuple):
     """``D`` transitions in whole episodes, one after another; every field has a leading ``[D]``.
 
     ``action`` is in the agent's units: [-1, 1], or an index. ``next_obs`` is the true next
-    observation. ``terminated`` and ``truncated`` are never both true, and an episode's last row has
-    one of them. ``start`` and ``end`` (int32) are the first row of the row's episode and the row
-    after its last. ``extras`` holds further arrays ``[D, ...]``, which sampled batches take along.
+    observation. ``terminated`` and ``truncated`` are never both true, and exactly one is true in an
+    episode's last row. ``start`` and ``end`` (int32) are the first row of the row's episode and the
+    row after its last. ``extras`` holds further arrays ``[D, ...]``, which sampled batches include.
 
     A dataset is an argument of the compiled programs: never part of a run's state, and never a
-    constant in a program. ``Dataset.of`` finds ``start`` and ``end``. The operations that choose
+    constant in a program. ``Dataset.of`` computes ``start`` and ``end``. The operations that select
     episodes run on the host, and return numpy arrays.
     """
 
@@ -38,7 +38,7 @@ class Dataset(NamedTuple):
     start: Array
     end: Array
     extras: dict[str, Any] = {}
-    cumulative: PyTree = ()  # uint32[D] of ``jaxrl.data.weighted``
+    cumulative: PyTree = ()  # uint32[D], set by ``jaxrl.data.weighted``
 
     @classmethod
     def of(
@@ -51,9 +51,9 @@ class Dataset(NamedTuple):
         truncated: Any,
         extras: Mapping[str, Any] | None = None,
     ) -> Dataset:
-        """Return the dataset of these rows ``[D, ...]``, with the episodes that the flags mark.
+        """Return the dataset of these rows ``[D, ...]``, with episodes marked by the flags.
 
-        Where both flags are true, ``terminated`` wins. The last row is truncated if it has neither.
+        If both flags are true, ``terminated`` wins. The last row is truncated if neither is true.
 
         Raises:
             UsageError: if the flags are not two arrays ``[D]``.
@@ -95,9 +95,9 @@ class Dataset(NamedTuple):
     # Checks
 
     def check(self) -> None:
-        """Raise UsageError unless the fields are what this class says, all of them finite.
+        """Raise UsageError unless the fields are as described in this class, and finite.
 
-        Traced arrays are checked by their shapes alone.
+        For traced arrays, only shapes are checked.
         """
         if self.size < 1:
             raise UsageError("the dataset has no transitions; give at least one")
@@ -141,10 +141,10 @@ class Dataset(NamedTuple):
             )
 
     def check_spec(self, spec: Spec) -> None:
-        """Raise UsageError unless observations and actions are those of an environment.
+        """Raise UsageError unless observations and actions fit an environment.
 
-        Shapes, kinds of dtypes, and the ranges of actions are compared. Traced actions are compared
-        by shape and dtype alone.
+        Shapes, kinds of dtypes, and the ranges of actions are compared. For traced actions, only
+        shape and dtype are compared.
         """
         fitting.check_observations("obs", self.obs, spec.observation)
         fitting.check_observations("next_obs", self.next_obs, spec.observation)
@@ -156,7 +156,7 @@ class Dataset(NamedTuple):
         """Return the episodes where ``keep`` (``bool[episodes]``) is true.
 
         Raises:
-            UsageError: for another shape or dtype, or if no episode would be left.
+            UsageError: for another shape or dtype, or if no episode remains.
         """
         chosen, lengths = np.asarray(keep), self.lengths()
         if chosen.dtype != bool or chosen.shape != lengths.shape:
@@ -172,9 +172,9 @@ class Dataset(NamedTuple):
         return kept._replace(start=start, end=end, cumulative=())
 
     def top(self, share: float) -> Dataset:
-        """Return the best ``share`` of the episodes by return, and at least one, in their order.
+        """Return the best ``share`` of the episodes by return, at least one, in their order.
 
-        Of equal returns, earlier episodes come first.
+        Among equal returns, earlier episodes are preferred.
 
         Raises:
             UsageError: for a share outside (0, 1].
@@ -187,7 +187,7 @@ class Dataset(NamedTuple):
         return self.filter(keep)
 
     def split(self, share: float = 0.1, seed: int = 0) -> Split:
-        """Return ``train, validation``: a random ``share`` of the episodes is for validation.
+        """Return ``train, validation``, with a random ``share`` of the episodes in validation.
 
         Raises:
             UsageError: for a share outside (0, 1), or with fewer than two episodes.
@@ -209,9 +209,9 @@ class Dataset(NamedTuple):
     def with_next_action(self) -> Dataset:
         """Return the dataset with extras ``next_action`` and ``has_next_action`` (bool[D]).
 
-        ``next_action`` is the action of the next row, and zero where an episode's last row has
-        nothing behind it (``has_next_action`` is False there). A dataset that has both keeps them:
-        readers know the actions of rows that they drop.
+        ``next_action`` is the action of the next row. In an episode's last row it is zero, and
+        ``has_next_action`` is False. A dataset that already has both keeps them: readers know the
+        actions of rows that they drop.
         """
         if {"next_action", "has_next_action"} <= self.extras.keys():
             return self
@@ -225,18 +225,18 @@ class Dataset(NamedTuple):
         """Return the dataset with the extra ``return_to_go`` (float32[D]).
 
         It is ``sum_k gamma^k r_(t+k)`` over the rows to the end of the episode. The sum stops at
-        ``truncated`` as at ``terminated``: what would have followed a time limit counts as 0. So
-        before a time limit it is too low by what was left to gain, where rewards are positive, and
-        too high where they are negative: there it is no bound of the value from below (Cal-QL).
+        ``truncated`` as at ``terminated``: rewards after a time limit count as 0. So before a time
+        limit it is too low if the missing rewards are positive, and too high if they are negative;
+        in the latter case it is not a lower bound on the value (Cal-QL).
 
         Raises:
             UsageError: for a gamma outside [0, 1].
         """
         require("gamma", gamma, 0, 1)
         total = np.array(self.reward, np.float64)
-        left = np.asarray(self.end) - np.arange(self.size)  # rows to the end, this one included
+        left = np.asarray(self.end) - np.arange(self.size)  # rows to the end, including this one
         step, factor = 1, float(gamma)
-        # After each pass, total[t] sums the next 2 * step rewards that the episode has.
+        # After each pass, total[t] sums the episode's next 2 * step rewards.
         while step < left.max(initial=0):
             beyond = np.where(left[:-step] > step, total[step:], 0.0)
             total[:-step] += factor * beyond
@@ -245,18 +245,18 @@ class Dataset(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A dataset to learn from, and one of other episodes for a validation loss."""
+    """A dataset to learn from, and a dataset of other episodes for a validation loss."""
 
     train: Dataset
     validation: Dataset
 
     def check(self) -> None:
-        """Raise UsageError as the two datasets do."""
+        """Raise UsageError if either dataset does."""
         for data in self:
             data.check()
 
     def check_spec(self, spec: Spec) -> None:
-        """Raise UsageError as the two datasets do."""
+        """Raise UsageError if either dataset does."""
         for data in self:
             data.check_spec(spec)
 
@@ -264,7 +264,7 @@ class Split(NamedTuple):
 def bounds(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ``start`` and ``end`` (int32[D]) of each row's episode; ``ends[D]`` marks last rows.
 
-    The last row of all must be marked.
+    The final row must be marked.
     """
     last = np.flatnonzero(ends)
     lengths = np.diff(last, prepend=-1)
@@ -273,7 +273,7 @@ def bounds(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def next_actions(action: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return the action of the row after each of ``action[D, *A]``, zero where ``ends[D]``."""
+    """Return the next row's action for each row of ``action[D, *A]``, zero where ``ends[D]``."""
     following = np.empty_like(action)
     following[:-1] = action[1:]
     following[ends] = 0
@@ -306,7 +306,7 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
 
 
 def _described(data: Dataset) -> dict[str, str]:
-    """Return dtype and shape of a row of every field, by name."""
+    """Return the dtype and row shape of every field, by name."""
     return {
         name_of(path): f"{leaf.dtype}{list(leaf.shape[1:])}"
         for path, leaf in jax.tree.leaves_with_path(data)

@@ -3,9 +3,9 @@
     TQ   = (mean return - random) / (expert - random)
     SACo = #unique (s, a) of the dataset / #unique (s, a) of a reference dataset
 
-(Schweighofer et al. 2022, "A Dataset Perspective on Offline Reinforcement Learning".) There the
-reference dataset is the whole replay of the agent that made the data, and the expert that agent's
-best return.
+(Schweighofer et al. 2022, "A Dataset Perspective on Offline Reinforcement Learning".) In the paper,
+the reference dataset is the whole replay buffer of the agent that generated the data, and the
+expert's return is that agent's best return.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def describe(
         dims: the dimensions that coverage and SACo count, such as ``("obs[0]", "action[0]")``, or
             ``"obs.position[1]"`` for entries of a dictionary. Default: the first two of the
             observation and the first of the action. With all dimensions nearly every row is unique,
-            and SACo tells no more than the sizes; so a few that matter should be named.
-        bins: equal bins of each dimension over the reference dataset's range (over the dataset's
-            own without one). What lies outside is in a bin below or above.
+            and SACo reflects only the sizes, so name a few that matter.
+        bins: equal bins per dimension over the range of the reference dataset (without one, of the
+            dataset itself). Values outside are in a bin below or above.
 
     Raises:
         UsageError: for a malformed dataset, unknown dimensions, or a reference without them.
@@ -84,14 +84,14 @@ def describe(
 
 
 def unique_cells(columns: np.ndarray, low: np.ndarray, high: np.ndarray, bins: int) -> int:
-    """Return the exact number of different cells that rows ``[D, K]`` lie in.
+    """Return the exact number of different cells that contain rows ``[D, K]``.
 
-    Each column is cut into ``bins`` equal bins from ``low`` to ``high``, with one more bin below
-    and one above.
+    Each column is divided into ``bins`` equal bins from ``low`` to ``high``, with another bin below
+    and another above.
     """
     width = np.where(high > low, high - low, 1.0) / bins
     index = np.floor((columns - low) / width)
-    # The greatest value belongs to the last bin; what is beyond it, to the bin above.
+    # The greatest value belongs to the last bin, and values beyond it to the bin above.
     index = np.where(columns == high, bins - 1, np.where(columns > high, bins, index))
     cells = np.clip(index, -1, bins).astype(np.int16)
     packed = np.ascontiguousarray(cells).view(np.dtype((np.void, 2 * cells.shape[1])))
@@ -155,7 +155,7 @@ def _leaves(data: Dataset) -> dict[str, np.ndarray]:
 
 
 def _ranges(data: Dataset) -> dict[str, list[list[float]]]:
-    """Return the least and the greatest value of every element, by name."""
+    """Return the smallest and largest value of every element, by name."""
     return {
         name: [leaf.min(axis=0).tolist(), leaf.max(axis=0).tolist()]
         for name, leaf in _leaves(data).items()
@@ -172,7 +172,7 @@ def columns_of(data: Dataset, dims: Sequence[str]) -> np.ndarray:
     """Return the named elements of every row: ``float64[D, K]``.
 
     Raises:
-        UsageError: for a name that no element has.
+        UsageError: for an unknown name.
     """
     leaves, columns = _leaves(data), []
     if not dims:

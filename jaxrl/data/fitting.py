@@ -1,4 +1,4 @@
-"""Whether arrays of a dataset fit the spaces of an environment."""
+"""Checks that a dataset's arrays fit an environment's spaces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxrl.data.units import agent_bounds
 from jaxrl.errors import UsageError
 from jaxrl.types import Box, Discrete, PyTree
 
-TOLERANCE = 1e-4  # beyond a bound, in the agent's units; rounding and noise of files stay below
+TOLERANCE = 1e-4  # allowed excess over a bound, in the agent's units: rounding and file noise
 _KINDS = {"f": "floats", "i": "integers", "u": "integers", "b": "bools"}
 
 
@@ -75,7 +75,7 @@ def check_actions(action: Any, space: Box | Discrete) -> None:
 
 
 def first_outside(action: np.ndarray, space: Box | Discrete) -> int | None:
-    """Return the first row of actions, in the agent's units, that is out of bounds; else None."""
+    """Return the first row of actions that is out of bounds, in the agent's units; else None."""
     if isinstance(space, Discrete):
         return first_row(action, lambda block: (block < 0) | (block >= space.n))
     low, high = agent_bounds(space)

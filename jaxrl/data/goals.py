@@ -1,4 +1,4 @@
-"""Goals in hindsight: what an episode reached later is taken for what it was after.
+"""Goals in hindsight: states that an episode reached later are used as its goals.
 
 (Andrychowicz et al. 2017, "Hindsight Experience Replay"; Ghosh et al. 2021, "Learning to Reach
 Goals via Iterated Supervised Learning".)
@@ -26,10 +26,10 @@ Data = TypeVar("Data", Dataset, Split)
 def with_goals(data: Data) -> Data:
     """Return data whose observations are dictionaries of ``state`` and ``goal``.
 
-    The goal of every row is the observation of its episode's last row. ``Hindsight`` draws others.
+    Each row's goal is the observation in its episode's last row. ``Hindsight`` draws other goals.
 
     Raises:
-        UsageError: for observations that are dictionaries already.
+        UsageError: for observations that are already dictionaries.
     """
     if isinstance(data, Split):
         return data._replace(train=with_goals(data.train), validation=with_goals(data.validation))
@@ -45,12 +45,12 @@ def with_goals(data: Data) -> Data:
 
 @dataclasses.dataclass(frozen=True)
 class Hindsight:
-    """Batches of another sampler whose goals are states that the episode came to afterwards.
+    """Batches of another sampler, with later states of the episode as goals.
 
-    The entry ``goal`` of observations is replaced by the entry ``state`` of a later row of the
-    same episode, uniformly drawn from all of them, or from the next ``goal_horizon``. An episode's
-    last row, which has none behind it, is its own goal. All steps of a window have one goal, from
-    behind its first step. Next observations of rows are not used: files may lack the last one.
+    The entry ``goal`` of observations is replaced by the entry ``state`` of a later row of the same
+    episode, drawn uniformly from all later rows, or from the next ``goal_horizon``. An episode's
+    last row has no later row and is its own goal. All steps of a window share one goal, from after
+    its first step. Next observations are not used: files may lack the last one.
     """
 
     sampler: Any = UniformDataset()
@@ -62,12 +62,12 @@ class Hindsight:
         object.__setattr__(self, "goal_horizon", plain(self.goal_horizon))
 
     def check(self) -> None:
-        """Raise UsageError for a ``goal_horizon`` below 1, or as the other sampler does."""
+        """Raise UsageError for a ``goal_horizon`` below 1, or if the other sampler does."""
         require_integer("goal_horizon", self.goal_horizon, optional=True)
         self.sampler.check()
 
     def uniform(self) -> Hindsight:
-        """Return the sampler of which every row is as likely, as validation needs it."""
+        """Return the sampler with equally likely rows, as validation needs it."""
         uniform = getattr(self.sampler, "uniform", UniformDataset)()
         return dataclasses.replace(self, sampler=uniform)
 
@@ -101,7 +101,7 @@ class Hindsight:
         return batch._replace(obs=obs, next_obs=next_obs, extras=extras)
 
     def goal_rows(self, data: Dataset, key: Key, row: Array) -> Array:
-        """Return a row behind each of ``row[*shape]``, in its episode: ``int32[*shape]``."""
+        """Return a later row of the same episode for each of ``row[*shape]``: ``int32[*shape]``."""
         behind = jnp.asarray(data.end)[row] - 1 - row
         if self.goal_horizon is not None:
             behind = jnp.minimum(behind, self.goal_horizon)

@@ -1,9 +1,9 @@
-"""The replay buffer: transitions in the memory of the device.
+"""The replay buffer: transitions in device memory.
 
 Its rows are a ``Transition`` of arrays ``[S, N, ...]``: ``S`` slots, one for each step of all ``N``
 environments. It has no counters. The training loop knows how many steps were written, and that
-number is the same for all seeds that are trained together; as an argument it stays one number under
-``vmap``, so that writing stays one copy in place.
+number is the same for all seeds that train together. As an argument it remains a single number
+under ``vmap``, so that writing remains one in-place copy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ReplayBuffer:
     """The dimensions of a buffer, and the operations on its rows.
 
     Attributes:
-        slots: steps that it holds, of every environment; the oldest are overwritten first.
+        slots: number of stored steps per environment; the oldest are overwritten first.
         precision: "half" stores the floats of observations in the bits of bfloat16.
     """
 
@@ -36,7 +36,7 @@ class ReplayBuffer:
     precision: Precision = "full"
 
     def empty(self, like: Transition) -> Transition:
-        """Return rows of zeros for transitions of the shapes of ``like[N, ...]``."""
+        """Return rows of zeros for transitions with the shapes of ``like[N, ...]``."""
 
         def zeros(x: Any) -> Array:
             return jnp.zeros((self.slots, *x.shape), x.dtype)
@@ -49,24 +49,24 @@ class ReplayBuffer:
         return sum(self.slots * int(np.prod(x.shape)) * x.dtype.itemsize for x in stored)
 
     def write(self, rows: Transition, transitions: Transition, written: Array | int) -> Transition:
-        """Store ``transitions[T, N]`` behind the ``written`` steps before them.
+        """Store ``transitions[T, N]`` after the ``written`` steps before them.
 
-        A write must not wrap around. Where ``T`` divides ``slots`` and ``written`` is a multiple of
-        ``T``, it never does.
+        A write must not wrap around. It never does if ``T`` divides ``slots`` and ``written`` is a
+        multiple of ``T``.
         """
         at = written % self.slots
 
         def put(rows: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(rows, new, at, axis=0)
 
-        # A loop of one pass, whose length XLA does not know: it would otherwise merge the writing
-        # with the sampling, and copy the whole buffer to serve both.
+        # A loop of one pass, with a length that XLA does not know: otherwise XLA would merge
+        # writing with sampling, and copy the whole buffer to serve both.
         new = self._stored(transitions)
         once = jnp.minimum(written + 1, 1)
         return jax.lax.fori_loop(0, once, lambda _, rows: jax.tree.map(put, rows, new), rows)
 
     def _stored(self, transitions: Transition) -> Transition:
-        """Return transitions as the buffer keeps them: without extras, and in its precision."""
+        """Return transitions as the buffer stores them: without extras, and in its precision."""
 
         def rounded(x: Array) -> Array:
             if self.precision == "half" and x.dtype == jnp.uint16:
@@ -76,14 +76,14 @@ class ReplayBuffer:
                 )
             if self.precision == "full" or x.dtype != jnp.float32:
                 return x
-            # As bits: XLA's CPU back-end would widen a bfloat16 buffer, all of it, at each write.
+            # As bits: XLA's CPU back-end would widen the whole bfloat16 buffer at each write.
             return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
 
         obs, next_obs = jax.tree.map(rounded, (transitions.obs, transitions.next_obs))
         return transitions._replace(obs=obs, next_obs=next_obs, extras={}, carry=())
 
     def loaded(self, rows: Rows) -> Rows:
-        """Return stored transitions, or a batch of them, as agents take them: floats in float32."""
+        """Return stored transitions, or a batch of them, with floats in float32 for agents."""
 
         def widened(x: Array) -> Array:
             if self.precision == "full" or x.dtype != jnp.uint16:
@@ -95,7 +95,7 @@ class ReplayBuffer:
 
 
 class Replay(NamedTuple):
-    """A buffer to sample from: its rows, and the steps of every environment written to it."""
+    """A buffer to sample from: its rows, and the number of steps written per environment."""
 
     buffer: ReplayBuffer
     rows: Transition  # [S, N, ...]
@@ -103,9 +103,9 @@ class Replay(NamedTuple):
 
 
 def check_memory(needed: int, buffer_size: int, devices: int = 1) -> None:
-    """Refuse buffers of ``needed`` bytes in all, spread over ``devices``, that cannot fit.
+    """Refuse buffers of ``needed`` total bytes, spread over ``devices``, that cannot fit.
 
-    ``buffer_size`` is that of each buffer, in transitions.
+    ``buffer_size`` is the size of each buffer, in transitions.
 
     Raises:
         UsageError: with the sizes, and a ``buffer_size`` that fits.
@@ -113,7 +113,7 @@ def check_memory(needed: int, buffer_size: int, devices: int = 1) -> None:
     total = free_over(devices)
     if total is None:
         return
-    # The rest is for networks, the programs' own needs, and a checkpoint on its way to the file.
+    # The rest is for networks, the programs themselves, and a checkpoint being written.
     usable = int(0.8 * total)
     if needed > usable:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Rows of arrays on the host, gone through in blocks, so that checks of large data take little."""
+"""Rows of arrays on the host, processed in blocks: checks of large data need little memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def blocks(array: Any) -> Iterator[slice]:
 
 
 def first_row(array: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -> int | None:
-    """Return the first row of ``array[D, ...]`` with an element that is ``wrong``; None without."""
+    """Return the first row of ``array[D, ...]`` with a ``wrong`` element, or None."""
     for block in blocks(array):
         found = wrong(array[block])
         if found.any():
@@ -31,7 +31,7 @@ def first_row(array: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -> i
 
 
 def first_nonfinite(array: np.ndarray) -> int | None:
-    """Return the first row with NaN or an infinity; None without, and for integers and bools."""
+    """Return the first row with NaN or infinity, or None; always None for integers and bools."""
     if array.dtype.kind in "iub":
         return None
     return first_row(array, lambda block: ~np.isfinite(block))
@@ -43,5 +43,5 @@ def on_host(tree: Any) -> Any:
 
 
 def name_of(path: tuple) -> str:
-    """Return a leaf's name from its path in a tree, as ``next_obs.state``."""
+    """Return a leaf's name from its path in a tree, such as ``next_obs.state``."""
     return jax.tree_util.keystr(path, simple=True, separator=".")

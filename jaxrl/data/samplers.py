@@ -2,8 +2,8 @@
 
     sampler.sample(store, data, key, shape, gamma) -> Batch[*shape]
 
-``store`` is a ``Replay``, ``data`` a ``Dataset``; either may be ``()`` for samplers that do not
-read it (``needs_replay``, ``needs_data``). Each shard draws rows of its own.
+``store`` is a ``Replay``, and ``data`` is a ``Dataset``; either may be ``()`` for samplers that do
+not read it (``needs_replay``, ``needs_data``). Each shard draws its own rows.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from jaxrl.types import Array, Batch, Extras, Key, Transition
 class UniformReplay:
     """Uniform draws from the replay buffer, with n-step returns.
 
-    With ``n_step = n`` a transition runs over the ``m <= n`` steps until its episode ends, by
-    itself or by its time limit: its reward is ``sum_{k<m} gamma^k r_k``, ``next_obs`` is that of
-    the last step, and ``discount`` is ``gamma^m``, or 0 where that step terminated. The newest
-    ``n - 1`` steps are not drawn as first ones.
+    With ``n_step = n`` a transition covers ``m <= n`` steps; it stops early if the episode ends, by
+    termination or time limit. Its reward is ``sum_{k<m} gamma^k r_k``, ``next_obs`` comes from the
+    last step, and ``discount`` is ``gamma^m``, or 0 if that step terminated. The newest ``n - 1``
+    steps are not drawn as first steps.
 
-    ``extras`` names what an agent reads beside the fields of a ``Batch``: ``next_action`` is the
-    action that followed the last step, where ``has_next_action``; ``return_to_go`` is that of the
-    last step, as ``Dataset.with_return_to_go`` has it, and -inf until its episode has ended.
+    ``extras`` names what an agent reads in addition to the fields of a ``Batch``. ``next_action``
+    is the action after the last step, where ``has_next_action``. ``return_to_go`` is the last
+    step's, as defined by ``Dataset.with_return_to_go``, and -inf until its episode has ended.
     """
 
     n_step: int = 1
@@ -71,7 +71,7 @@ class UniformReplay:
         return store.buffer.loaded(batch)._replace(extras=extras)
 
     def _extras(self, store: Replay, last: Array, env: Array, gamma: Array | float) -> Extras:
-        """Return the extras of transitions whose last step is in slot ``last``."""
+        """Return the extras of transitions with last step in slot ``last``."""
         rows, slots = store.rows, store.rows.reward.shape[0]
         newest = last == (store.written - 1) % slots
         ended = rows.terminated[last, env] | rows.truncated[last, env]
@@ -91,9 +91,9 @@ class UniformReplay:
 
 @dataclasses.dataclass(frozen=True)
 class UniformDataset:
-    """Uniform draws from the dataset, with n-step returns as ``UniformReplay`` has them.
+    """Uniform draws from the dataset, with n-step returns as in ``UniformReplay``.
 
-    The dataset's extras are those of the transition's last step.
+    The dataset's extras come from the transition's last step.
     """
 
     n_step: int = 1
@@ -120,7 +120,7 @@ class UniformDataset:
 
 @dataclasses.dataclass(frozen=True)
 class WeightedDataset(UniformDataset):
-    """Draws from the dataset in proportion to the weights that ``jaxrl.data.weighted`` gave it.
+    """Draws from the dataset in proportion to the weights set by ``jaxrl.data.weighted``.
 
     (Hong et al. 2023, "Harnessing Mixed Offline Reinforcement Learning Datasets via Trajectory
     Weighting".)
@@ -143,10 +143,10 @@ class WeightedDataset(UniformDataset):
 
 @dataclasses.dataclass(frozen=True)
 class Mixed:
-    """Batches whose first ``share`` of rows is from the dataset, the rest from the replay buffer.
+    """Batches: the first ``share`` of the rows from the dataset, the rest from the replay buffer.
 
     (Ball et al. 2023, "Efficient Online Reinforcement Learning with Offline Data": a share of 0.5.)
-    Online rows have the dataset's extras too.
+    Online rows also have the dataset's extras.
     """
 
     share: float = 0.5
@@ -157,7 +157,7 @@ class Mixed:
 
     @property
     def n_step(self) -> int:
-        """Rewards that are summed online."""
+        """The number of rewards summed in online rows."""
         return self.online.n_step
 
     def check(self) -> None:
@@ -184,9 +184,9 @@ class Mixed:
 class Pooled:
     """Uniform draws from the dataset and the replay buffer, taken together as one.
 
-    The share of the dataset falls as the replay buffer fills: ``D / (D + held)``. This is a buffer
-    that began with the dataset, but the dataset is kept once for all seeds, and never overwritten.
-    Online rows have the dataset's extras too.
+    The share of the dataset falls as the replay buffer fills: ``D / (D + held)``. This is like a
+    buffer that starts with the dataset, but the dataset is stored once for all seeds, and never
+    overwritten. Online rows also have the dataset's extras.
     """
 
     online: UniformReplay = UniformReplay()
@@ -196,11 +196,11 @@ class Pooled:
 
     @property
     def n_step(self) -> int:
-        """Rewards that are summed online."""
+        """The number of rewards summed in online rows."""
         return self.online.n_step
 
     def check(self) -> None:
-        """Raise UsageError as the two samplers do."""
+        """Raise UsageError if either sampler does."""
         self.online.check()
         self.offline.check()
 
@@ -223,12 +223,12 @@ class Pooled:
 
 
 def returns_to_go(store: Replay, gamma: Array | float) -> Array:
-    """Return the discounted sums of rewards to the ends of episodes: ``[S, N]``.
+    """Return the discounted sums of rewards to the end of each episode: ``[S, N]``.
 
-    They are -inf in episodes that have not ended.
+    They are -inf in unfinished episodes.
     """
     rows, slots = store.rows, store.rows.reward.shape[0]
-    oldest = store.written % slots  # behind unused slots, which lie before the first step
+    oldest = store.written % slots  # by age, unused slots come before the first step
 
     def by_age(x: Array) -> Array:
         return jnp.roll(x, -oldest, axis=0)
@@ -236,7 +236,7 @@ def returns_to_go(store: Replay, gamma: Array | float) -> Array:
     reward, ended = by_age(rows.reward), by_age(rows.terminated | rows.truncated)
 
     def joined(later: Any, earlier: Any) -> Any:
-        # Of stretches of steps: the sum of rewards, the factor of what follows, any end inside.
+        # For ranges of steps: the sum of rewards, the factor of what follows, any end inside.
         total, factor, end = earlier
         return total + factor * later[0], factor * later[1], end | later[2]
 
@@ -252,15 +252,15 @@ def uniform_rows(data: Dataset, key: Key, shape: tuple[int, ...]) -> Array:
 
 
 def rows_at(x: Array, row: Array) -> Array:
-    """Return rows of ``x[D, ...]``, all of which there are."""
+    """Return rows of ``x[D, ...]``; all indices are in range."""
     return jnp.asarray(x).at[row].get(mode="promise_in_bounds")
 
 
 def transitions(data: Dataset, first: Array, n_step: int, gamma: Array | float) -> Batch:
-    """Return the dataset's transitions that begin in rows ``first``, of up to ``n_step`` steps."""
+    """Return the dataset's transitions that start at rows ``first``, of up to ``n_step`` steps."""
 
     def rows(k: Array | int) -> Callable[[Array], Array]:
-        # Behind the last row nothing is summed: there an episode has ended.
+        # Nothing is summed after the last row, since an episode ends there.
         row = first if isinstance(k, int) else jnp.minimum(first + k, data.size - 1)
         return lambda x: rows_at(x, row)
 
@@ -274,9 +274,9 @@ def _summed(
     n_step: int,
     gamma: Array | float,
 ) -> tuple[Batch, Array | int]:
-    """Return transitions of up to ``n_step`` steps, and the steps from each first to its last.
+    """Return transitions of up to ``n_step`` steps, and the number of steps from first to last.
 
-    ``at(k)`` reads, from an array of rows, those ``k`` steps after the first ones.
+    ``at(k)`` reads, from an array of rows, the rows ``k`` steps after the first.
     """
     first = at(0)
     obs, action = jax.tree.map(first, (rows.obs, rows.action))

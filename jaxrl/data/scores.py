@@ -4,8 +4,8 @@
 
 ``R`` is an undiscounted return, or the mean of several: the map is affine, so the mean of scores is
 the score of the mean. D4RL's constants (Fu et al. 2020, "D4RL: Datasets for Deep Data-Driven
-Reinforcement Learning"; ``d4rl/infos.py``) hold for D4RL's own tasks; elsewhere references are
-measured, and a score is not called ``d4rl``.
+Reinforcement Learning"; ``d4rl/infos.py``) apply only to D4RL's own tasks. For other tasks,
+references are measured, and a score is not called ``d4rl``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxrl.require import require
 
 
 class Reference(NamedTuple):
-    """Returns of a random policy and of an expert, and where they are from."""
+    """Returns of a random policy and of an expert, and their origin."""
 
     random: float
     expert: float
@@ -31,7 +31,7 @@ class Reference(NamedTuple):
 
 
 _SOURCE = "D4RL's constants"
-# The same for all datasets and versions of a task.
+# These are the same for all datasets and versions of a task.
 _LOCOMOTION = {
     "halfcheetah": (-280.178953, 12135.0),
     "hopper": (-20.272305, 3234.3),
@@ -77,7 +77,7 @@ def d4rl_score(task: str, episode_return: Any) -> Any:
     """Return D4RL's score, in percent, of a return or an array of returns in ``task``.
 
     Raises:
-        UsageError: for a task that is none of D4RL's.
+        UsageError: for a task that is not one of D4RL's.
     """
     reference = d4rl_reference(task)
     if reference is None:

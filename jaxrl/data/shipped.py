@@ -1,7 +1,7 @@
 """The small datasets that come with the library, made by ``experiments/make_dataset.py``.
 
-They are D4RL's layout of files, in float32. Their metadata hold the command that made them, and the
-returns of the random policy and of the expert that were measured then.
+They use D4RL's file layout, in float32. Their metadata hold the command that generated them, and
+the returns of the random policy and the expert measured at that time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def shipped() -> list[str]:
 
 
 def default_of(env: str) -> str | None:
-    """Return the name of an environment's default dataset: its medium-replay, if there is one."""
+    """Return the name of an environment's default dataset: its medium-replay data, if any."""
     own = [name for name in shipped() if name.startswith(f"{env}/")]
     return next((name for name in own if name.endswith("/medium-replay")), next(iter(own), None))
 
@@ -29,7 +29,7 @@ def shipped_path(name: str) -> Path:
     """Return the file of a dataset.
 
     Raises:
-        UsageError: for a name that is none of ``shipped()``.
+        UsageError: for a name that is not in ``shipped()``.
     """
     names = shipped()
     if name not in names:

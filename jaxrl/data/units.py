@@ -1,7 +1,8 @@
-"""Units of actions: those of an agent ([-1, 1] or an index), and those of an environment.
+"""Units of actions: the agent's ([-1, 1] or an index), and the environment's.
 
-An element of a ``Box`` with two finite bounds is [-1, 1] for the agent. Any other element has the
-environment's units for both, and only the bound that it has (``jaxrl.envs.vector.rescale``).
+An element of a ``Box`` with two finite bounds is [-1, 1] for the agent. For any other element, the
+agent also uses the environment's units, with whatever bound exists
+(``jaxrl.envs.vector.rescale``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def agent_bounds(space: Box) -> tuple[np.ndarray, np.ndarray]:
 
 
 def clip(action: np.ndarray, space: Box | Discrete) -> np.ndarray:
-    """Return actions ``[..., *A]`` in the agent's units as an environment takes them: in bounds."""
+    """Clip actions ``[..., *A]`` in the agent's units to the bounds, as an environment does."""
     if isinstance(space, Discrete):
         return action
     low, high = agent_bounds(space)
@@ -29,7 +30,7 @@ def clip(action: np.ndarray, space: Box | Discrete) -> np.ndarray:
 
 
 def to_agent(action: np.ndarray, space: Box | Discrete) -> np.ndarray:
-    """Return actions ``[D, *A]`` of the environment in the agent's units, unclipped: float32.
+    """Convert environment actions ``[D, *A]`` to the agent's units, unclipped: float32.
 
     Indices are returned as int32.
     """
@@ -41,7 +42,7 @@ def to_agent(action: np.ndarray, space: Box | Discrete) -> np.ndarray:
 
 
 def to_environment(action: np.ndarray, space: Box | Discrete) -> np.ndarray:
-    """Return actions ``[D, *A]`` of an agent in the environment's units, in bounds: float32."""
+    """Convert agent actions ``[D, *A]`` to the environment's units, in bounds: float32."""
     if isinstance(space, Discrete):
         return action.astype(np.int32)
     middle, half = _scale(space)
@@ -50,7 +51,7 @@ def to_environment(action: np.ndarray, space: Box | Discrete) -> np.ndarray:
 
 
 def _scale(space: Box) -> tuple[np.ndarray, np.ndarray]:
-    """Return middle and half of each element's range; 0 and 1 for one without two bounds."""
+    """Return the midpoint and half-width of each range; 0 and 1 for elements without two bounds."""
     bounded = space.bounded
     low, high = (np.where(bounded, x, 0.0).astype(np.float64) for x in (space.low, space.high))
     half = np.where(bounded, 0.5 * (high - low), 1.0)
@@ -58,7 +59,7 @@ def _scale(space: Box) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_blocks(action: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Return ``change`` of every block of rows, computed in float64."""
+    """Apply ``change`` to every block of rows, in float64."""
     result = np.empty(action.shape, np.float32)
     for block in blocks(action):
         result[block] = change(action[block].astype(np.float64))

@@ -1,4 +1,4 @@
-"""Windows of consecutive steps of a dataset."""
+"""Windows of consecutive steps in a dataset."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from jaxrl.types import Array, Batch, Key
 class Windows:
     """Windows of ``horizon`` steps of the dataset, which never cross the end of an episode.
 
-    A batch ``[*shape]`` has fields ``[*shape, H, ...]`` and an extra ``valid``, false for steps
-    behind the end, which repeat the episode's last one. ``first`` draws the rows where windows
-    begin; by default each is as likely.
+    A batch ``[*shape]`` has fields ``[*shape, H, ...]`` and an extra ``valid``. It is false for
+    steps after the end, which repeat the episode's last step. ``first`` draws the first rows of the
+    windows, uniformly by default.
 
     With ``obs_horizon = n``, ``obs[*shape, n, *O]`` are instead the last ``n`` observations at the
-    window's first step, and ``next_obs`` those after its last valid one, as policies of action
-    chunks see them (``jaxrl.Chunks``). Before the episode's start they repeat its first one; an
-    extra ``observed[*shape, n]`` is false for these in ``obs``.
+    window's first step, and ``next_obs`` the last ``n`` after its last valid step, as action-chunk
+    policies see them (``jaxrl.Chunks``). Entries before the episode's start repeat its first
+    observation; an extra ``observed[*shape, n]`` is false for them in ``obs``.
     """
 
     horizon: int
@@ -40,7 +40,7 @@ class Windows:
             object.__setattr__(self, name, plain(getattr(self, name)))
 
     def check(self) -> None:
-        """Raise UsageError for sizes below 1, and for rewards that are summed."""
+        """Raise UsageError for sizes below 1, or if ``first.n_step`` is not 1."""
         require_integer("horizon", self.horizon)
         require_integer("obs_horizon", self.obs_horizon, optional=True)
         if self.first.n_step != 1:
@@ -49,7 +49,7 @@ class Windows:
             )
 
     def uniform(self) -> Windows:
-        """Return the sampler of which every window is as likely, as validation needs it."""
+        """Return the sampler with equally likely windows, as validation needs it."""
         return dataclasses.replace(self, first=UniformDataset())
 
     def sample(
@@ -64,7 +64,7 @@ class Windows:
         return batch if self.obs_horizon is None else self._histories(batch, data, first)
 
     def _histories(self, batch: Batch, data: Dataset, first: Array) -> Batch:
-        """Return the batch with the observations up to its ``first[*shape, 1]`` rows, and after."""
+        """Return the batch with observation histories at rows ``first[*shape, 1]``, and after."""
         assert self.obs_horizon is not None
         start = jnp.asarray(data.start)[first]
         final = jnp.minimum(first + self.horizon, jnp.asarray(data.end)[first]) - 1

@@ -14,8 +14,8 @@ from jaxrl.types import Array
 Activation = Literal["tanh", "relu", "swish", "elu", "gelu", "mish"]
 
 
-# 1 - Phi(x) = p(x)^-8 / 2 for x >= 0 and the standard normal's distribution function Phi, as in
-# Abramowitz and Stegun 1964, "Handbook of Mathematical Functions", 7.1.28. The coefficients of p
+# 1 - Phi(x) = p(x)^-8 / 2 for x >= 0, where Phi is the standard normal's distribution function
+# (Abramowitz and Stegun 1964, "Handbook of Mathematical Functions", 7.1.28). The coefficients of p
 # are a least-squares fit on [0, 6], reweighted until the largest errors are equal.
 _TAIL = (
     1.0,
@@ -36,8 +36,8 @@ def gelu(x: Array) -> Array:
     """Return ``x`` times the standard normal's distribution function at ``x``, elementwise.
 
     (Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", without their approximations.) Errors
-    are below 5e-7. XLA's ``erf`` takes three times as long on a CPU, and once more for the
-    gradient; here both are polynomials and one division.
+    are below 5e-7. XLA's ``erf`` takes three times as long on a CPU, and again for the gradient;
+    here, value and gradient together need only polynomials and one division.
     """
     return _gelu_and_slope(x)[0]
 
@@ -49,8 +49,8 @@ def _gelu_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
 
 
 def _gelu_and_slope(x: Array) -> tuple[Array, Array]:
-    """Return the value and the derivative, which is that of the same formula."""
-    size = jnp.minimum(jnp.abs(x), 12.0)  # the tail is 0 beyond, and powers stay finite
+    """Return the value and the derivative of the same approximation."""
+    size = jnp.minimum(jnp.abs(x), 12.0)  # the tail is 0 beyond this, and powers stay finite
     inverse = 1.0 / _polynomial(_TAIL, size)
     fourth = jnp.square(jnp.square(inverse))
     tail = 0.5 * fourth * fourth
@@ -67,7 +67,7 @@ def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
 
 
 def _mish_parts(x: Array) -> tuple[Array, Array]:
-    """Return ``e^x`` and ``tanh(log(1 + e^x))``; both stay finite, as the latter is 1 early."""
+    """Return ``e^x`` and ``tanh(log(1 + e^x))``; both stay finite, as the latter soon reaches 1."""
     exponential = jnp.exp(jnp.minimum(x, 20.0))
     n = exponential * (exponential + 2.0)
     return exponential, n / (n + 2.0)
@@ -78,7 +78,7 @@ def mish(x: Array) -> Array:
     """Return ``x tanh(log(1 + e^x))``, elementwise.
 
     (Misra 2019, "Mish: A Self Regularized Non-Monotonic Activation Function".) As ``tanh(log y)``
-    is ``(y^2 - 1) / (y^2 + 1)``, one exponential and a division do, for the derivative too.
+    is ``(y^2 - 1) / (y^2 + 1)``, one exponential and one division suffice, even for the derivative.
     """
     return x * _mish_parts(x)[1]
 
@@ -86,8 +86,8 @@ def mish(x: Array) -> Array:
 @mish.defjvp
 def _mish_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
     (x,), (tangent,) = primals, tangents
-    # The barrier has XLA compute the exponential anew. Storing it between value and slope, which
-    # are passes of their own, takes longer on a CPU.
+    # The barrier makes XLA recompute the exponential. Value and slope are separate passes, and
+    # storing it between them takes longer on a CPU.
     exponential, gate = _mish_parts(jax.lax.optimization_barrier(x))
     rest = 2.0 / (exponential * (exponential + 2.0) + 2.0)  # 1 - gate, without cancellation
     slope = gate + x * exponential * (exponential + 1.0) * jnp.square(rest)

@@ -1,4 +1,4 @@
-"""General policy composition: one policy that denoises with the predictions of two."""
+"""General policy composition: one policy that denoises with the predictions of two policies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxrl.nn.flow import Flow
 from jaxrl.require import plain
 from jaxrl.types import Array, Key, PyTree, Spec
 
-# What a family learns with, which composed policies need not share.
+# Fields that matter only for learning; composed policies need not share them.
 LEARNING = frozenset({"time_distribution", "sigma_loc", "sigma_scale"})
 
 
@@ -33,13 +33,13 @@ class Composed:
     """Two policies of one family, whose predictions are mixed at every denoising step.
 
     (Cao et al. 2025, "Compose Your Policies! Improving Diffusion-based or Flow-based Robot Policies
-    via Test-time Distribution-level Composition".) The networks may differ, and so may the entries
-    of observations that they see; the process has to be the same: noise levels, steps, sampler, and
-    what is predicted. A weight of 1 is the first policy, one of 0 the second. It samples and does
-    not learn: its parameters ``{"first": ..., "second": ...}`` are those of policies that have.
+    via Test-time Distribution-level Composition".) The networks and the observation entries that
+    they see may differ. The process must be the same: noise levels, steps, sampler, and prediction
+    target. A weight of 1 is the first policy, and 0 the second. The composition samples and does
+    not learn: its parameters ``{"first": ..., "second": ...}`` come from trained policies.
 
-    The result is the product of the densities only where their noisy scores come from the product,
-    as for normals of one deviation. Two modes that exclude each other average to the middle.
+    The result is the product of the densities only if their noisy scores come from the product, as
+    for normals with equal standard deviations. Two mutually exclusive modes average to the middle.
     """
 
     first: Any = part(Flow(), help="a policy that denoises")
@@ -50,7 +50,7 @@ class Composed:
         """Return the policy for ``spec``.
 
         Raises:
-            UsageError: for families that do not denoise, and for two of different processes.
+            UsageError: for families that do not denoise, or if the processes differ.
         """
         require_same_process(self.first, self.second)
         first, second = self.first.bind(spec), self.second.bind(spec)
@@ -76,13 +76,13 @@ class Composed:
         return self.mode(params, obs, key), ()
 
     def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
-        """Return a sample ``[..., A]``; there is no closed form of the most likely action."""
+        """Return a sample ``[..., A]``; the most likely action has no closed form."""
         shape = (*batch_shape(self.first, obs), self.action_dim)
         action: Array = self.first.generate(self.predictor(params, obs), key, shape)
         return action
 
     def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
-        """Return the action ``[..., A]`` of the first noise ``[..., A]``, without further noise."""
+        """Return the action ``[..., A]`` for initial noise ``[..., A]``, without further noise."""
         action: Array = self.first.generate_from(self.predictor(params, obs), noise)
         return action
 

@@ -1,4 +1,4 @@
-"""Critics: ensembles of ``Q(s, a)``, values ``V(s)``, and ``Q(s, .)`` of all discrete actions.
+"""Critics: ensembles of ``Q(s, a)``, values ``V(s)``, and ``Q(s, .)`` over discrete actions.
 
 critic.bind(spec) -> critic
 critic.init(key) -> params
@@ -29,7 +29,7 @@ class Critic(NetworkPart):
     """An ensemble of action values ``Q_i(s, a)`` for continuous actions.
 
     All networks are evaluated as one batched product per layer; they share one encoder.
-    ``num_outputs`` belongs to the agent: with k > 1 outputs the critic returns ``[E, ..., k]``.
+    The agent sets ``num_outputs``: with k > 1 outputs the critic returns ``[E, ..., k]``.
     """
 
     num_critics: int = size(2, help="networks in the ensemble")
@@ -46,7 +46,7 @@ class Critic(NetworkPart):
         return dataclasses.replace(self, encoder=encoder, action_dim=vector_size(self, spec))
 
     def init(self, key: Key) -> PyTree:
-        """Return fresh parameters; those of the networks have a leading axis ``[E]``."""
+        """Return fresh parameters; network parameters have a leading axis ``[E]``."""
         encoder_key, network_key = split_key(self.encoder, key)
         inputs = self.encoder.features + self.action_dim
         return {
@@ -57,7 +57,7 @@ class Critic(NetworkPart):
     def __call__(self, params: PyTree, obs: PyTree, action: Array) -> Array:
         """Return values ``[E, ...]`` at ``obs[..., *O]`` and ``action[..., A]``.
 
-        Observations may lack leading axes of the actions; they are then encoded only once.
+        Observations may lack leading axes that the actions have; they are then encoded only once.
         """
         features = self.encoder(params["encoder"], obs)
         features = jnp.broadcast_to(features, (*action.shape[:-1], features.shape[-1]))
@@ -66,10 +66,10 @@ class Critic(NetworkPart):
         return out[..., 0] if self.num_outputs == 1 else out
 
     def with_gradients(self, params: PyTree, obs: PyTree, action: Array) -> tuple[Array, Array]:
-        """Return values ``[E, ...]``, and their gradients by the action ``[E, ..., A]``.
+        """Return values ``[E, ...]``, and their gradients with respect to the action.
 
-        Of critics with one output, at ``obs[..., *O]`` and ``action[..., A]``. Both are
-        differentiable by ``params``.
+        The gradients are ``[E, ..., A]``, at ``obs[..., *O]`` and ``action[..., A]``; critics must
+        have one output. Both results are differentiable with respect to ``params``.
         """
         features = self.encoder(params["encoder"], obs)
 
@@ -79,13 +79,13 @@ class Critic(NetworkPart):
             q = apply_members(self.network, params["network"], x)[..., 0]
             return jnp.sum(q), q
 
-        # Every critic has actions of its own, so the gradient of the sum is that of each value.
+        # Each critic has its own copy of the actions, so the gradient of the sum has each one's.
         own = jnp.broadcast_to(action, (self.num_critics, *action.shape))
         gradient, q = jax.grad(total, has_aux=True)(own)
         return q, gradient
 
     def one(self, params: PyTree, obs: PyTree, action: Array, index: Array | int = 0) -> Array:
-        """Return the values of one network alone, by default the first: ``[...]``."""
+        """Return the values of a single network, by default the first: ``[...]``."""
         network = jax.tree.map(lambda x: x[index][None], params["network"])
         alone = dataclasses.replace(self, num_critics=1)
         return alone(params | {"network": network}, obs, action)[0]
@@ -111,7 +111,7 @@ class DiscreteCritic(NetworkPart):
         return dataclasses.replace(self, encoder=encoder, action_dim=num_actions(self, spec))
 
     def init(self, key: Key) -> PyTree:
-        """Return fresh parameters; those of the networks have a leading axis ``[E]``."""
+        """Return fresh parameters; network parameters have a leading axis ``[E]``."""
         encoder_key, network_key = split_key(self.encoder, key)
         network = init_ensemble(self.network, network_key, self.encoder.features, self.num_critics)
         return {"encoder": self.encoder.init(encoder_key), "network": network}
@@ -128,13 +128,13 @@ class DiscreteCritic(NetworkPart):
 
 @hyper.dataclass
 class AutoCritic(Critic):
-    """The ensemble for the environment's actions.
+    """The ensemble that fits the environment's actions.
 
     ``bind`` returns a ``DiscreteCritic`` for discrete actions, else a ``Critic``.
     """
 
     def bind(self, spec: Spec) -> Any:
-        """Return the critic for ``spec``. Raises UsageError as the two do."""
+        """Return the critic for ``spec``. Raises UsageError if that class does."""
         family = DiscreteCritic if isinstance(spec.action, Discrete) else Critic
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(family)}
         return family(**fields).bind(spec)
@@ -145,7 +145,7 @@ class ValueFunction(NetworkPart):
     """A state value ``V(s)``."""
 
     def bind(self, spec: Spec) -> ValueFunction:
-        """Return the value function for ``spec``. Raises UsageError for unknown entries."""
+        """Return the value function for ``spec``. Raises UsageError for unknown obs entries."""
         encoder = self.encoder.bind(spec.observation, CRITIC_KEYS)
         return dataclasses.replace(self, encoder=encoder)
 
@@ -156,7 +156,7 @@ class ValueFunction(NetworkPart):
 
 @hyper.dataclass
 class QNetwork(NetworkPart):
-    """The values ``Q(s, .)`` of all discrete actions. It acts, and so sees what policies see."""
+    """The values ``Q(s, .)`` of all discrete actions. It acts, so it sees the policy's entries."""
 
     dueling: bool = flag(False, help="add a state value to advantages (Wang et al. 2016)")
 
@@ -167,7 +167,7 @@ class QNetwork(NetworkPart):
 
     @property
     def network_class(self) -> type[MLP]:
-        """The class of the network, with two streams if ``dueling``."""
+        """The network class, with two streams if ``dueling``."""
         return Dueling if self.dueling else MLP
 
     def bind(self, spec: Spec) -> QNetwork:

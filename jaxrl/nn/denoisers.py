@@ -1,8 +1,8 @@
-"""The base of policies that denoise, and the chains by which they sample.
+"""The base class of policies that denoise, and the chains that they sample with.
 
-A family (``nn/diffusion.py``, ``nn/edm.py``, ``nn/flow.py``) says what the outputs mean, and how a
-sample is made of them. Its samplers take the network as a function ``predict(x, time)``, so that
-they can be checked with a known one, and can be given a combination of several.
+A family (``nn/diffusion.py``, ``nn/edm.py``, ``nn/flow.py``) defines what the outputs mean and how
+to turn them into a sample. Its samplers take the network as a function ``predict(x, time)``, so
+that they can be tested with a known function, or given a combination of several.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from jaxrl.types import Array, Key, PyTree, Spec
 
 # x[..., A], time -> outputs[..., A]; times of fewer rows, or a single one, are broadcast.
 Predict = Callable[[Array, Array], Array]
-UNROLLED = 10  # steps of a chain up to which it is no loop
+UNROLLED = 10  # chains of up to this many steps are unrolled
 
 
 class Chain(NamedTuple):
-    """A sample's way from noise to action, and its log-probability when it was drawn."""
+    """A sample's path from noise to action, and its log-probability when it was drawn."""
 
     points: Array  # [..., K + 1, A], the noise first
     log_prob: Array  # [...]
@@ -44,12 +44,12 @@ class Chain(NamedTuple):
 
 @hyper.dataclass
 class Denoiser(DropoutPart):
-    """The base of families that denoise: the network, guidance, and many noises per row.
+    """The base class of families that denoise: the network, guidance, and many noises per row.
 
-    With ``guided_by``, the named entries of dictionary observations are left out (zeros) from a
-    share ``unguided_share`` of the rows that are learnt from, and acting extrapolates from the
-    prediction without them: ``u + guidance (c - u)`` (Ho and Salimans 2022, "Classifier-Free
-    Diffusion Guidance"). A guidance of 1 is the plain conditional policy.
+    With ``guided_by``, learning replaces the named entries of dictionary observations with zeros in
+    a share ``unguided_share`` of the rows. Acting extrapolates from the prediction without these
+    entries: ``u + guidance (c - u)`` (Ho and Salimans 2022, "Classifier-Free Diffusion Guidance").
+    A guidance of 1 is the plain conditional policy.
     """
 
     changeable: ClassVar[tuple[str, ...]] = (
@@ -74,11 +74,12 @@ class Denoiser(DropoutPart):
     def bind(self, spec: Spec) -> Any:
         """Return the policy for ``spec``.
 
-        It warns of action elements without two finite bounds: actions stay in [-1, 1].
+        Warns of action elements without two finite bounds: actions stay in [-1, 1].
 
         Raises:
-            UsageError: for discrete actions, widths that do not fit residual blocks, guidance by
-                entries that are not observed or that the encoder does not see, or by none.
+            UsageError: for discrete actions, an odd ``time_features``, widths that do not fit
+                residual blocks, guidance of observations that are no dictionary, guidance by
+                entries that are not observed or not seen by the encoder, or guidance by no entry.
         """
         check_reach(self, spec)
         if self.time_features % 2:
@@ -116,12 +117,12 @@ class Denoiser(DropoutPart):
 
     @property
     def outputs(self) -> int:
-        """One for each action element."""
+        """The number of outputs: one for each action element."""
         return self.action_dim
 
     @property
     def network_class(self) -> type[MLP]:
-        """The class of the network behind the time embedding."""
+        """The class of the network after the time embedding."""
         return ResidualMLP if self.residual else MLP
 
     @property
@@ -164,7 +165,7 @@ class Denoiser(DropoutPart):
         return predict
 
     def without(self, obs: PyTree, share: Array | None = None) -> PyTree:
-        """Return ``obs[..., *O]`` with zeros for the entries of ``guided_by``, where ``share``."""
+        """Return ``obs[..., *O]`` with the entries ``guided_by`` set to zero, where ``share``."""
 
         def zeroed(x: Array) -> Array:
             if share is None:
@@ -174,9 +175,9 @@ class Denoiser(DropoutPart):
         return obs | {name: zeroed(obs[name]) for name in self.guided_by}
 
     def learner(self, params: PyTree, obs: PyTree, key: Key) -> Predict:
-        """Return the network at ``obs[B, *O]`` to learn with.
+        """Return the network at ``obs[B, *O]`` for learning.
 
-        It has dropout, and some rows are without guidance.
+        It has dropout, and some rows lack the guidance entries.
         """
         if self.guided_by:
             rows = jax.tree.leaves(obs)[0].shape[:1]
@@ -188,11 +189,11 @@ class Denoiser(DropoutPart):
     # Acting
 
     def generate(self, predict: Predict, key: Key, shape: tuple[int, ...]) -> Array:
-        """Return actions ``[..., A]`` of the given shape, made of noise by ``predict``."""
+        """Return actions ``[..., A]`` of the given shape, generated from noise by ``predict``."""
         raise AssertionError("a family defines how samples are made")
 
     def generate_from(self, predict: Predict, first: Array) -> Array:
-        """Return actions from the first noise ``[..., A]``, without further noise: ``[..., A]``."""
+        """Return actions ``[..., A]`` from initial noise ``[..., A]``, without further noise."""
         raise AssertionError("a family defines how samples are made")
 
     def sample(self, params: PyTree, obs: PyTree, key: Key) -> tuple[Array, Any]:
@@ -200,28 +201,28 @@ class Denoiser(DropoutPart):
         return self.mode(params, obs, key), ()
 
     def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
-        """Return a sample ``[..., A]``; there is no closed form of the most likely action."""
+        """Return a sample ``[..., A]``; the most likely action has no closed form."""
         shape = (*batch_shape(self, obs), self.action_dim)
         return self.generate(self.predictor(params, obs), key, shape)
 
     def from_noise(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
-        """Return the action ``[..., A]`` of the first noise ``[..., A]``, without further noise."""
+        """Return the action ``[..., A]`` for initial noise ``[..., A]``, without further noise."""
         return self.generate_from(self.predictor(params, obs), noise)
 
     # Learning
 
     def noised_errors(self, predict: Predict, time: Array, action: Array, noise: Array) -> Array:
-        """Return squared errors ``[M, B, A]`` of what the family predicts, from noised actions."""
+        """Return squared errors ``[M, B, A]`` of the family's predictions from noised actions."""
         raise AssertionError("a family defines what it predicts")
 
     def times(self, key: Key, uniform: Array) -> Array:
-        """Return times to learn at, from values that are uniform in [0, 1)."""
+        """Return times for learning, from values that are uniform in [0, 1)."""
         raise AssertionError("a family defines its times")
 
     def errors(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
         """Return squared errors of predictions, for each action element: ``[B, A]``.
 
-        The mean over ``noise_samples`` noises, whose times are spread evenly.
+        They are means over ``noise_samples`` noises with evenly spread times.
         """
         time_key, noise_key, guidance_key = jax.random.split(key, 3)
         predict = self.learner(params, obs, guidance_key)
@@ -262,21 +263,21 @@ def run_chain(
 
 
 def normals(key: Key, steps: int, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Return a chain's first noise ``[*shape]`` and that of its steps ``[K, *shape]``, at once."""
+    """Return a chain's initial noise ``[*shape]`` and its steps' noise ``[K, *shape]``, at once."""
     noise = jax.random.normal(row_key(key), (steps + 1, *shape))
     return noise[0], noise[1:]
 
 
 def time_of(step: Array) -> Array:
-    """Return the time of a step for ``predict``: ``[]`` in a chain, ``[K, 1, ...]`` of ``over``.
+    """Return the time of a step for ``predict``: ``[]`` in a chain, ``[K, 1, ...]`` from ``over``.
 
-    It keeps axes of one, so that the network embeds it once for all rows.
+    It keeps axes of size one, so that the network embeds the time once for all rows.
     """
     return step[..., 0] if step.ndim else step
 
 
 def over(table: Array, x: Array) -> Array:
-    """Return ``table[K]`` as ``[K, 1, ...]``, to combine with ``[K, *x.shape]``."""
+    """Return ``table[K]`` as ``[K, 1, ...]``, to broadcast with ``[K, *x.shape]``."""
     return table.reshape(-1, *[1] * x.ndim)
 
 

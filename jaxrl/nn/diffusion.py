@@ -32,10 +32,10 @@ Variance = Literal["posterior", "forward"]
 
 
 def betas(schedule: Schedule, steps: int) -> np.ndarray:
-    """Return the variances ``beta_k`` that are added in each of ``steps`` steps: ``[K]``.
+    """Return the variance ``beta_k`` added in each of ``steps`` steps: ``[K]``.
 
     - ``vp``: Wang et al. 2022 (Diffusion-QL), appendix B; ``prod (1 - beta)`` ends at 0.0064 for
-      every number of steps.
+      any number of steps.
     - ``cosine``: Nichol and Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models".
     - ``linear``: Ho et al. 2020, "Denoising Diffusion Probabilistic Models"; for 100 steps or more.
     """
@@ -50,22 +50,22 @@ def betas(schedule: Schedule, steps: int) -> np.ndarray:
 
 
 class Step(NamedTuple):
-    """One step of a chain, from noise level ``alpha_bar`` to ``next_alpha_bar``: ``[K]`` each."""
+    """One step of a chain, from noise level ``alpha_bar`` to ``next_alpha_bar``: each ``[K]``."""
 
     time: Any  # index of the training step
     alpha_bar: Any
     next_alpha_bar: Any
     std: Any  # of the posterior, times eta
-    noise_std: Any  # of the noise that is added
+    noise_std: Any  # of the added noise
 
 
 @hyper.dataclass
 class Diffusion(Denoiser):
     """Actions denoised in K steps (Ho et al. 2020; Song et al. 2021, "DDIM").
 
-    ``eta`` is 1 for DDPM's ancestral sampler and 0 for DDIM, which is deterministic behind the
-    first noise. The defaults are Diffusion-QL's; IDQL's sampler has ``clip="samples"`` and
-    ``variance="forward"``. A clip is to [-1, 1], as all actions are.
+    ``eta`` is 1 for DDPM's ancestral sampler and 0 for DDIM, which is deterministic after the
+    initial noise. The defaults are Diffusion-QL's; IDQL's sampler has ``clip="samples"`` and
+    ``variance="forward"``. Clipping is to [-1, 1], the range of actions.
     """
 
     changeable: ClassVar[tuple[str, ...]] = (
@@ -89,8 +89,7 @@ class Diffusion(Denoiser):
         """Return the policy for ``spec``.
 
         Raises:
-            UsageError: for more steps when acting than in training, beside what all denoisers
-                refuse.
+            UsageError: for more steps when acting than in training, or if ``Denoiser`` raises it.
         """
         if self.sample_steps is not None and self.sample_steps > self.num_steps:
             raise UsageError(
@@ -124,13 +123,13 @@ class Diffusion(Denoiser):
 
     @property
     def chain_steps(self) -> int:
-        """The steps K of a chain when acting."""
+        """The number K of steps in a chain when acting."""
         return self.sample_steps or self.num_steps
 
     def steps(self, exploring: bool = False) -> Step:
-        """Return the steps of a chain, the noisiest first: ``[K]`` each.
+        """Return the steps of a chain, noisiest first: each ``[K]``.
 
-        With ``exploring``, deviations are at least ``min_std``.
+        With ``exploring``, standard deviations are at least ``min_std``.
         """
         count = self.chain_steps
         index = (np.arange(count) + 1) * self.num_steps // count - 1
@@ -148,7 +147,7 @@ class Diffusion(Denoiser):
         return Step(tables[0], tables[1], tables[2], std, noise)
 
     def denoised(self, predict: Predict, x: Array, step: Step) -> Array:
-        """Return the action ``[..., A]`` that the network expects behind ``x[..., A]``."""
+        """Return the action ``[..., A]`` that the network predicts from ``x[..., A]``."""
         signal, spread = jnp.sqrt(step.alpha_bar), jnp.sqrt(1.0 - step.alpha_bar)
         out = predict(x, time_of(step.time))
         if self.prediction == "epsilon":
@@ -158,7 +157,7 @@ class Diffusion(Denoiser):
         return jnp.clip(out, -1.0, 1.0) if self.clip == "denoised" else out
 
     def mean(self, predict: Predict, x: Array, step: Step) -> Array:
-        """Return the mean ``[..., A]`` of the next point: that of the posterior for ``eta`` 1."""
+        """Return the mean ``[..., A]`` of the next point: the posterior mean if ``eta`` is 1."""
         action = self.denoised(predict, x, step)
         noise = (x - jnp.sqrt(step.alpha_bar) * action) / jnp.sqrt(1.0 - step.alpha_bar)
         spread = jnp.sqrt(jnp.maximum(1.0 - step.next_alpha_bar - jnp.square(step.std), 0.0))
@@ -174,7 +173,7 @@ class Diffusion(Denoiser):
     ) -> Array:
         """Return all points ``[..., K + 1, A]`` from noise ``[..., A]`` and ``[K, ..., A]``.
 
-        With ``part``, those of some steps alone, from the point ``first[..., A]`` before them.
+        With ``part``, run only those steps, from the point ``first[..., A]`` before them.
         """
 
         def step(x: Array, row: tuple[Step, Array]) -> Array:
@@ -190,7 +189,7 @@ class Diffusion(Denoiser):
         return self._ends(self._points(predict, key, shape, exploring=False))
 
     def generate_from(self, predict: Predict, first: Array) -> Array:
-        """Return the actions ``[..., A]`` that DDIM makes of the first noise ``[..., A]``."""
+        """Return the actions ``[..., A]`` that DDIM generates from initial noise ``[..., A]``."""
         plain = dataclasses.replace(self, eta=0.0)
         zeros = jnp.zeros((self.chain_steps, *first.shape))
         return self._ends(plain.chain(predict, first, zeros, exploring=False))
@@ -221,8 +220,8 @@ class Diffusion(Denoiser):
     ) -> tuple[Array, Array]:
         """Return means ``[..., K, A]`` and deviations ``[K, 1]`` of the steps along ``points``.
 
-        Those of exploring steps, whose deviation is at least ``min_std``. With ``part``, of some
-        steps alone; ``points[..., K + 1, A]`` are then those before and behind these.
+        These are exploring steps: their deviations are at least ``min_std``. With ``part``, only
+        those steps; ``points[..., K + 1, A]`` are then the points before and after these steps.
         """
         x = jnp.moveaxis(points[..., :-1, :], -2, 0)
         tables = jax.tree.map(lambda table: table[part], self.steps(exploring=True))

@@ -1,12 +1,12 @@
 """Action distributions: NamedTuples of parameters with a batch shape ``[...]`` and one interface.
 
 ``sample(key)`` returns ``action, trace``. The action is what an agent emits: in [-1, 1], or an
-index. The trace is what scoring the sample exactly needs: the sample before squashing, which keeps
-``log_prob`` safe where ``tanh`` saturates, and the log-probability when it was drawn.
-``log_prob(trace)`` is the log-density under this distribution, ``trace(action)`` the trace of a
-given action. ``entropy(key)`` is exact where there is a closed form, which then ignores its key.
+index. The trace has what is needed to score the sample exactly: the sample before squashing, which
+keeps ``log_prob`` safe where ``tanh`` saturates, and the log-probability when it was drawn.
+``log_prob(trace)`` is the log-density under this distribution, and ``trace(action)`` is the trace
+of a given action. ``entropy(key)`` is exact, and ignores its key, if there is a closed form.
 
-Samples belong to rows, so shards that get the same key draw different ones (``rng.row_key``).
+Samples belong to rows, so shards with the same key draw different samples (``rng.row_key``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Trace(NamedTuple):
 
 
 class Distribution(Protocol):
-    """The interface of all distributions, also of those that a policy of your own returns."""
+    """The interface of all distributions, including those that your own policies return."""
 
     def mode(self) -> Array:
         """Return the most likely action."""
@@ -125,15 +125,15 @@ class Normal(NamedTuple):
 class ClippedNormal(Normal):
     """Independent normals whose samples are clipped to [-1, 1] when they are acted on.
 
-    Densities and entropies are those of the samples before, which their traces keep.
+    Densities and entropies refer to samples before clipping; traces keep these samples.
     """
 
     def mode(self) -> Array:
-        """Return the mean, clipped: ``[..., A]``."""
+        """Return the clipped mean ``[..., A]``."""
         return jnp.clip(self.mean, -1.0, 1.0)
 
     def sample(self, key: Key) -> tuple[Array, Trace]:
-        """Return a clipped action ``[..., A]`` and the trace of the sample before."""
+        """Return a clipped action ``[..., A]`` and the trace of the sample before clipping."""
         raw, trace = super().sample(key)
         return jnp.clip(raw, -1.0, 1.0), trace
 
@@ -164,7 +164,7 @@ class TanhNormal(NamedTuple):
         return jnp.tanh(raw), self._squashed(trace)
 
     def trace(self, action: Array) -> Trace:
-        """Return the trace of ``action[..., A]``, which is clipped to the open interval."""
+        """Return the trace of ``action[..., A]``, clipped to the open interval (-1, 1)."""
         raw = jnp.arctanh(jnp.clip(action, -_LARGEST_TANH, _LARGEST_TANH))
         return self._squashed(self.base.trace(raw))
 

@@ -18,7 +18,7 @@ KARRAS_RHO = 7.0
 
 
 class Level(NamedTuple):
-    """One step of EDM's samplers, from noise level ``sigma`` to ``next_sigma``: ``[K]`` each."""
+    """One step of EDM's samplers, from noise level ``sigma`` to ``next_sigma``: each ``[K]``."""
 
     sigma: Any
     next_sigma: Any
@@ -30,9 +30,9 @@ class EDM(Denoiser):
 
     ("Elucidating the Design Space of Diffusion-Based Generative Models"; Reuss et al. 2023,
     "Goal-Conditioned Imitation Learning using Score-based Diffusion Policies".) The defaults are
-    BESO's, with an MLP for its transformer. Noise levels to learn at are log-logistic between
-    ``sigma_min`` and ``sigma_max``. Solvers are Euler's, which is DDIM, Heun's, whose steps cost
-    two evaluations, and ancestral Euler, which adds noise.
+    BESO's, with an MLP instead of its transformer. Noise levels for learning are log-logistic
+    between ``sigma_min`` and ``sigma_max``. The solvers are Euler (which is DDIM), Heun (two
+    evaluations per step), and ancestral Euler (which adds noise).
     """
 
     changeable: ClassVar[tuple[str, ...]] = (
@@ -57,7 +57,7 @@ class EDM(Denoiser):
         return self.sigma_data**2 / total, sigma * self.sigma_data / root, 1.0 / root
 
     def noised_errors(self, predict: Predict, time: Array, action: Array, noise: Array) -> Array:
-        """Return squared errors ``[M, B, A]`` of the network from noised actions."""
+        """Return squared errors ``[M, B, A]`` of the network's outputs from noised actions."""
         sigma = time[..., None]
         skip, out, into = self.scales(sigma)
         x = action + sigma * noise
@@ -74,7 +74,7 @@ class EDM(Denoiser):
         return jnp.exp(self.sigma_loc + self.sigma_scale * (jnp.log(p) - jnp.log1p(-p)))
 
     def levels(self) -> Level:
-        """Return the steps of a chain, the noisiest first; the last goes to 0."""
+        """Return the steps of a chain, noisiest first; the last goes to noise level 0."""
         u = jnp.linspace(0.0, 1.0, self.sample_steps)
 
         def between(f: Any, inverse: Any) -> Array:
@@ -91,12 +91,12 @@ class EDM(Denoiser):
         return Level(sigma, jnp.append(sigma[1:], 0.0))
 
     def denoised(self, predict: Predict, x: Array, sigma: Array) -> Array:
-        """Return the action ``[..., A]`` that the network expects behind ``x[..., A]``."""
+        """Return the action ``[..., A]`` that the network predicts from ``x[..., A]``."""
         skip, out, into = self.scales(sigma)
         return skip * x + out * predict(into * x, jnp.log(sigma) / 4.0)
 
     def chain(self, predict: Predict, first: Array, noise: Array) -> Array:
-        """Return all points ``[..., K + 1, A]``, from normals ``[..., A]`` and ``[K, ..., A]``."""
+        """Return all points ``[..., K + 1, A]``, from noise ``[..., A]`` and ``[K, ..., A]``."""
 
         def slope(x: Array, sigma: Array) -> Array:
             return (x - self.denoised(predict, x, sigma)) / sigma
@@ -111,7 +111,7 @@ class EDM(Denoiser):
             moved = x + (down - sigma) * at_x
             if self.solver != "heun":
                 return moved + up * z
-            # The last step, to 0, is Euler's: there is no slope at 0.
+            # The last step, to noise level 0, is an Euler step: there is no slope at 0.
             at_moved = slope(moved, jnp.where(following > 0, following, sigma))
             at_moved = jnp.where(following > 0, at_moved, at_x)
             return x + (following - sigma) * 0.5 * (at_x + at_moved)
@@ -125,6 +125,6 @@ class EDM(Denoiser):
         return jnp.clip(points[..., -1, :], -1.0, 1.0)
 
     def generate_from(self, predict: Predict, first: Array) -> Array:
-        """Return actions from the first noise ``[..., A]``, without further noise: ``[..., A]``."""
+        """Return actions ``[..., A]`` from initial noise ``[..., A]``, without further noise."""
         points = self.chain(predict, first, jnp.zeros((self.sample_steps, *first.shape)))
         return jnp.clip(points[..., -1, :], -1.0, 1.0)

@@ -1,11 +1,11 @@
-"""Encoders: from observations to the features that a policy or a critic computes with.
+"""Encoders: from observations to the input features of a policy or a critic.
 
     encoder.bind(observation, default) -> encoder
     encoder.init(key) -> params
     encoder(params, obs[..., *O]) -> features[..., F]
 
-An encoder is a part of policies and critics. Where observations are dictionaries it says which
-entries they see.
+An encoder is a part of policies and critics. For dictionary observations, it selects the entries
+that they see.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from jaxrl.nn.networks import apply_network
 from jaxrl.types import Array, Box, Key, PyTree
 
 POLICY_KEYS = ("state",)  # the entries that policies see by default
-CRITIC_KEYS = ("privileged_state", "state")  # critics see the first of these that there is
+CRITIC_KEYS = ("privileged_state", "state")  # critics see the first of these that exists
 
 
 @hyper.dataclass
 class Flatten:
-    """The observation as one vector; several entries of a dictionary are concatenated."""
+    """The observation as one vector; multiple dictionary entries are concatenated."""
 
     obs_keys: tuple[str, ...] = words(
         (), help="entries of dictionary observations; the default is state, for critics "
@@ -74,8 +74,8 @@ class Flatten:
 class CNN:
     """Convolutions over ``[H, W, C]`` without padding, each with a ReLU, then flattened.
 
-    The defaults are those of MinAtar (Young and Tian 2019, section 4): one layer of 16 filters of
-    3x3 with stride 1. Orthogonal weights of gain sqrt(2), zero biases.
+    The defaults are MinAtar's (Young and Tian 2019, section 4): one layer of 16 3x3 filters with
+    stride 1. Weights are orthogonal with gain sqrt(2); biases are zero.
     """
 
     filters: tuple[int, ...] = size((16,), help="filters of each layer")
@@ -89,7 +89,7 @@ class CNN:
         """Return the encoder of ``observation``, by default of the first ``default`` entry.
 
         Raises:
-            UsageError: unless that is ``[H, W, C]`` and large enough for the filters.
+            UsageError: unless the entry is ``[H, W, C]`` and large enough for the filters.
         """
         if not len(self.filters) == len(self.kernels) == len(self.strides):
             raise UsageError(
@@ -145,7 +145,7 @@ class CNN:
 
 @hyper.dataclass
 class WithAction:
-    """The features of an observation, and a given action beside them.
+    """The features of an observation, concatenated with a given action.
 
     It encodes pairs ``(obs[..., *O], action[..., A])``, and is bound to pairs of their boxes.
     """
@@ -154,7 +154,7 @@ class WithAction:
     elements: int = bound(0)  # of the action
 
     def bind(self, observation: Any, default: tuple[str, ...]) -> WithAction:
-        """Return the encoder of a pair. Raises UsageError as the observation's encoder does."""
+        """Return the encoder of a pair. Raises UsageError if the observation's encoder does."""
         observed, action = observation
         encoder = self.encoder.bind(observed, default)
         return dataclasses.replace(self, encoder=encoder, elements=math.prod(action.shape))
@@ -169,7 +169,7 @@ class WithAction:
         return self.encoder.init(key)
 
     def __call__(self, params: PyTree, obs: tuple[PyTree, Array]) -> Array:
-        """Return features ``[..., F]``; observations may lack leading axes of the actions."""
+        """Return features ``[..., F]``; observations may lack leading axes that actions have."""
         observed, action = obs
         features = self.encoder(params, observed)
         features = jnp.broadcast_to(features, (*action.shape[:-1], features.shape[-1]))
@@ -192,8 +192,8 @@ class _Convolutions(nn.Module):
 class Convolution(nn.Module):
     """A convolution as one matrix product of patches; parameters as in ``nn.Conv``.
 
-    XLA's CPU back-end computes the gradients of its own convolutions twenty times slower inside
-    loops, and ``vmap`` over parameters turns them into grouped ones, which are slow everywhere.
+    XLA's CPU back-end computes gradients of native convolutions twenty times slower inside loops,
+    and ``vmap`` over parameters turns them into grouped convolutions, which are slow everywhere.
     """
 
     filters: int
@@ -207,7 +207,7 @@ class Convolution(nn.Module):
         shape = (size, size, channels, self.filters)
         kernel = self.param("kernel", orthogonal(2.0**0.5), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.filters,))
-        rows, columns = height - size + 1, width - size + 1  # where windows may begin
+        rows, columns = height - size + 1, width - size + 1  # possible window positions
         windows = [
             x[..., i : i + rows : stride, j : j + columns : stride, :]
             for i in range(size)
@@ -219,9 +219,9 @@ class Convolution(nn.Module):
 def chosen_keys(
     observation: Box | dict[str, Box], obs_keys: tuple[str, ...], default: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Return the entries to see: ``obs_keys``, or else the first of ``default`` that there is.
+    """Return the entries to see: ``obs_keys``, or else the first of ``default`` that exists.
 
-    Observations that are no dictionaries have none; their name is ``"state"``.
+    Observations that are not dictionaries have none; their name is ``"state"``.
 
     Raises:
         UsageError: for entries that are not observed.

@@ -1,7 +1,7 @@
 """Flow policies: an ordinary differential equation from noise to action (``Flow``).
 
 ``NoisyFlow`` adds noise to its steps, so that a chain has a density. ``OneStep`` is a network from
-noise to action, to distil a flow into.
+noise to action, used to distil a flow.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ LAST_TIME = 0.999  # of Beta-distributed times
 
 @hyper.dataclass
 class Flow(Denoiser):
-    """A velocity field that carries normal noise at time 0 to actions at time 1.
+    """A velocity field that transports normal noise at time 0 to actions at time 1.
 
     It learns by conditional flow matching (Lipman et al. 2023, "Flow Matching for Generative
-    Modeling"): on the straight way ``x_t = (1 - t) x_0 + t a`` from noise to an action of the data,
-    the velocity is ``a - x_0``. The defaults are those of the code of Park et al. 2025 ("Flow
-    Q-Learning"): ten Euler steps, at times ``i / K`` that enter the network as they are.
+    Modeling"): on the straight path ``x_t = (1 - t) x_0 + t a`` from noise to an action in the
+    data, the velocity is ``a - x_0``. The defaults follow the code of Park et al. 2025 ("Flow
+    Q-Learning"): ten Euler steps, at times ``i / K`` that enter the network unchanged.
     """
 
     changeable: ClassVar[tuple[str, ...]] = (
@@ -61,7 +61,7 @@ class Flow(Denoiser):
     )
 
     def noised_errors(self, predict: Predict, time: Array, action: Array, noise: Array) -> Array:
-        """Return squared errors ``[M, B, A]`` of velocities on the ways from noise to actions."""
+        """Return squared errors ``[M, B, A]`` of velocities on the paths from noise to actions."""
         t = time[..., None]
         return jnp.square(predict((1.0 - t) * noise + t * action, time) - (action - noise))
 
@@ -78,7 +78,7 @@ class Flow(Denoiser):
         return jnp.arange(self.sample_steps) / self.sample_steps
 
     def step(self, predict: Predict, x: Array, time: Array) -> Array:
-        """Return the point ``[..., A]`` that is ``1 / K`` after ``x[..., A]``."""
+        """Return the point ``[..., A]`` at time ``1 / K`` after ``x[..., A]``."""
         length, time = 1.0 / self.sample_steps, time_of(time)
         velocity = predict(x, time)
         if self.solver == "midpoint":
@@ -101,16 +101,16 @@ class Flow(Denoiser):
 
 @hyper.dataclass
 class NoisyFlow(Flow):
-    """A flow whose steps add noise of learnt deviation, so that PPO can fine-tune it.
+    """A flow whose steps add noise with a learnt deviation, so that PPO can fine-tune it.
 
     (Zhang et al. 2025, "ReinFlow: Fine-tuning Flow Matching Policy with Online Reinforcement
     Learning".) A chain is ``x_{i+1} ~ N(x_i + v(s, x_i, t_i) / K, std(s, t_i)^2)``; ``mode`` is
     the flow without this noise. The network of deviations sees the observation's features and the
-    time, and keeps them between ``std_min`` and ``std_max``. The authors clip points and noise on
-    the way; here only the action at the end is, which leaves the density exact.
+    time, and bounds the deviations between ``std_min`` and ``std_max``. The authors also clip
+    points and noise in the chain; here only the final action is clipped, so the density is exact.
     """
 
-    starts_from: ClassVar[type] = Flow  # whose parameters are all but the deviations' here
+    starts_from: ClassVar[type] = Flow  # a Flow has all parameters but the deviations'
 
     sample_steps: int = size(4, help="steps K from noise to action")
     std_min: float = number(0.1, above=0, help="least deviation of a step")
@@ -119,7 +119,7 @@ class NoisyFlow(Flow):
 
     @property
     def std_network(self) -> MLP:
-        """The network from features and time to one number for each action element."""
+        """The network from features and time to one number per action element."""
         return MLP(self.std_hidden_dims, self.action_dim, "tanh", "lecun")
 
     def init(self, key: Key) -> PyTree:
@@ -157,7 +157,7 @@ class NoisyFlow(Flow):
         return Normal(mean, std).log_probs(points[..., 1:, :])
 
     def step_normals(self, params: PyTree, obs: PyTree, points: Array) -> tuple[Array, Array]:
-        """Return means and deviations of the steps along ``points``: ``[..., K, A]`` both."""
+        """Return means and deviations of the steps along ``points``: both ``[..., K, A]``."""
         x = jnp.moveaxis(points[..., :-1, :], -2, 0)
         mean = self.step(self.predictor(params, obs), x, over(self.step_times(), x[0]))
         return jnp.moveaxis(mean, 0, -2), jnp.moveaxis(self.stds(params, obs), 0, -2)
@@ -175,7 +175,7 @@ class OneStep(NetworkPart):
 
     @property
     def outputs(self) -> int:
-        """One for each action element."""
+        """The number of outputs: one for each action element."""
         return self.action_dim
 
     def init(self, key: Key) -> PyTree:
@@ -186,7 +186,7 @@ class OneStep(NetworkPart):
         return {"encoder": self.encoder.init(encoder_key), "network": network}
 
     def __call__(self, params: PyTree, obs: PyTree, noise: Array) -> Array:
-        """Return the network's output ``[..., A]`` at ``noise[..., A]``, not clipped."""
+        """Return the network's unclipped output ``[..., A]`` at ``noise[..., A]``."""
         features = self.encoder(params["encoder"], obs)
         features = jnp.broadcast_to(features, (*noise.shape[:-1], features.shape[-1]))
         x = jnp.concatenate([features, noise], axis=-1)
@@ -206,5 +206,5 @@ class OneStep(NetworkPart):
 
 
 def first_noise(policy: Any, obs: PyTree, key: Key) -> Array:
-    """Return normal noise ``[..., A]``, one of its own for every observation."""
+    """Return normal noise ``[..., A]``, independent for each observation."""
     return jax.random.normal(row_key(key), (*batch_shape(policy, obs), policy.action_dim))

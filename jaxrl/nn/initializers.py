@@ -14,15 +14,15 @@ from jaxrl.types import Array, Key
 
 Initializer = Literal["orthogonal", "lecun", "torch", "xavier", "small_head"]
 SMALL_HEAD = 3e-3  # the bound of a head's weights and biases
-SMALL_BIAS = 0.1  # the biases of hidden layers in front of a small head
+SMALL_BIAS = 0.1  # the biases of hidden layers before a small head
 
 
 def orthogonal(scale: float = 1.0, iterations: int = 48) -> Callable[..., Array]:
-    """Return an initialiser of (semi-)orthogonal matrices, using matrix products only.
+    """Return an initialiser of (semi-)orthogonal matrices that uses only matrix products.
 
-    The polar factor of a Gaussian matrix is Haar-distributed, and Newton-Schulz iterations find it.
-    The usual QR factorisation can deadlock XLA's CPU thread pool when several run at once, as they
-    do under ``vmap`` over seeds.
+    The polar factor of a Gaussian matrix is Haar-distributed, and Newton-Schulz iterations compute
+    it. The usual QR factorisation can deadlock XLA's CPU thread pool when several run at once, as
+    under ``vmap`` over seeds.
     """
 
     def init(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
@@ -43,9 +43,9 @@ def orthogonal(scale: float = 1.0, iterations: int = 48) -> Callable[..., Array]
 def kernel_init(kind: Initializer, scale: Any, head: bool = False) -> Callable[..., Array]:
     """Return the initialiser of a layer's weights.
 
-    ``scale`` is the gain of orthogonal matrices, and a factor of the bound of a small head.
-    PyTorch's default is uniform within ``1 / sqrt(inputs)``, for weights and for biases: a third of
-    LeCun's variance. ``small_head`` is that for hidden layers, and uniform within 0.003 for the
+    ``scale`` is the gain of orthogonal matrices; for a small head it multiplies the bound.
+    PyTorch's default, for weights and biases, is uniform within ``1 / sqrt(inputs)``: a third of
+    LeCun's variance. ``small_head`` uses it for hidden layers, and uniform within 0.003 for the
     head, as in the code of An et al. 2021 ("Uncertainty-Based Offline Reinforcement Learning with
     Diversified Q-Ensemble").
     """
@@ -63,7 +63,7 @@ def bias_init(
 ) -> Callable[..., Array]:
     """Return the initialiser of a layer's biases: zeros, except with ``torch`` and ``small_head``.
 
-    The latter has biases of 0.1 in hidden layers.
+    ``small_head`` has biases of 0.1 in hidden layers.
     """
     if kind == "torch":
         return _uniform(inputs**-0.5)

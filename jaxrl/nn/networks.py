@@ -1,4 +1,4 @@
-"""Networks: multi-layer perceptrons, dueling heads, denoisers, ensembles as batched products."""
+"""Networks: multi-layer perceptrons, dueling heads, denoisers, and batched ensembles."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class MLP(nn.Module):
     """Hidden layers and a linear head: ``[..., I] -> [..., outputs]``.
 
     With orthogonal initialisation the hidden layers have gain sqrt(2) and the head ``head_scale``.
-    ``layer_norm`` normalises the hidden layers before their activation, ``post_norm`` behind it.
-    ``outputs=None``: no head. ``dropout`` is the share of hidden units that are left out where the
+    ``layer_norm`` normalises hidden layers before the activation, and ``post_norm`` after it.
+    ``outputs=None``: no head. ``dropout`` is the share of hidden units that are dropped when the
     network is applied with a key.
     """
 
@@ -61,14 +61,14 @@ class MLP(nn.Module):
         return out
 
     def _thinned(self, x: Array) -> Array:
-        """Return ``x`` with a share ``dropout`` of its elements at zero, and larger others.
+        """Return ``x`` with a share ``dropout`` of its elements zeroed, and the rest scaled up.
 
         (Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from
         Overfitting".) The rate may be traced, and is exact to 1 / 65536.
         """
         if self.dropout is None or not self.has_rng("dropout"):
             return x
-        # Sixteen bits a number: a training loop draws all its numbers before it begins.
+        # Sixteen bits per number: a training loop draws all its numbers before it begins.
         bits = jax.random.bits(row_key(self.make_rng("dropout")), x.shape, jnp.uint16)
         keeps = bits.astype(jnp.float32) >= 65536.0 * self.dropout
         return jnp.where(keeps, x / jnp.maximum(1.0 - self.dropout, 1.0 / 65536.0), 0.0)
@@ -77,8 +77,8 @@ class MLP(nn.Module):
 class Dueling(MLP):
     """Values of discrete actions as ``V + A - mean A``: ``[..., I] -> [..., outputs]``.
 
-    ``V`` and ``A`` are streams with a last hidden layer each; they share the ones before. (Wang et
-    al. 2016, "Dueling Network Architectures for Deep Reinforcement Learning", eq. 9.)
+    ``V`` and ``A`` are streams, each with its own last hidden layer; they share the earlier layers.
+    (Wang et al. 2016, "Dueling Network Architectures for Deep Reinforcement Learning", eq. 9.)
     """
 
     @nn.compact
@@ -104,9 +104,9 @@ class Dueling(MLP):
 class DenoisingNetwork(nn.Module):
     """The network: ``x[..., A], time[...], features[..., F] -> [..., A]``.
 
-    Time enters as it is, through fixed sines and cosines and two layers (Wang et al. 2022,
+    Time enters unchanged, through fixed sines and cosines and two layers (Wang et al. 2022,
     "Diffusion Policies as an Expressive Policy Class for Offline Reinforcement Learning"), or
-    through learnt ones (Hansen-Estruch et al. 2023, "IDQL", appendix).
+    through sines and cosines of learnt frequencies (Hansen-Estruch et al. 2023, "IDQL", appendix).
     """
 
     body: nn.Module
@@ -141,11 +141,11 @@ class DenoisingNetwork(nn.Module):
 
 
 class ResidualMLP(MLP):
-    """Residual blocks of one width, each with a hidden layer four times as wide.
+    """Residual blocks of equal width, each with a hidden layer four times as wide.
 
-    A layer to that width, then blocks ``x + Dense(act(Dense(LayerNorm(x))))``, one for each of
-    ``hidden_dims``, then activation and head (Hansen-Estruch et al. 2023, "IDQL", figure 3).
-    Dropout is in front of the norms.
+    The network has a layer to that width, then a block ``x + Dense(act(Dense(LayerNorm(x))))`` for
+    each of ``hidden_dims``, then activation and head (Hansen-Estruch et al. 2023, "IDQL", figure
+    3). Dropout comes before the norms.
     """
 
     @nn.compact
@@ -162,7 +162,7 @@ class ResidualMLP(MLP):
 
 
 def init_network(network: nn.Module, key: Key, inputs: int) -> PyTree:
-    """Return fresh parameters of a network of ``[..., inputs]``."""
+    """Return fresh parameters of a network with input ``[..., inputs]``."""
     return network.init(key, jnp.zeros(inputs))["params"]
 
 
@@ -171,7 +171,7 @@ def apply_network(
 ) -> Array:
     """Return the network's outputs ``[..., outputs]`` for ``x[..., inputs]``, or several inputs.
 
-    With a key, hidden units are left out as the network's ``dropout`` says.
+    With a key, hidden units are dropped as set by the network's ``dropout``.
     """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     out: Any = network.apply({"params": params}, *inputs, rngs=rngs)
@@ -187,12 +187,12 @@ def init_ensemble(network: nn.Module, key: Key, inputs: int, members: int) -> Py
 def apply_ensemble(network: nn.Module, params: PyTree, x: Array, members: int) -> Array:
     """Return all networks' outputs ``[E, ..., outputs]`` for one ``x[..., inputs]``.
 
-    Each layer is one batched product. The input is repeated for every network: with an axis of its
-    own for each, XLA needs no transposes between the layers.
+    Each layer is one batched product. The input is repeated along a network axis, so that XLA needs
+    no transposes between the layers.
     """
     return apply_members(network, params, jnp.broadcast_to(x, (members, *x.shape)))
 
 
 def apply_members(network: nn.Module, params: PyTree, x: Array) -> Array:
-    """Return each network's outputs ``[E, ..., outputs]`` for inputs of its own ``x[E, ...]``."""
+    """Return each network's outputs ``[E, ..., outputs]`` for its own inputs ``x[E, ...]``."""
     return jax.vmap(lambda params, x: apply_network(network, params, x))(params, x)

@@ -1,4 +1,4 @@
-"""Layer normalisation with a derivative of few passes."""
+"""Layer normalisation whose derivative needs few passes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def normalised(x: Array) -> Array:
 
 
 def _parts(x: Array) -> tuple[Array, Array]:
-    """Return the normalised ``x``, and one over its deviation ``[..., 1]``."""
+    """Return the normalised ``x``, and the inverse of its standard deviation ``[..., 1]``."""
     mean = jnp.mean(x, axis=-1, keepdims=True)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     variance = jnp.maximum(mean_square - jnp.square(mean), 0.0)
@@ -40,8 +40,8 @@ def _normalised_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, A
 class LayerNorm(nn.Module):
     """Layer normalisation: ``scale normalised(x) + bias`` (Ba et al. 2016, "Layer Normalization").
 
-    It is flax's, parameters and all, but for the derivative: this one is its own transpose, so the
-    backward pass has its few passes over the rows too.
+    It equals flax's, including the parameters, except for the derivative. This derivative is its
+    own transpose, so the backward pass also needs only a few passes over the rows.
     """
 
     @nn.compact

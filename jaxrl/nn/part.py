@@ -1,4 +1,4 @@
-"""The fields and the network that policies and critics have in common."""
+"""The fields and the network that policies and critics share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jaxrl.types import Array, Key, PyTree
 class NetworkPart:
     """An encoder of observations, and a network from its features to ``outputs`` numbers."""
 
-    # Static fields that do not say what trained parameters mean, and so may change later.
+    # Static fields that do not affect the meaning of trained parameters, so they may change later.
     changeable: ClassVar[tuple[str, ...]] = ("initializer", "compute_dtype")
 
     hidden_dims: tuple[int, ...] = size((256, 256), help="widths of the hidden layers")
@@ -78,7 +78,7 @@ class NetworkPart:
 
 @hyper.dataclass
 class DropoutPart(NetworkPart):
-    """A network whose hidden units are left out at random while it imitates, and never else."""
+    """A network with dropout of hidden units during imitation only."""
 
     dropout: float | None = number(
         None, 0, 1, help="share of hidden units left out in the loss of imitation; None: no dropout"
@@ -87,13 +87,13 @@ class DropoutPart(NetworkPart):
 
     @property
     def network(self) -> MLP:
-        """The network from features to outputs, which leaves units out where it gets a key."""
+        """The network from features to outputs; it applies dropout if it gets a key."""
         return super().network.clone(dropout=self.dropout)
 
     def dropping(self, key: Key) -> Any:
-        """Return the part that leaves units out, by a key of its own made of ``key``.
+        """Return the part with dropout active, with its own key derived from ``key``.
 
-        Without dropout it is the part itself.
+        Without dropout, returns the part itself.
         """
         if self.dropout is None:
             return self
@@ -107,5 +107,5 @@ class DropoutPart(NetworkPart):
 
 
 def split_key(encoder: Any, key: Key) -> tuple[Key, Key]:
-    """Return keys of an encoder, which may have no parameters, and of the network behind it."""
+    """Return keys for an encoder, which may have no parameters, and for the network after it."""
     return split_if(bool(jax.tree.leaves(jax.eval_shape(encoder.init, key))), key)

@@ -1,4 +1,4 @@
-"""Policy families: what a policy's actions are distributed like, and the network behind it.
+"""Policy families: the distribution of a policy's actions, and the network that computes it.
 
     policy.bind(spec) -> policy
     policy.init(key) -> params
@@ -8,7 +8,7 @@
     policy.errors(params, obs, action, key) -> [B, A]    # the same, element by element
     policy.dist(params, obs) -> Distribution             # families with a density
 
-``dist`` evaluates the network once, so a loss that needs a sample and its density calls it once.
+``dist`` evaluates the network, so a loss that needs a sample and its density calls it only once.
 Actions are in [-1, 1] or an index.
 """
 
@@ -41,7 +41,7 @@ STD_HELP = (
 
 @hyper.dataclass
 class _Policy(DropoutPart):
-    """A network from the observation to the action elements, or to what describes them."""
+    """A network from observations to action elements, or to parameters of their distribution."""
 
     head_scale: float = number(1.0, above=0, help="gain of an orthogonal head")
 
@@ -58,7 +58,7 @@ class _Policy(DropoutPart):
     def bind(self, spec: Spec) -> Any:
         """Return the policy for ``spec``.
 
-        A family that squashes warns of action elements without two finite bounds.
+        A squashing family warns of action elements without two finite bounds.
 
         Raises:
             UsageError: for actions or observations that the family cannot handle.
@@ -116,8 +116,8 @@ class Categorical(_Density):
 class Gaussian(_Density):
     """Independent normals, one for each action element; ``VectorEnv`` clips the samples.
 
-    With ``squash_mean`` the policy clips them to [-1, 1] itself. Densities are then those of the
-    samples before clipping.
+    With ``squash_mean`` the policy itself clips samples to [-1, 1]. Densities then refer to samples
+    before clipping.
     """
 
     std: Std = choice("independent", Std, help=STD_HELP)
@@ -132,12 +132,12 @@ class Gaussian(_Density):
 
     @property
     def independent(self) -> bool:
-        """Whether standard deviations are independent of the observation."""
+        """Whether the standard deviations do not depend on the observation."""
         return self.std in ("independent", "clipped")
 
     @property
     def outputs(self) -> int:
-        """Means, and standard deviations unless they are independent of the observation."""
+        """The number of outputs: means, and standard deviations if they depend on observations."""
         return self.action_dim * (1 if self.independent else 2)
 
     def init(self, key: Key) -> PyTree:
@@ -148,7 +148,7 @@ class Gaussian(_Density):
         return params
 
     def mean_and_std(self, params: PyTree, obs: PyTree) -> tuple[Array, Array]:
-        """Return mean and standard deviation before squashing, ``[..., A]`` both."""
+        """Return mean and standard deviation before squashing, both ``[..., A]``."""
         out = self.output(params, obs)
         mean, spread = (out, params["log_std"]) if self.independent else jnp.split(out, 2, axis=-1)
         if self.squash_mean:
@@ -172,7 +172,7 @@ class Gaussian(_Density):
 
 @hyper.dataclass
 class TanhGaussian(Gaussian):
-    """``tanh`` of independent normals: actions in (-1, 1). There is no closed-form entropy."""
+    """``tanh`` of independent normals: actions in (-1, 1). The entropy has no closed form."""
 
     std: Std = choice("exp", Std, help=STD_HELP)
 
@@ -188,7 +188,7 @@ class TanhGaussian(Gaussian):
 
 @hyper.dataclass
 class Deterministic(_Policy):
-    """One action for each observation, ``tanh`` of the network's output. It has no density."""
+    """One action per observation: ``tanh`` of the network's output. It has no density."""
 
     @property
     def squashes(self) -> bool:
@@ -227,7 +227,7 @@ class AutoPolicy(Gaussian):
     squash: bool = flag(False, help="pass continuous actions through tanh")
 
     def bind(self, spec: Spec) -> Any:
-        """Return the policy for ``spec``. Raises UsageError as the families do."""
+        """Return the policy for ``spec``. Raises UsageError if the family does."""
         continuous = TanhGaussian if self.squash else Gaussian
         family = Categorical if isinstance(spec.action, Discrete) else continuous
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(family)}
@@ -235,10 +235,10 @@ class AutoPolicy(Gaussian):
 
 
 def check_reach(part: Any, spec: Spec) -> None:
-    """Warn of action elements without two finite bounds, which [-1, 1] cannot be scaled to.
+    """Warn of action elements without two finite bounds, to which [-1, 1] cannot be scaled.
 
     Raises:
-        UsageError: if one could take but a single value, as all of [-1, 1] is beyond its bounds.
+        UsageError: if all of [-1, 1] is outside an element's bounds, leaving a single value.
     """
     if not isinstance(spec.action, Box):
         return
@@ -260,7 +260,7 @@ def vector_size(part: Any, spec: Spec) -> int:
     """Return the number of action elements.
 
     Raises:
-        UsageError: for discrete actions, and for continuous ones that are not vectors.
+        UsageError: for discrete actions, and for continuous actions that are not vectors.
     """
     if isinstance(spec.action, Discrete):
         raise UsageError(

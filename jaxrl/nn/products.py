@@ -1,4 +1,4 @@
-"""Matrix products of layers, and the precision in which they are computed."""
+"""Matrix products of layers, and the precision used to compute them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from jaxrl.types import Array
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
-NARROW = 64  # the most outputs of a layer whose gradient by the weights is computed transposed
+NARROW = 64  # layers with at most this many outputs compute the weight gradient transposed
 
 
 @jax.custom_jvp
 def product(x: Array, weights: Array) -> Array:
-    """Return ``x[..., I] @ weights[I, O]``: ``[..., O]``, with a fast gradient by the weights.
+    """Return ``x[..., I] @ weights[I, O]``: ``[..., O]``, with a fast weight gradient.
 
-    XLA's CPU kernel for a transposed matrix times one of few columns is slow. For few outputs that
-    gradient is therefore computed as the transpose, ``(gradient.T @ x).T``.
+    XLA's CPU kernel is slow for a transposed matrix times a matrix with few columns. With few
+    outputs, the weight gradient is therefore computed transposed, as ``(gradient.T @ x).T``.
     """
     return _last_by_first(x, weights)
 
@@ -44,7 +44,7 @@ product.defjvp(_product_jvp, symbolic_zeros=True)
 def dense_product(x: Array, weights: Array, *_: Any, **__: Any) -> Array:
     """``product`` as ``flax.linen.Dense`` calls it.
 
-    Leading axes become one: XLA would copy the transposed gradient of a product over several.
+    Leading axes are merged: with several, XLA would copy the transposed gradient of the product.
     """
     if x.ndim < 3:
         return product(x, weights)
@@ -52,7 +52,7 @@ def dense_product(x: Array, weights: Array, *_: Any, **__: Any) -> Array:
 
 
 def _turned_product(x: Array, weights: Array) -> Array:
-    """Return ``x @ weights`` so that its transpose, the gradient by the weights, is fast."""
+    """Return ``x @ weights`` so that its transpose, the weight gradient, is fast."""
     if weights.shape[1] > NARROW:
         return _last_by_first(x, weights)
     turned = jax.lax.optimization_barrier(weights.T)
@@ -65,23 +65,23 @@ def _last_by_first(x: Array, weights: Array) -> Array:
 
 @jax.custom_vjp
 def bfloat16_product(x: Array, weights: Array) -> Array:
-    """Return ``x[..., I] @ weights[I, O]`` of operands rounded to bfloat16: ``[..., O]``.
+    """Return ``x[..., I] @ weights[I, O]`` with operands rounded to bfloat16: ``[..., O]``.
 
-    Products are accumulated and returned in float32, forwards and backwards; bfloat16 has eight
-    bits of precision.
+    Products are accumulated and returned in float32, in the forward and backward passes; bfloat16
+    has eight bits of precision.
     """
     return _contract(x, weights, (x.ndim - 1,), (0,))
 
 
 @jax.custom_vjp
 def _by_inputs(gradient: Array, weights: Array) -> Array:
-    """The product's gradient by its inputs: ``gradient[..., O] @ weights[I, O].T``."""
+    """The product's input gradient: ``gradient[..., O] @ weights[I, O].T``."""
     return _contract(gradient, weights, (gradient.ndim - 1,), (1,))
 
 
 @jax.custom_vjp
 def _by_weights(x: Array, gradient: Array) -> Array:
-    """The product's gradient by its weights: ``[I, O]``, of ``x[..., I]``, ``gradient[..., O]``."""
+    """The product's weight gradient ``[I, O]``, from ``x[..., I]`` and ``gradient[..., O]``."""
     leading = tuple(range(gradient.ndim - 1))
     inputs = jnp.moveaxis(x.astype(jnp.bfloat16), -1, 0)
     if jax.default_backend() == "cpu":
@@ -95,8 +95,9 @@ def _with_operands(product: Any) -> Any:
     return lambda a, b: (product(a, b), (a, b))
 
 
-# Each one's gradients are products of the other two kinds. So losses that hold a gradient
-# themselves have no others: JAX's own rules would multiply float32 by bfloat16, and round results.
+# The gradients of each product are products of the other two kinds, so losses that contain a
+# gradient need no other kinds: JAX's own rules would multiply float32 by bfloat16, and round
+# results.
 bfloat16_product.defvjp(
     _with_operands(bfloat16_product),
     lambda operands, g: (_by_inputs(g, operands[1]), _by_weights(operands[0], g)),
@@ -118,7 +119,7 @@ def _contract(x: Array, y: Array, x_axes: tuple[int, ...], y_axes: tuple[int, ..
 
 
 def dot_general(compute_dtype: ComputeDtype) -> Any:
-    """Return the product for ``flax.linen.Dense``; None is its usual one."""
+    """Return the product for ``flax.linen.Dense``; None is flax's default."""
     if compute_dtype == "bfloat16":
         return lambda x, weights, *_, **__: bfloat16_product(x, weights)
     if jax.default_backend() == "cpu":

@@ -21,17 +21,17 @@ class RunningStatistics(NamedTuple):
 
 
 def start(example: PyTree) -> RunningStatistics:
-    """Before any observation: ``example`` gives the shapes ``*O``."""
-    # Not one tree of zeros for both: an array that is two leaves cannot be donated.
+    """Return empty statistics; ``example`` gives the shapes ``*O``."""
+    # Do not share one tree of zeros: an array that is two leaves cannot be donated.
     mean, m2 = (jax.tree.map(lambda x: jnp.zeros(x.shape), example) for _ in range(2))
     return RunningStatistics(jnp.float32(0), mean, m2)
 
 
 def merge(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
-    """Take in ``batch[..., *O]`` of every shard (Chan, Golub and LeVeque 1983, pairwise update).
+    """Add ``batch[..., *O]`` of every shard (Chan, Golub and LeVeque 1983, pairwise update).
 
-    The size is kept in float32: beyond 2^24 observations it rounds, which changes the weight of a
-    batch by less than one part in 10^7.
+    The size is stored in float32: beyond 2^24 observations it is rounded, which changes the weight
+    of a batch by less than one part in 10^7.
     """
     some, mean_of_some = jax.tree.leaves(batch)[0], jax.tree.leaves(statistics.mean)[0]
     axes = tuple(range(some.ndim - mean_of_some.ndim))
@@ -55,15 +55,15 @@ def merge(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
 
 
 def normalise(statistics: RunningStatistics, x: PyTree, clip: Array | float) -> PyTree:
-    """``(x - mean) / std`` clipped to ``[-clip, clip]``, for ``x[..., *O]``; ``x`` before data.
+    """Return ``(x - mean) / std`` clipped to ``[-clip, clip]``, for ``x[..., *O]``; ``x`` if empty.
 
-    A dictionary may lack parts that have statistics; parts that have none are returned unchanged.
+    A dictionary may lack entries that have statistics; entries without are returned unchanged.
     """
     seen = statistics.size > 0
 
     def one(mean: Array, m2: Array, x: Array) -> Array:
         std = jnp.sqrt(m2 / jnp.maximum(statistics.size, 1.0))
-        # An element that never varies carries nothing: a floor keeps its rounding errors small.
+        # A constant element carries no information: a floor keeps its rounding errors small.
         scaled = (x - mean) / jnp.where(seen, jnp.maximum(std, 1e-6), 1.0)
         return jnp.clip(scaled, -clip, clip)
 

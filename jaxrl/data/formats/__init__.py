@@ -1,4 +1,4 @@
-"""Readers of dataset files. A file is numbers and JSON: nothing in it is unpickled or executed."""
+"""Readers of dataset files. Files hold numbers and JSON: nothing is unpickled or executed."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ def load(
 ) -> Dataset:
     """Load a dataset from a local file or folder; the format is detected.
 
-    D4RL's HDF5 files, Minari's folders (the one with ``metadata.json``, or the one above it), and
-    OGBench's npz files or folders of them. Floats are float32, actions in the agent's units.
+    Supports D4RL's HDF5 files, Minari's folders (the one with ``metadata.json``, or its parent),
+    and OGBench's npz files or folders of them. Floats are float32; actions are in the agent's
+    units.
 
     Args:
         path: the file or folder.
-        action_space: the space of the file's actions. Default: that of Minari's and of our own
-            metadata, elsewhere [-1, 1], or indices if the actions are integers.
+        action_space: the space of the file's actions. Default: the space in Minari's or our own
+            metadata; without one, [-1, 1], or indices if the actions are integers.
         rewards, masks: arrays for OGBench's data, which have none.
-        task: a task of OGBench, whose rewards the package ``ogbench`` computes.
-        quiet: no progress bar. A bar is shown for large files on a terminal.
+        task: an OGBench task; the package ``ogbench`` computes its rewards.
+        quiet: disables the progress bar, which is shown for large files on a terminal.
 
     Raises:
         UsageError: in one line, with key and row, for a malformed file; for an unknown format; and
-            for options that the format does not have.
+            for options that the format does not support.
     """
     place, found = Path(path), detect(path)
     options = {"rewards": rewards, "masks": masks, "task": task}
@@ -63,10 +64,10 @@ def load(
 
 
 def detect(path: str | os.PathLike[str]) -> Format:
-    """Return the format of a file or folder, by what it holds.
+    """Return the format of a file or folder, from its contents.
 
     Raises:
-        UsageError: if it is missing, or of no known format.
+        UsageError: if it is missing, or its format is unknown.
     """
     place = Path(path)
     if minari.folder_of(place) is not None:
@@ -93,9 +94,9 @@ def detect(path: str | os.PathLike[str]) -> Format:
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a dataset says of itself: Minari's ``metadata.json``, or our attribute of D4RL's.
+    """Return a dataset's metadata: Minari's ``metadata.json``, or our attribute in a D4RL file.
 
-    ``{}`` where there is nothing.
+    ``{}`` without metadata.
     """
     place, found = Path(path), detect(path)
     if found == "d4rl":
@@ -105,9 +106,9 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def reference(path: str | os.PathLike[str]) -> Reference | None:
-    """Return the returns of a random policy and of an expert that belong to a dataset, if known.
+    """Return the returns of a dataset's random and expert policies, if known.
 
-    They are those of the metadata, or D4RL's constants for a file named like its own, such as
+    They come from the metadata, or from D4RL's constants for a file with a D4RL name, such as
     ``hopper_medium-v2.hdf5``.
     """
     known = metadata(path)

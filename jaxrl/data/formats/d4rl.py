@@ -4,10 +4,10 @@
 
     observations [N, *O], actions [N, *A], rewards [N], terminals [N], timeouts [N]
 
-Transitions are those of D4RL's own extraction (``qlearning_dataset``). The next observation of a
-row is the observation of the next row. So every row with a time-out is dropped, since what follows
-belongs to the next episode, and so is the last row of the file. Rows at terminals are kept; their
-next observation is the next episode's first, and no target reads it.
+Transitions match D4RL's own extraction (``qlearning_dataset``). A row's next observation is the
+observation of the next row. So every row with a time-out is dropped, since the next row belongs to
+the next episode. The last row of the file is dropped too. Rows at terminals are kept; their next
+observation is the next episode's first, and no target reads it.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from jaxrl.data.rows import blocks
 from jaxrl.errors import UsageError
 from jaxrl.types import Box, Discrete
 
-ATTRIBUTE = "jaxrl"  # of files that the recorder wrote: JSON
-_JUMP = 1e-6  # between a row's next observation and the next row's observation
+ATTRIBUTE = "jaxrl"  # JSON attribute of files written by the recorder
+_JUMP = 1e-6  # threshold between a row's next observation and the next row's observation
 
 
 def read(path: Path, action_space: Box | Discrete | None = None, quiet: bool = False) -> Dataset:
     """Return the transitions of a file, with extras ``next_action`` and ``has_next_action``.
 
-    The next actions include those of dropped rows. Without ``timeouts``, episodes are cut where the
-    file's ``next_observations`` are not the next row's observations.
+    Next actions may come from dropped rows. Without ``timeouts``, episodes are cut where the file's
+    ``next_observations`` are not the next row's observations.
 
     Args:
         path: the file.
-        action_space: the space of the file's actions; default that of our own metadata, else
-            [-1, 1], or indices.
+        action_space: the space of the file's actions; default: from our own metadata, else [-1, 1],
+            or indices.
         quiet: no progress bar.
 
     Raises:
@@ -130,7 +130,7 @@ def _transitions(
     terminal: np.ndarray,
     timeout: np.ndarray,
 ) -> Dataset:
-    """Drop the rows at time-outs and the last one; what rows know of others is found before."""
+    """Drop the rows at time-outs and the last row, after computing fields that need other rows."""
     ends = terminal | timeout
     ends[-1] = True
     has_next = ~ends[:-1]
@@ -149,7 +149,7 @@ def _transitions(
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """Return what the recorder wrote into a file beside its arrays; ``{}`` for other files."""
+    """Return the metadata that the recorder wrote into a file; ``{}`` for other files."""
     with open_h5(path) as file:
         text = file.attrs.get(ATTRIBUTE)
     try:

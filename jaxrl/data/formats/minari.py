@@ -2,8 +2,8 @@
 
     episode_<i>/observations [T+1, *O], actions [T, *A], rewards, terminations, truncations [T]
 
-The package itself imports the environment that a file names; this reader takes numbers and JSON
-alone. Observations have the row behind the last action, so no transition is dropped.
+The package itself imports the environment named in a file; this reader reads only numbers and JSON.
+Observations include the row after the last action, so no transition is dropped.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FLAGS = ("terminations", "truncations")
 
 
 class Episode(NamedTuple):
-    """The arrays of one episode, as its file has them."""
+    """The arrays of one episode, as stored in its file."""
 
     name: str
     observations: list[np.ndarray]  # [T+1, ...], an array for each entry
@@ -54,9 +54,9 @@ Reader = Callable[[list[spaces.Entry] | None], Iterator[Episode]]
 
 
 def folder_of(path: Path) -> Path | None:
-    """Return the folder with ``metadata.json``: ``path``, its ``data``, or that of its main file.
+    """Return the folder with ``metadata.json``: ``path``, its ``data``, or the main file's folder.
 
-    None without.
+    None if there is none.
     """
     places = [path, path / "data"] + [path.parent] * (path.name == MAIN)
     return next((each for each in places if (each / METADATA).is_file()), None)
@@ -66,7 +66,7 @@ def metadata(folder: Path) -> dict[str, Any]:
     """Return ``metadata.json``.
 
     Raises:
-        UsageError: if it is no JSON object.
+        UsageError: if it is not a JSON object.
     """
     try:
         found = json.loads((folder / METADATA).read_text(encoding="utf-8"))
@@ -81,11 +81,11 @@ def metadata(folder: Path) -> dict[str, Any]:
 def read(folder: Path, action_space: Box | Discrete | None = None, quiet: bool = False) -> Dataset:
     """Return the transitions of a folder; observations of Dict and Tuple spaces by entry.
 
-    Where both flags of a row are true, it is terminated.
+    A row with both flags true is terminated.
 
     Args:
-        folder: the one with ``metadata.json``.
-        action_space: the space of the file's actions; default that of the metadata.
+        folder: the folder with ``metadata.json``.
+        action_space: the space of the file's actions; default: from the metadata.
         quiet: no progress bar.
 
     Raises:
@@ -137,7 +137,7 @@ def _read_h5(
 
 
 def numbered(names: list[str], pattern: str, where: str) -> list[str]:
-    """Return the names that match, by their number (``episode_10`` is behind ``episode_9``).
+    """Return the matching names, sorted by number (``episode_10`` comes after ``episode_9``).
 
     Raises:
         UsageError: if there are none.
@@ -150,7 +150,7 @@ def numbered(names: list[str], pattern: str, where: str) -> list[str]:
 
 
 def _entries_of(group: Any, key: str, keys: tuple[str, ...]) -> list[spaces.Entry]:
-    """Return the entries of observations from the groups of a file whose metadata lacks them."""
+    """Return the observation entries from a file's groups if its metadata lacks them."""
     found = h5_child(group, key)
     if not hasattr(found, "keys"):
         array = h5_array(group, key)
@@ -210,7 +210,7 @@ def joined(
         raise UsageError(f"{place('rewards')(row)} is not finite; every value must be")
     dead = np.concatenate([episode.terminations for episode in episodes]).astype(bool)
     cut = np.zeros(len(reward), bool)
-    cut[np.cumsum(lengths) - 1] = True  # also where recording just stopped
+    cut[np.cumsum(lengths) - 1] = True  # also where recording simply stopped
     obs, next_obs = {}, {}
     for i, entry in enumerate(entries):
         key = "/".join(entry.keys)
@@ -228,7 +228,7 @@ def joined(
 def _place(
     where: str, key: str, names: list[str], lengths: np.ndarray, row: int, offset: int
 ) -> str:
-    """Return a row of the joined arrays in the words of its file."""
+    """Describe a row of the joined arrays as its file does."""
     ends = np.cumsum(lengths)
     episode = int(np.searchsorted(ends, row, side="right"))
     own = row - ends[episode] + lengths[episode] + offset
@@ -254,7 +254,7 @@ def _shifted(
 
 
 def _check(episode: Episode, entries: list[spaces.Entry], where: str) -> None:
-    """Raise UsageError unless lengths and shapes agree, and only the last row ends the episode."""
+    """Raise UsageError unless lengths and shapes match, and only the last row ends the episode."""
     rows, at = len(episode.rewards), f"{where}: {episode.name}"
     for name in ("rewards", *_FLAGS):
         shape = getattr(episode, name).shape

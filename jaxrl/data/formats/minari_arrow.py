@@ -19,10 +19,10 @@ from jaxrl.errors import UsageError
 def episodes(
     folder: Path, layout: str, entries: list[Entry] | None, action: tuple[int, ...]
 ) -> Iterator[Episode]:
-    """Yield the episodes of a folder by their number; ``action`` is the shape of one action.
+    """Yield the episodes of a folder in order of number; ``action`` is the shape of one action.
 
     Raises:
-        UsageError: without pyarrow, or for files that are not as Minari writes them.
+        UsageError: without pyarrow, or for files that differ from Minari's format.
     """
     try:
         from pyarrow import ArrowException
@@ -71,7 +71,7 @@ def _column(table: Any, key: str, where: str) -> Any:
 
 
 def _values(column: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """Return a column of numbers, or of lists of one length, as ``[T+1, *shape]``."""
+    """Return a column of numbers, or of lists of equal length, as ``[T+1, *shape]``."""
     values = column.flatten() if hasattr(column.type, "list_size") else column
     result = values.to_numpy(zero_copy_only=False)
     if result.dtype.kind not in "fiub" or result.size != len(column) * int(np.prod(shape)):

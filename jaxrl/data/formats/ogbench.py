@@ -3,9 +3,9 @@
     observations [N, *O], actions [N, *A], terminals [N]
 
 A trajectory of T transitions has T+1 rows. In its last row ``terminals`` is 1, which marks the end
-of the trajectory and never a death; the action in it means nothing. The data are without rewards.
-Those of a task, and its masks (0 where the goal is reached, which ends the episode), are given by
-the user, or by the file, or computed by the package ``ogbench``.
+of the trajectory, never a termination; the action in that row is meaningless. The data have no
+rewards. A task's rewards, and its masks (0 where the goal is reached, which ends the episode), come
+from the user, the file, or the package ``ogbench``.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from jaxrl.errors import UsageError
 from jaxrl.types import Box, Discrete
 
 KEYS = ("observations", "actions", "terminals")
-STATES = ("qpos", "qvel", "button_states")  # of the simulator, from which tasks are rewarded
+STATES = ("qpos", "qvel", "button_states")  # simulator states that determine task rewards
 
 
 def files_of(path: Path) -> list[Path]:
     """Return the files of a dataset: ``path``, or the slices of a folder by name.
 
-    Validation files (``-val.npz``), which lie beside them, are data of their own.
+    Validation files (``-val.npz``) in the same folder are separate datasets.
     """
     if path.is_file():
         return [path]
@@ -57,11 +57,11 @@ def read(
 
     Args:
         path: the file or folder.
-        action_space: the space of the file's actions; default [-1, 1], or indices.
+        action_space: the space of the file's actions; default: [-1, 1], or indices.
         rewards: an array with a reward for each transition, or for each row of the file.
-        masks: the same of masks; 0 where the transition terminates. Default: nothing does.
-        task: a single task of OGBench, such as ``antmaze-large-navigate-singletask-task1-v0``,
-            by which the package ``ogbench`` gives both. They are cached beside the file.
+        masks: likewise for masks; 0 where the transition terminates. Default: none terminates.
+        task: a single OGBench task, such as ``antmaze-large-navigate-singletask-task1-v0``,
+            for which the package ``ogbench`` computes both. They are cached next to the file.
         quiet: no progress bar.
 
     Raises:
@@ -87,7 +87,7 @@ def read(
     reward = _per_transition("rewards", rewards, inner)
     mask = None if masks is None else _per_transition("masks", masks, inner)
     terminated = np.zeros(len(reward), bool) if mask is None else mask == 0
-    truncated = np.append(inner[1:], False)[inner] == 0  # the next row is the trajectory's last
+    truncated = np.append(inner[1:], False)[inner] == 0  # if the next row is the trajectory's last
     after = np.append(False, inner[:-1])
     obs, next_obs = (_joined(parts, "observations", rows) for rows in (inner, after))
     for part in parts:
@@ -97,7 +97,7 @@ def read(
 
 
 def _slice(file: Path, action_space: Box | Discrete | None, quiet: bool) -> dict[str, Any]:
-    """Return the arrays of one file, checked: actions in the agent's units, and ``inner`` rows."""
+    """Return the checked arrays of one file: actions in the agent's units, and ``inner`` rows."""
     found: dict[str, Any] = {"file": file}
     with _open(file) as arrays:
         present = [*KEYS, *(key for key in ("rewards", "masks") if key in arrays)]
@@ -117,7 +117,7 @@ def _slice(file: Path, action_space: Box | Discrete | None, quiet: bool) -> dict
         raise UsageError(
             f"{file}: terminals row {rows - 1} is 0; the last row must end its trajectory"
         )
-    # The last action of a trajectory means nothing, and may be out of bounds.
+    # The last action of a trajectory is meaningless, and may be out of bounds.
     action = found["actions"]
     action[ends] = 0
     found["actions"] = _within(action, action_space, ends, file)
@@ -135,7 +135,7 @@ def _within(
 
 
 def _array(arrays: Any, key: str, file: Path) -> np.ndarray:
-    """Return an array of a file, finite, of at most 32 bits an element."""
+    """Return a finite array of a file, with at most 32 bits per element."""
     values = _member(arrays, key, file)
     if key == "observations" and values.ndim >= 3 and values.dtype == np.uint8:
         raise UsageError(
@@ -177,21 +177,21 @@ def _open(file: Path) -> Iterator[Any]:
 
 
 def _own(parts: list[dict[str, Any]], key: str) -> np.ndarray | None:
-    """Return rewards or masks of the files themselves, for each row; None if one has none."""
+    """Return rewards or masks from the files, for each row; None if any file lacks them."""
     if any(key not in part for part in parts):
         return None
     return np.concatenate([part[key] for part in parts])
 
 
 def _joined(parts: list[dict[str, Any]], key: str, rows: np.ndarray) -> np.ndarray:
-    """Return the chosen rows of all slices; ``rows[N]`` counts through them."""
+    """Return the selected rows of all slices; ``rows[N]`` counts across slices."""
     sizes = np.cumsum([len(part[key]) for part in parts])[:-1]
     chosen = [part[key][own] for part, own in zip(parts, np.split(rows, sizes), strict=True)]
     return chosen[0] if len(chosen) == 1 else np.concatenate(chosen)
 
 
 def _per_transition(name: str, given: Any, inner: np.ndarray) -> np.ndarray:
-    """Return an array of the transitions or of all rows as one of the transitions: float32."""
+    """Convert an array for transitions or for all rows to one for transitions: float32."""
     values, count = np.asarray(given), int(inner.sum())
     if values.shape not in ((count,), inner.shape) or values.dtype.kind not in "fiub":
         raise UsageError(
@@ -209,14 +209,14 @@ def _per_transition(name: str, given: Any, inner: np.ndarray) -> np.ndarray:
 
 
 def cache_of(path: Path, task: str) -> Path:
-    """Return the file beside the data that keeps a task's rewards and masks."""
+    """Return the file next to the data that caches a task's rewards and masks."""
     return path.with_name(f"{path.stem if path.is_file() else path.name}.{task}.rewards")
 
 
 def _relabelled(
     path: Path, parts: list[dict[str, Any]], task: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return rewards and masks of a task's transitions, from the cache or by ``ogbench``."""
+    """Return rewards and masks of a task's transitions, from the cache or from ``ogbench``."""
     if not re.fullmatch(r"[a-z0-9-]+-singletask(-task[1-5])?-v\d+", task):
         raise UsageError(
             f"task is {task!r}; give one of OGBench's single tasks, such as "
@@ -258,14 +258,14 @@ def _computed(parts: list[dict[str, Any]], task: str) -> tuple[np.ndarray, np.nd
     if "qpos" not in states:
         raise UsageError(f"{parts[0]['file']} has no 'qpos', from which {task} is rewarded")
     data = {key: np.concatenate(rows) for key, rows in states.items()}
-    # The environment's name is without the kind of data, the word before "singletask".
+    # The environment's name omits the kind of data, the word before "singletask".
     relabel_utils.relabel_dataset("-".join(words[: at - 1] + words[at:]), env, data)
     env.close()
     return data["rewards"], data["masks"]
 
 
 def _keep(cache: Path, **arrays: np.ndarray) -> None:
-    """Write the cache whole or not at all; a folder that cannot be written to is a warning."""
+    """Write the cache completely or not at all; warn if the folder is not writable."""
     try:
         handle, temporary = tempfile.mkstemp(dir=cache.parent, prefix=f".{cache.name}-")
         try:

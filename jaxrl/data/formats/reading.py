@@ -1,6 +1,6 @@
-"""Helpers of all readers: arrays of HDF5 files, checks with key and row, and a progress bar.
+"""Helpers for all readers: arrays of HDF5 files, checks with key and row, and a progress bar.
 
-Arrays are read in blocks into their final dtype, so a file of float64 never lies in memory whole.
+Arrays are read in blocks into their final dtype, so a float64 file is never fully in memory.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from jaxrl.types import Box, Discrete
 if TYPE_CHECKING:
     import h5py
 
-LARGE_BYTES = 64 << 20  # of a file whose reading shows a progress bar
-Place = Callable[[int], str]  # a row of an array, in the words of its file
+LARGE_BYTES = 64 << 20  # file size from which reading shows a progress bar
+Place = Callable[[int], str]  # describes a row of an array as its file does
 Advance = Callable[[int], None]
 
 
 def key_of(place: Place) -> str:
-    """Return file and key of an array without a row."""
+    """Return the file and key of an array, without a row."""
     return place(0).rpartition(" row ")[0]
 
 
@@ -51,7 +51,7 @@ def progress(path: Path, rows: int, nbytes: int, quiet: bool) -> Iterator[Advanc
 
 @contextlib.contextmanager
 def open_h5(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file; errors of the library while it is open are a UsageError of one line."""
+    """Open an HDF5 file; while it is open, library errors become one-line UsageErrors."""
     import h5py
 
     try:
@@ -65,7 +65,7 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
 
 
 def h5_child(group: h5py.Group, key: str) -> Any:
-    """Return the group or dataset ``key`` of a group. Only what is in the file itself is followed.
+    """Return the group or dataset ``key`` of a group. Links out of the file are not followed.
 
     Raises:
         UsageError: if it is missing, or a link to elsewhere.
@@ -84,7 +84,7 @@ def h5_child(group: h5py.Group, key: str) -> Any:
 
 
 def h5_name(group: h5py.Group, key: str = "") -> str:
-    """Return file and path of a group, or of its ``key``."""
+    """Return the file and path of a group, or of its ``key``."""
     path = f"{group.name.rstrip('/')}/{key}".rstrip("/")
     return f"{group.file.filename}:{path}" if path else group.file.filename
 
@@ -102,10 +102,10 @@ def h5_group(group: h5py.Group, key: str) -> h5py.Group:
 
 
 def h5_array(group: h5py.Group, key: str) -> h5py.Dataset:
-    """Return the numeric dataset ``key`` of a group, of one axis or more, not yet read.
+    """Return the numeric dataset ``key`` of a group, unread, with at least one axis.
 
     Raises:
-        UsageError: if it is missing, or no such array of the file itself.
+        UsageError: if it is missing, or not such an array in the file itself.
     """
     import h5py
 
@@ -120,9 +120,9 @@ def h5_array(group: h5py.Group, key: str) -> h5py.Dataset:
 
 
 def h5_values(group: h5py.Group, key: str) -> np.ndarray:
-    """Return the whole of a small array, as ``h5_array`` would; floats in float32.
+    """Return a small array in full, as ``h5_array`` would; floats in float32.
 
-    Opening arrays by the library's plain interface takes longer than reading those of an episode.
+    With h5py's high-level interface, opening an episode's arrays takes longer than reading them.
     """
     from h5py import h5d, h5l
 
@@ -136,7 +136,7 @@ def h5_values(group: h5py.Group, key: str) -> np.ndarray:
         plan = found.get_create_plist()
         if plan.get_layout() != h5d.VIRTUAL and plan.get_external_count() == 0:
             return _read_whole(found, lambda: h5_name(group, key))
-    source = h5_array(group, key)  # says what is wrong with it
+    source = h5_array(group, key)  # raises an error if something is wrong
     return _read_whole(source.id, lambda: h5_name(group, key))
 
 
@@ -151,14 +151,14 @@ def _read_whole(found: Any, name: Callable[[], str]) -> np.ndarray:
 
 
 def stored_dtype(dtype: np.dtype) -> np.dtype:
-    """Return the dtype in which a dataset keeps an array: of at most 32 bits, floats in float32."""
+    """Return the dtype of an array in a dataset: at most 32 bits, with floats in float32."""
     if dtype.kind == "f":
         return np.dtype(np.float32)
     return np.dtype(np.int32) if dtype.itemsize > 4 or dtype == np.uint32 else dtype
 
 
 def allocate(shape: tuple[int, ...], dtype: Any, name: Callable[[], str]) -> np.ndarray:
-    """Return an empty array; a UsageError with its size if the memory lacks it."""
+    """Return an empty array. Raises UsageError with its size if there is not enough memory."""
     try:
         return np.empty(shape, dtype)
     except (MemoryError, ValueError):
@@ -171,10 +171,10 @@ def allocate(shape: tuple[int, ...], dtype: Any, name: Callable[[], str]) -> np.
 def read_rows(
     source: Any, place: Place, dtype: Any = None, advance: Advance = lambda count: None
 ) -> np.ndarray:
-    """Return ``source[D, ...]`` as ``stored_dtype``, or ``dtype``; all of it finite.
+    """Return ``source[D, ...]`` as ``stored_dtype``, or as ``dtype``; all values are finite.
 
     Raises:
-        UsageError: with the row of a value that is not finite, or that the dtype does not hold.
+        UsageError: with the row of a value that is not finite, or does not fit the dtype.
     """
     kept = stored_dtype(source.dtype) if dtype is None else np.dtype(dtype)
     result = allocate(tuple(source.shape), kept, lambda: key_of(place))
@@ -195,7 +195,7 @@ def read_rows(
 
 
 def _chunked(source: Any) -> Iterator[slice]:
-    """Yield slices of rows of about 8 MiB, on the borders of the file's chunks if it has any."""
+    """Yield row slices of about 8 MiB, aligned with the file's chunks if it has any."""
     rows = source.shape[0]
     one = max(int(np.prod(source.shape[1:], dtype=np.float64)) * source.dtype.itemsize, 1)
     chunk = (getattr(source, "chunks", None) or (1,))[0]
@@ -221,11 +221,11 @@ def convert_actions(action: np.ndarray, space: Box | Discrete | None, place: Pla
     """Return actions ``[D, *A]`` of a file in the agent's units, in bounds.
 
     Args:
-        space: the file's action space; None for [-1, 1], or for indices if they are integers.
+        space: the file's action space; None for [-1, 1], or for indices if actions are integers.
 
     Raises:
-        UsageError: if shape or dtype are not the space's, or with the row of an action that is out
-            of bounds by more than 1e-4 of the agent's units.
+        UsageError: if the shape or dtype does not match the space, or with the row of an action
+            that is out of bounds by more than 1e-4 in the agent's units.
     """
     discrete = action.dtype.kind in "iu"
     shape = action.shape[1:]

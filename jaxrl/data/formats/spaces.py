@@ -1,11 +1,11 @@
-"""Gymnasium's spaces as JSON, the way Minari writes them into ``metadata.json``.
+"""Gymnasium's spaces as JSON, as Minari writes them into ``metadata.json``.
 
     {"type": "Box", "dtype": "float32", "shape": [3], "low": [...], "high": [...]}
     {"type": "Discrete", "start": 0, "n": 2},  {"type": "Dict", "subspaces": {name: space}}
     {"type": "Tuple", "subspaces": [space, ...]}
 
-A dictionary of observations has one level: entries of nested spaces are named ``outer/inner``, and
-those of a tuple by their index.
+An observation dictionary has one level: entries of nested spaces are named ``outer/inner``, and
+tuple entries by index.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from jaxrl.types import Box, Discrete, Spec
 
 
 class Entry(NamedTuple):
-    """An array of observations: its keys from the outermost group inwards, and its space."""
+    """An observation array: its keys, from the outermost group inwards, and its space."""
 
     keys: tuple[str, ...]
     box: Box
 
 
 def parse(text: Any, where: str) -> dict[str, Any]:
-    """Return a space's JSON object, which Minari keeps as a string.
+    """Return a space's JSON object, which Minari stores as a string.
 
     Raises:
-        UsageError: if it is none.
+        UsageError: if it is not a JSON object.
     """
     try:
         found = json.loads(text) if isinstance(text, str) else text
@@ -46,7 +46,7 @@ def action_space(space: Mapping[str, Any], where: str) -> tuple[Box | Discrete, 
     """Return an action space, and the number of its first index (0 for a ``Box``).
 
     Raises:
-        UsageError: for other spaces than ``Box`` and ``Discrete``.
+        UsageError: for spaces other than ``Box`` and ``Discrete``.
     """
     if space["type"] == "Box":
         return _box(space, where), 0
@@ -61,10 +61,10 @@ def action_space(space: Mapping[str, Any], where: str) -> tuple[Box | Discrete, 
 def observation_entries(
     space: Mapping[str, Any], where: str, keys: tuple[str, ...] = ()
 ) -> list[Entry]:
-    """Return all arrays of an observation space; one with no keys for a ``Box``.
+    """Return all arrays of an observation space; for a ``Box``, one array with no keys.
 
     Raises:
-        UsageError: for images, and for spaces that are not made of ``Box``, ``Dict`` and ``Tuple``.
+        UsageError: for images, and for spaces other than ``Box``, ``Dict`` and ``Tuple``.
     """
     inner = space.get("subspaces")
     if space["type"] == "Dict" and isinstance(inner, dict):
@@ -115,7 +115,7 @@ def dump(space: Box | Discrete | Mapping[str, Box]) -> dict[str, Any]:
 
 
 def dump_spec(spec: Spec) -> dict[str, str]:
-    """Return the spaces of a spec as Minari's metadata has them: strings of JSON."""
+    """Return the spaces of a spec as JSON strings, as in Minari's metadata."""
     return {
         "observation_space": json.dumps(dump(spec.observation)),
         "action_space": json.dumps(dump(spec.action)),
