@@ -1,4 +1,4 @@
-"""Output that may be lost: a closed pipe or terminal never ends a run."""
+"""Output that tolerates loss: a closed pipe or terminal never ends a run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_GONE = (errno.EPIPE, errno.EIO)  # of a pipe that nobody reads, of a terminal that was closed
+_GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader; a closed terminal
 
 
 class Lasting:
-    """A text stream that drops what its reader does not take, instead of raising.
+    """A text stream that drops output it cannot deliver, instead of raising.
 
-    Characters that the stream's encoding lacks are written as escapes. ``stream`` may be None, as
-    ``sys.stderr`` is where it was closed before Python began.
+    Characters missing from the stream's encoding are written as escapes. ``stream`` may be None,
+    like ``sys.stderr`` if it was closed before Python started.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -41,11 +41,11 @@ class Lasting:
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or drop what cannot be."""
+        """Flush, or drop what cannot be flushed."""
         self._tried(lambda: self._stream.flush())
 
     def end(self) -> None:
-        """Flush for the last time: Python itself would fail to, and exit with a code of its own."""
+        """Flush one last time: Python's own flush would fail and change the exit code."""
         try:
             if self._stream is not None:
                 self._stream.flush()
@@ -63,7 +63,7 @@ class Lasting:
         return None
 
     def _discard(self) -> None:
-        """Let the process's own stream, native code's output included, go nowhere from now on."""
+        """Discard all further output to the process's own stream, including native code's."""
         if self._stream in (sys.__stdout__, sys.__stderr__):
             with contextlib.suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -73,8 +73,8 @@ class Lasting:
 
 @contextlib.contextmanager
 def lasting_output() -> Iterator[None]:
-    """Make all that this process prints lasting while inside."""
-    for number in range(3):  # else the next file would get the number to which native code prints
+    """Wrap standard output and standard error in ``Lasting`` inside the context."""
+    for number in range(3):  # else an opened file could get a number native code prints to
         try:
             os.fstat(number)
         except OSError:
@@ -91,7 +91,7 @@ def lasting_output() -> Iterator[None]:
 
 
 def joined(message: object) -> str:
-    """Return a message of several lines in one."""
+    """Return a message of several lines as a single line."""
     return one_line(" ".join(str(message).split()))
 
 

@@ -1,4 +1,4 @@
-"""Settings of JAX that must precede its first computation. The user's own always win."""
+"""JAX settings that must precede its first computation. The user's own settings always win."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def prepare(devices: int | None = None) -> None:
 
 
 def large_pool() -> None:
-    """Give XLA's CPU pool enough threads for batched factorisations, on machines with few cores.
+    """Give XLA's CPU pool enough threads for batched factorisations on machines with few cores.
 
-    Several of them in one program can block every thread of a small pool for good. The size is read
-    from the environment variable ``NPROC`` at JAX's first computation; after that, a warning says
-    what to do. A pool larger than the machine slows small programs down (by a quarter to a half on
-    two cores), so only physics that factorises asks for it.
+    Several factorisations in one program can deadlock a small pool. JAX reads the pool size from
+    the environment variable ``NPROC`` at its first computation; after that, a warning says what to
+    do. A pool larger than the machine slows small programs down (by a quarter to a half on two
+    cores), so only physics engines that factorise ask for it.
     """
     if cores() >= _LARGE_POOL or "NPROC" in os.environ:
         return
@@ -58,7 +58,7 @@ def large_pool() -> None:
 
 
 def _started() -> bool:
-    from jax._src import xla_bridge  # there is no public function
+    from jax._src import xla_bridge  # no public function exists
 
     return xla_bridge.backends_are_initialized()
 

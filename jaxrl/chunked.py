@@ -1,4 +1,4 @@
-"""Chunks of actions and histories of observations, as agents and environments share them."""
+"""Action chunks and observation histories, shared by agents and environments."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jaxrl.types import Array, Box, PyTree, Spec
 
 
 def chunked(spec: Spec, horizon: int, obs_horizon: int) -> Spec:
-    """Return ``spec`` with ``horizon`` actions as one, ``[H * A]``, and histories observed.
+    """Return ``spec`` with chunks of ``horizon`` actions, ``[H * A]``, and observation histories.
 
-    A history is the last ``obs_horizon`` observations, ``[n, *O]``, the newest last; a single
-    observation stays as it is.
+    A history holds the last ``obs_horizon`` observations, ``[n, *O]``, newest last. With
+    ``obs_horizon=1`` the observation keeps its shape.
 
     Raises:
-        UsageError: for actions that are no vectors of numbers.
+        UsageError: for actions that are not vectors of numbers.
     """
     action = spec.action
     if not isinstance(action, Box) or len(action.shape) != 1:
@@ -43,7 +43,7 @@ def chunked(spec: Spec, horizon: int, obs_horizon: int) -> Spec:
 
 
 def repeated(obs: PyTree, obs_horizon: int, axis: int = 0) -> PyTree:
-    """Return the history of an episode that begins: ``obs``, ``obs_horizon`` times along ``axis``.
+    """Return the history at the start of an episode: ``obs``, ``obs_horizon`` times along ``axis``.
 
     Without an axis for a single one.
     """
@@ -53,7 +53,7 @@ def repeated(obs: PyTree, obs_horizon: int, axis: int = 0) -> PyTree:
 
 
 def pushed(history: PyTree, obs: PyTree, obs_horizon: int, axis: int = 0) -> PyTree:
-    """Return a history with ``obs`` as its newest; the oldest is dropped."""
+    """Return the history with ``obs`` appended and the oldest observation dropped."""
     if obs_horizon == 1:
         return obs
 

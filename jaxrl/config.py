@@ -1,4 +1,4 @@
-"""Agents as JSON and back, for the records of runs."""
+"""Conversion of agents to JSON and back, for run records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxrl.require import plain
 
 
 def to_config(node: Any) -> dict[str, Any]:
-    """Return an agent as JSON: ``{"class": name, field: value, ...}``, nested ones included."""
+    """Return an agent as JSON, ``{"class": name, field: value, ...}``, including nested parts."""
     config: dict[str, Any] = {"class": type(node).__name__}
     for field in filter(hyper.is_option, dataclasses.fields(node)):
         value = getattr(node, field.name)
@@ -23,10 +23,10 @@ def to_config(node: Any) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any], classes: Mapping[str, type]) -> Any:
-    """Return the agent that ``to_config`` wrote; ``classes`` maps names to classes.
+    """Rebuild the agent that ``to_config`` wrote; ``classes`` maps names to classes.
 
     Raises:
-        UsageError: for a class that is not among them, and fields that it does not have, or lacks.
+        UsageError: for an unknown class, or for unknown or missing fields.
     """
     name: Any = config.get("class")
     if name not in classes:

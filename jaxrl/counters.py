@@ -1,4 +1,4 @@
-"""Step counters: two uint32 limbs ``[low, high]``, so that they pass 2^31 and 2^32 without x64."""
+"""Step counters of two uint32 limbs ``[low, high]``: they can exceed 2^32 without x64."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def counter_add(counter: Array, amount: int) -> Array:
 
 
 def counter_value(counter: Array) -> int:
-    """The counter as a Python integer (on the host); of several seeds, the first one's."""
+    """The counter as a Python integer (on the host); for several seeds, the first seed's."""
     low, high = np.asarray(counter).reshape(-1, 2)[0]
     return int(low) + (int(high) << 32)

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line that names the option, the value and a value that works."""
+"""Errors a user can fix: one line names the option, the value and a value that works."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """Wrong input. Scripts print its one line and exit with code 2."""
+    """Invalid input. Scripts print its one line and exit with code 2."""
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on. Scripts print its one line and exit with code 1."""
+    """A run that cannot continue. Scripts print its one line and exit with code 1."""
 
 
 def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
-    """``"did you mean a, b?"`` for the choices nearest to ``name``; all if none is near."""
+    """``"did you mean a, b?"`` with the choices closest to ``name``; all if none is close."""
     known = sorted(choices)
     lowered = {choice.lower(): choice for choice in known}
     near = difflib.get_close_matches(name.lower(), lowered, n=most, cutoff=0.5)
@@ -25,7 +25,7 @@ def nearest(name: str, choices: Iterable[str], most: int = 3) -> str:
 
 
 class Interrupted(RunError):
-    """A signal ended the run after its chunk, with a checkpoint. Scripts exit with 128 + signal."""
+    """A signal ended the run after a chunk and a checkpoint. Scripts exit with 128 + signal."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)

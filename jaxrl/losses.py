@@ -1,4 +1,4 @@
-"""Formulae of returns and losses, as pure functions of arrays."""
+"""Returns and losses as pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def lambda_returns(
 
     ``G_t = r_t + gamma (lam G_{t+1} + (1 - lam) V(s_{t+1}))``, where ``next_value[t]`` is the value
     of the true successor of step ``t``. At the last row, and where an episode was truncated, the
-    value stands in for the whole bracket; where it terminated, zero does. With the largest Q-value
-    as the value this is Peng's Q(lambda), which does not cut at actions that are not greedy.
+    value replaces the whole bracket; where it terminated, zero replaces it. With the largest
+    Q-value as the value this is Peng's Q(lambda), which does not cut traces at non-greedy actions.
     (Sutton & Barto 2018, "Reinforcement Learning", section 12.1; Gallici et al. 2024, "Simplifying
     Deep Temporal Difference Learning", section 3.)
     """
     ended = terminated | truncated
-    own = jnp.where(ended, 1.0, 1.0 - lam)  # the share of the value; the next row has the rest
+    own = jnp.where(ended, 1.0, 1.0 - lam)  # the weight of the value, not the next row
     one_step = reward + gamma * jnp.where(terminated, 0.0, own * next_value)
     decay = jnp.where(ended, 0.0, gamma * lam)
     return discounted_sums(one_step, decay, next_value[-1])
@@ -75,7 +75,7 @@ def normalised(x: Array) -> Array:
     """``x`` of any shape with zero mean and unit standard deviation, over all shards.
 
     Raises:
-        UsageError: for a single value, which would be 0 whatever it is.
+        UsageError: for a single value, which would always become 0.
     """
     if x.size * shard_count() < 2:
         raise UsageError(
@@ -98,9 +98,9 @@ def clipped_surrogate(ratio: Array, advantage: Array, clip: Array | float) -> Ar
 
 
 def clipped_value_loss(value: Array, old_value: Array, target: Array, clip: Array | float) -> Array:
-    """Squared error per sample, where leaving ``old_value`` by more than ``clip`` earns nothing.
+    """Squared error per sample, with no gain from moving further than ``clip`` from ``old_value``.
 
-    ``clip`` is in units of the value: harmful with large rewards that are not scaled.
+    ``clip`` is in units of the value, so clipping is harmful with large unscaled rewards.
     """
     clipped = old_value + jnp.clip(value - old_value, -clip, clip)
     return jnp.maximum(jnp.square(value - target), jnp.square(clipped - target))
@@ -117,9 +117,9 @@ def min_over_critics(q: Array, num: int | None, key: Key) -> Array:
 
 
 def over_critics(q: Array, how: OverCritics, pessimism: Array | float) -> Array:
-    """Return the minimum or the mean of ``q[E, ...]``, less ``pessimism`` deviations: ``[...]``.
+    """Return the min or mean of ``q[E, ...]`` minus ``pessimism`` standard deviations: ``[...]``.
 
-    The mean less one deviation of two critics is their minimum.
+    For two critics, the mean minus one standard deviation is their minimum.
     """
     value = jnp.min(q, axis=0) if how == "min" else jnp.mean(q, axis=0)
     return value - pessimism * jnp.std(q, axis=0)
@@ -128,13 +128,13 @@ def over_critics(q: Array, how: OverCritics, pessimism: Array | float) -> Array:
 def value_of_action(q: Array, action: Array) -> Array:
     """``Q(s, a)`` from the values ``q[..., n]`` of all actions, for indices ``action[...]``.
 
-    A product with one-hot rows: the gradient of an indexed read would be a slow scatter.
+    Multiplies by one-hot rows, because the gradient of an indexed read would be a slow scatter.
     """
     return jnp.sum(q * jax.nn.one_hot(action, q.shape[-1], dtype=q.dtype), axis=-1)
 
 
 def huber(x: Array, width: float = 50.0) -> Array:
-    """``x^2 / 2`` within ``width`` of 0, and straight on from there: any shape."""
+    """``x^2 / 2`` within ``width`` of 0, and linear beyond: any shape."""
     far = jnp.abs(x)
     return jnp.where(far <= width, 0.5 * x**2, width * (far - 0.5 * width))
 
@@ -147,7 +147,7 @@ def safe_norm(x: Array) -> Array:
 
 
 def expectile_loss(x: Array, expectile: Array | float) -> Array:
-    """``expectile x^2`` where ``x`` is positive, ``(1 - expectile) x^2`` where not: any shape.
+    """``expectile x^2`` where ``x`` is positive, else ``(1 - expectile) x^2``: any shape.
 
     (Kostrikov et al. 2022, "Offline Reinforcement Learning with Implicit Q-Learning", eq. 5.)
     """

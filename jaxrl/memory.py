@@ -1,4 +1,4 @@
-"""How much memory can still be allocated, on devices and within containers."""
+"""How much memory can still be allocated on devices and in containers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxrl.types import PyTree
 
 
 def nbytes(tree: PyTree) -> int:
-    """Return the bytes of all arrays, of the shapes of arrays, or of values in spaces."""
+    """Return the total bytes of arrays, array shapes, or spaces."""
     structs = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.tree.leaves(tree))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in structs)
 
@@ -24,16 +24,17 @@ def gib(size: int) -> str:
 
 
 def free_over(devices: int) -> int | None:
-    """Return the bytes that can still be allocated on ``devices``; those of a CPU share theirs.
+    """Return the bytes that can still be allocated on ``devices``; CPU devices share one memory.
 
-    Of several processes, the one with least memory counts, and ``devices`` are spread over all.
+    With several processes, ``devices`` are spread over all of them and the process with the least
+    memory counts.
     """
     free = processes.smallest(free_memory())
     return free and free * (devices if jax.default_backend() != "cpu" else processes.count())
 
 
 def free_memory() -> int | None:
-    """Bytes that can still be allocated on a device; None where nothing tells."""
+    """Bytes that can still be allocated on a device; None if unknown."""
     statistics = jax.local_devices()[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
         return int(statistics["bytes_limit"] - statistics["bytes_in_use"])
@@ -51,10 +52,10 @@ def _free_of_host() -> int | None:
 def free_of_group(
     root: Path = Path("/sys/fs/cgroup"), process: str = "/proc/self/cgroup"
 ) -> int | None:
-    """Bytes below the memory limits of this process's control groups, as containers set them.
+    """Bytes left under the memory limits of this process's control groups, as set by containers.
 
-    Groups nest, and the tightest counts; None where there is no limit. What files hold in memory
-    counts as free, since it is given up for others.
+    Groups nest, and the tightest limit counts; None if there is no limit. The file cache counts as
+    free, since it is reclaimed on demand.
     """
     found = []
     with contextlib.suppress(OSError):

@@ -1,8 +1,7 @@
-"""Metrics that can be added up: over iterations, environments and shards, in any grouping.
+"""Metrics that can be combined over iterations, environments and shards, in any grouping.
 
-An iteration returns ``{name: Sum | Mean | Max}`` of scalars; reducing a thousand of them is as
-simple as reducing two, so the memory of metrics does not grow with the length of a rollout or a
-chunk.
+An iteration returns ``{name: Sum | Mean | Max}`` of scalars. Any number of them can be reduced to
+one, so the memory for metrics does not grow with the length of a rollout or a chunk.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ class Sum(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean with its weight; weight 0 says that there was nothing to average."""
+    """A mean with its weight; weight 0 means there was nothing to average."""
 
     total: Array
     weight: Array
 
 
 class Max(NamedTuple):
-    """A largest value."""
+    """A maximum."""
 
     value: Array
 
@@ -41,7 +40,7 @@ Metrics = dict[str, Sum | Mean | Max]
 
 
 def mean_of(values: Array, where: Array | None = None) -> Mean:
-    """The mean of ``values`` of any shape, of those ``where`` is true if given."""
+    """The mean of ``values`` of any shape; only where ``where`` is true, if given."""
     values = jnp.asarray(values, jnp.float32)
     if where is None:
         return Mean(jnp.sum(values), jnp.float32(values.size))
@@ -59,7 +58,7 @@ def _is_metric(node: Any) -> bool:
 
 
 def combine(a: Metrics, b: Metrics) -> Metrics:
-    """Both taken together."""
+    """Combine two sets of metrics with equal names."""
 
     def both(x: Any, y: Any) -> Any:
         operation = jnp.maximum if isinstance(x, Max) else jnp.add
@@ -69,7 +68,7 @@ def combine(a: Metrics, b: Metrics) -> Metrics:
 
 
 def summed(history: Metrics) -> Metrics:
-    """Metrics stacked along a leading axis, as a scan leaves them, taken together."""
+    """Combine metrics stacked along a leading axis, as a scan returns them."""
 
     def reduce(x: Any) -> Any:
         operation = jnp.max if isinstance(x, Max) else jnp.sum
@@ -91,7 +90,7 @@ def unpack(packed: Array, structure: Any) -> Metrics:
 def scan(
     step: Callable[[Key, Any, Any], tuple[Any, Metrics]], carry: Any, keys: Key, xs: Any = None
 ) -> tuple[Any, Metrics]:
-    """``rng.scan`` of ``step(key, carry, x) -> carry, metrics``; the metrics are taken together.
+    """``rng.scan`` of ``step(key, carry, x) -> carry, metrics``, with the metrics combined.
 
     Inside the loop the metrics are one vector.
     """
@@ -108,14 +107,14 @@ def scan(
 
 
 def merged(a: Metrics, b: Metrics) -> Metrics:
-    """Metrics of either, and those of both taken together."""
+    """The union of two sets of metrics; metrics in both are combined."""
     common = a.keys() & b.keys()
     both = combine({name: a[name] for name in common}, {name: b[name] for name in common})
     return a | b | both
 
 
 def over_shards(metrics: Metrics) -> Metrics:
-    """The metrics of all shards together."""
+    """Combine the metrics of all shards."""
 
     def reduce(x: Any) -> Any:
         return shard_max(x) if isinstance(x, Max) else shard_sum(x)
@@ -134,7 +133,7 @@ def empty_like(metrics: Metrics) -> Metrics:
 
 
 def values(metrics: Metrics) -> dict[str, Array]:
-    """Plain numbers: totals, means (NaN where there was nothing to average) and peaks."""
+    """Plain numbers: sums, means (NaN if there was nothing to average) and maxima."""
 
     def value(x: Any) -> Any:
         return x.total / x.weight if isinstance(x, Mean) else x[0]

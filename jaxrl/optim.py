@@ -1,4 +1,4 @@
-"""Optimisation: Adam rebuilt from traced hyper-parameters, clipping, and a guard against NaN."""
+"""Optimisation: Adam with traced hyper-parameters, gradient clipping, and a guard against NaN."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from jaxrl.types import Array, PyTree
 
 
 class OptimState(NamedTuple):
-    """The moments of Adam, and the number of updates that were skipped as not finite."""
+    """Adam's moments, and the number of updates skipped because they were not finite."""
 
-    moments: optax.ScaleByAdamState  # of the parameters as ``packed``
-    skipped: Array  # int32, in all
+    moments: optax.ScaleByAdamState  # for the ``packed`` parameters
+    skipped: Array  # int32, in total
     in_a_row: Array  # int32, since the last finite one
 
 
@@ -36,8 +36,9 @@ class Trained(NamedTuple):
 class Adam:
     """Adam, after clipping the gradient's global norm.
 
-    It is rebuilt from the hyper-parameters on every trace and lives in no state. Small tensors are
-    updated as one vector: a dozen of them one after another cost more than the arithmetic.
+    The optimiser is rebuilt from the hyper-parameters on every trace and is not part of any state.
+    Small tensors are updated as one vector: a dozen separate updates would cost more than the
+    arithmetic.
     """
 
     max_grad_norm: float | None = number(
@@ -49,7 +50,7 @@ class Adam:
     )
 
     def start(self, params: PyTree) -> Trained:
-        """Return parameters with their state before the first update."""
+        """Return the parameters with their initial optimiser state."""
         return Trained(params, self.init(params))
 
     def init(self, params: PyTree) -> OptimState:
@@ -66,8 +67,9 @@ class Adam:
     ) -> tuple[Trained, Any, Metrics]:
         """Make one descent step on ``loss(params, *args) -> value, aux``.
 
-        Returns what was trained, ``aux``, and metrics named after the loss: ``critic_loss`` and
-        ``critic_grad_norm``, beside ``skipped_updates`` and ``skipped_in_a_row``.
+        Returns the updated parameters and optimiser state, ``aux``, and metrics. Some metrics are
+        named after the loss, e.g. ``critic_loss`` and ``critic_grad_norm``; the others are
+        ``skipped_updates`` and ``skipped_in_a_row``.
         """
         gradient: Any = jax.value_and_grad(loss, has_aux=True)
         (value, aux), grads = gradient(trained.params, *args)
@@ -81,8 +83,8 @@ class Adam:
     ) -> tuple[PyTree, OptimState, Metrics]:
         """Make one descent step on the mean gradient over all shards.
 
-        A gradient with a NaN or an infinity changes nothing but the count of skipped updates.
-        Returns the parameters, the state and the metrics ``grad_norm``, ``skipped_updates``,
+        A gradient with a NaN or an infinity changes only the count of skipped updates. Returns the
+        parameters, the state and the metrics ``grad_norm``, ``skipped_updates``,
         ``skipped_in_a_row``.
         """
         gradient = shard_mean(packed(grads))
@@ -92,8 +94,8 @@ class Adam:
             factor = jnp.minimum(1.0, self.max_grad_norm / (norm + 1e-12))
             gradient = [part * factor for part in gradient]
 
-        # A gradient that is not finite counts as zeros, and moments do not decay: guards by scalars
-        # need no further pass over the parameters.
+        # A non-finite gradient counts as zeros, and the moments do not decay. This guard uses
+        # scalars only, so it needs no further pass over the parameters.
         gradient = [jnp.where(finite, part, 0.0) for part in gradient]
         decays = (jnp.where(finite, decay, 1.0) for decay in (0.9, 0.999))
         scale = optax.scale_by_radam if self.rectified else optax.scale_by_adam
@@ -128,11 +130,11 @@ class AdamW(Adam):
         return [part + self.weight_decay * old for part, old in pairs]
 
 
-LARGE = 2**14  # elements of a tensor whose copying would cost more than a kernel of its own
+LARGE = 2**14  # elements; copying a larger tensor would cost more than its own kernel
 
 
 def packed(tree: PyTree) -> list[Array]:
-    """The large tensors as they are, and all small ones as one vector behind them."""
+    """The large tensors unchanged, followed by all small ones as one vector."""
     leaves = jax.tree.leaves(tree)
     small = [leaf.reshape(-1) for leaf in leaves if leaf.size < LARGE]
     vector = [jnp.concatenate(small)] if small else []
@@ -140,7 +142,7 @@ def packed(tree: PyTree) -> list[Array]:
 
 
 def unpacked(parts: list[Array], like: PyTree) -> PyTree:
-    """The tree of the shapes of ``like`` that was ``packed`` into ``parts``."""
+    """Undo ``packed``: rebuild a tree shaped like ``like`` from ``parts``."""
     leaves, tree = jax.tree.flatten(like)
     sizes = [leaf.size for leaf in leaves if leaf.size < LARGE]
     pieces = iter(jnp.split(parts[-1], np.cumsum(sizes)[:-1]) if sizes else [])

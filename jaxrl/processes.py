@@ -1,7 +1,7 @@
-"""Communication between the processes of a distributed run; a single process sends nothing.
+"""Communication between the processes of a distributed run. A single process sends nothing.
 
-All processes run the same program on the host, and so make the same calls in the same order. Each
-call below that sends something returns when all of them have made it.
+All processes run the same host program, so they make the same calls in the same order. Each call
+below that communicates returns once all processes have made it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxrl.rng import is_key
 from jaxrl.types import PyTree
 
 Value = TypeVar("Value")
-_LEAST_BYTES = 256  # of a message: lengths are powers of two, so that few programs are compiled
+_LEAST_BYTES = 256  # per message; lengths are powers of two, so that few programs are compiled
 
 
 def several() -> bool:
@@ -40,12 +40,12 @@ def index() -> int:
 
 
 def is_first() -> bool:
-    """Return whether this process is the one that writes the record and shows progress."""
+    """Return whether this is the first process, which writes the record and shows progress."""
     return index() == 0
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Return whole arrays, on the host, of arrays that may lie on devices of all processes."""
+    """Return complete host arrays for arrays that may be spread over all processes' devices."""
     if not several():
         return jax.device_get(tree)
     leaves, structure = jax.tree.flatten(tree)
@@ -58,17 +58,17 @@ def to_host(tree: PyTree) -> PyTree:
 
 
 def is_here(x: Any) -> bool:
-    """Return whether all of an array lies on devices of this process."""
+    """Return whether an array is stored entirely on this process's devices."""
     return not isinstance(x, jax.Array) or x.is_fully_addressable
 
 
 def readable(tree: PyTree) -> PyTree:
-    """Return arrays that this process can read: ``to_host`` of several processes' arrays."""
+    """Return arrays that this process can read, using ``to_host`` with several processes."""
     return to_host(tree) if several() else tree
 
 
 def moved(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Return arrays with another sharding over devices of all processes."""
+    """Return arrays resharded over the devices of all processes."""
     return jax.jit(_same, out_shardings=sharding)(tree)
 
 
@@ -84,7 +84,7 @@ def _on_host(x: Any) -> Any:
 
 
 def gathered(value: Any) -> list[Any]:
-    """Return the values, as JSON holds them, that all processes gave, in their order."""
+    """Return the JSON-serialisable values from all processes, in process order."""
     if not several():
         return [value]
     text = json.dumps(value).encode()
@@ -95,12 +95,12 @@ def gathered(value: Any) -> list[Any]:
 
 
 def from_first(f: Callable[[], Value]) -> Value:
-    """Return what ``f`` returns in the first process, a value as JSON holds it, in all of them.
+    """Call ``f`` in the first process and return its JSON-serialisable result in all of them.
 
-    The others do not call ``f``. In a single process this is a call of ``f``.
+    The other processes do not call ``f``. With a single process this just calls ``f``.
 
     Raises:
-        UsageError, RunError: in all processes, as ``f`` raises them in the first one.
+        UsageError, RunError: in all processes, if ``f`` raises one in the first process.
     """
     if not several():
         return f()
@@ -121,14 +121,14 @@ def from_first(f: Callable[[], Value]) -> Value:
 
 
 def largest(value: int) -> int:
-    """Return the largest of the numbers that the processes gave."""
+    """Return the largest ``value`` over all processes."""
     if not several():
         return value
     return int(multihost_utils.process_allgather(np.array(value)).max())
 
 
 def smallest(value: int | None) -> int | None:
-    """Return the smallest of the numbers that the processes gave; None if none gave one."""
+    """Return the smallest ``value`` over all processes; None if all are None."""
     if not several():
         return value
     return min((each for each in gathered(value) if each is not None), default=None)

@@ -10,13 +10,13 @@ import numpy as np
 
 from jaxrl.errors import UsageError, nearest
 
-INT32_MAX = 2**31 - 1  # the largest number of what is counted in int32
+INT32_MAX = 2**31 - 1  # the upper limit for int32 counts
 
 
 def plain(value: Any) -> Any:
-    """Return Python's own bool, int, float, str or tuple for one of numpy's or JAX's.
+    """Convert a numpy or JAX value to Python's own bool, int, float, str or tuple.
 
-    Lists are tuples, elements included. What has no such form, a traced value among them, is
+    Lists become tuples, recursively. Values without such a form, including traced values, are
     returned unchanged.
     """
     if isinstance(value, jax.core.Tracer):
@@ -29,20 +29,20 @@ def plain(value: Any) -> Any:
 
 
 def _has_items(value: Any) -> bool:
-    """Whether an array is of numbers or strings, and so not of keys."""
+    """Whether an array holds numbers or strings, not keys."""
     return isinstance(value, np.ndarray | np.generic) or not jax.dtypes.issubdtype(
         value.dtype, jax.dtypes.extended
     )
 
 
 def is_integer(value: Any) -> bool:
-    """Whether ``value`` is an integer, of Python, numpy or JAX, and no bool."""
+    """Whether ``value`` is a Python, numpy or JAX integer, and not a bool."""
     value = plain(value)
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether ``value`` is a real number, of Python, numpy or JAX, and no bool."""
+    """Whether ``value`` is a real Python, numpy or JAX number, and not a bool."""
     value = plain(value)
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -52,7 +52,7 @@ def require(
 ) -> None:
     """Raise UsageError unless ``low <= value <= high`` (``low <`` if ``above``) and finite.
 
-    None passes, and so do traced values and bounds.
+    None, traced values and traced bounds pass.
     """
     if value is None or isinstance(value, jax.core.Tracer) or isinstance(low, jax.core.Tracer):
         return
@@ -88,14 +88,14 @@ def require_integer(
 
 
 def require_instance(name: str, value: Any) -> None:
-    """Raise UsageError for a class, where an instance of it is meant."""
+    """Raise UsageError if ``value`` is a class instead of an instance of it."""
     if isinstance(value, type):
         kind = value.__name__
         raise UsageError(f"{name} is the class {kind}; give an instance, as {kind}()")
 
 
 def shown(value: Any) -> str:
-    """Return ``repr(value)`` in one line."""
+    """Return ``repr(value)`` on one line."""
     return " ".join(repr(value).split())
 
 

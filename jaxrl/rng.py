@@ -1,10 +1,10 @@
-"""Random numbers: keys of rows, and loops whose draws are made before they begin.
+"""Random numbers: per-row keys, and loops with all random draws made in advance.
 
-On a CPU a random draw inside a ``scan`` is a nested loop that costs more than a toy environment's
-step. ``rng.scan`` traces its step once, finds the equations that depend on the step's key alone,
-evaluates them for all steps at once before the loop, and scans over the rest. Code inside the step
-draws from its key as usual. With ``defer``, equations that serve only the step's outputs are
-evaluated for all steps at once too, after the loop.
+On a CPU, a random draw inside a ``scan`` is a nested loop that costs more than a step of a toy
+environment. ``rng.scan`` traces its step once and finds the equations that depend only on the
+step's key. It evaluates these for all steps at once before the loop, and scans over the rest. Code
+inside the step draws from its key as usual. With ``defer``, equations that affect only the step's
+outputs are also evaluated for all steps at once, after the loop.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxrl.types import Array, Key, PyTree
 ENABLED = True  # False: draw inside the loops; the values are the same
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call")  # opened; all other equations stay whole
-_PER_SHARD = ("axis_index",)  # has an effect on paper, and is a constant of the shard
+_PER_SHARD = ("axis_index",)  # nominally an effect, but constant within a shard
 
 Kind = Literal["constant", "key", "loop", "after"]
 
@@ -34,19 +34,19 @@ def is_key(x: Any) -> bool:
 
 
 def row_key(key: Key) -> Key:
-    """Return a key of this shard's own, for values drawn per row; with one shard, ``key`` itself.
+    """Return this shard's own key for values drawn per row; with one shard, ``key`` itself.
 
-    Agents get keys that all shards have in common. Sampled actions, exploration noise and sampled
-    indices belong to rows, which differ between shards; initial parameters do not.
+    Agents get keys that all shards share. Sampled actions, exploration noise and sampled indices
+    are drawn per row, and rows differ between shards; initial parameters do not.
     """
     index = shard_index()
     return key if index is None else jax.random.fold_in(key, index)
 
 
 def split_if(needed: bool, key: Key) -> tuple[Key, Key]:
-    """Return two keys, which are the same one unless a second is ``needed``.
+    """Return two keys; both are ``key`` itself unless a second is ``needed``.
 
-    Every split takes time to compile, and in loops time to run.
+    Every split costs compile time, and run time in loops.
     """
     if not needed:
         return key, key
@@ -57,7 +57,7 @@ def split_if(needed: bool, key: Key) -> tuple[Key, Key]:
 def clipped_normal(
     key: Key, shape: tuple[int, ...], std: Array | float, clip: Array | float
 ) -> Array:
-    """Return normal values of deviation ``std``, drawn per row and clipped to ``[-clip, clip]``."""
+    """Return normal noise with scale ``std``, drawn per row and clipped to ``[-clip, clip]``."""
     return jnp.clip(std * jax.random.normal(row_key(key), shape), -clip, clip)
 
 
@@ -71,18 +71,18 @@ def scan(
 ) -> tuple[Any, Any]:
     """``jax.lax.scan`` of ``step(key, carry, x) -> carry, y`` over ``keys[T]`` and ``xs[T, ...]``.
 
-    Draws that depend on more than the key, or that are hidden in a ``cond``, ``while`` or plain
-    ``scan`` with other operands, stay in the loop: same values, slower. The draws of all ``T``
+    Draws that depend on more than the key stay in the loop, as do draws inside a ``cond``,
+    ``while`` or plain ``scan`` with other operands: same values, but slower. The draws of all ``T``
     steps are in memory at once.
     """
     length = jax.tree.leaves(keys)[0].shape[0]
     if length == 0 or not ENABLED:
         return jax.lax.scan(lambda c, kx: step(kx[0], c, kx[1]), carry, (keys, xs), unroll=unroll)
-    if length == 1:  # XLA would open a loop of one pass; this saves the tracing
+    if length == 1:  # XLA would unroll a loop of one pass anyway; this saves the tracing
         only = partial(jax.tree.map, lambda x: x[0])
         carry, y = step(only(keys), carry, only(xs))
         return carry, jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), y)
-    # Only the first step's shapes are used; this read is not a use of its key.
+    # Only the shapes of the first step are used; this does not consume its key.
     first = partial(jax.lax.dynamic_index_in_dim, index=0, keepdims=False)
     key, x = jax.tree.map(first, (keys, xs))
     split = _Split(step, defer, key, carry, x)
@@ -94,7 +94,7 @@ def scan(
 
 
 class _Equation(NamedTuple):
-    """One equation of the step; values are numbered, a literal is a tuple of its value."""
+    """One equation of the step. Values are referred to by number; a literal is a 1-tuple."""
 
     eqn: Any
     inputs: list[Any]
@@ -107,7 +107,7 @@ class _Split:
 
     ``draw(key) -> drawn``; ``loop(drawn, carry, x) -> carry, kept``;
     ``outputs(key, drawn, x, kept) -> y``. Constants are evaluated in each part, so nothing large is
-    repeated for every step. What the step closes over is an argument of no part.
+    repeated for every step. Values the step closes over are not arguments of any part.
     """
 
     def __init__(self, step: Callable, defer: bool, key: Key, carry: PyTree, x: PyTree) -> None:
@@ -132,7 +132,7 @@ class _Split:
         self.kept = [i for i in late if self.kinds[i] == "loop" and i not in known]
 
     def draw(self, key: Key) -> list[Any]:
-        """Return the values that the other parts read and that depend on the key alone."""
+        """Return the values that depend only on the key and are read by the other parts."""
         values = self._evaluate(("constant", "key"), (self.key, key))
         return [values[i] for i in self.drawn]
 
@@ -157,7 +157,7 @@ class _Split:
         return len(self.kinds) - 1
 
     def _number(self, closed: Any, inputs: list[Any]) -> list[Any]:
-        """Number the values of ``closed``, whose arguments are ``inputs``; return its results."""
+        """Number the values of ``closed``, called with ``inputs``; return its results."""
         number: dict[Any, Any] = {}
         for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
             number[var] = self._new("loop" if isinstance(value, jax.core.Tracer) else "constant")
@@ -192,7 +192,7 @@ class _Split:
         return dict.fromkeys(i for i in (*inputs, *results) if isinstance(i, int))
 
     def _defer(self) -> None:
-        """Move the equations behind the loop that the next carry does not need."""
+        """Move equations that the next carry does not need to after the loop."""
         needed = {i for i in self.end if isinstance(i, int)}
         for n, equation in reversed(list(enumerate(self.equations))):
             if equation.eqn.effects or needed.intersection(equation.outputs):

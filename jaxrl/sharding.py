@@ -1,7 +1,7 @@
-"""Reductions over the shards of a run, written so that no algorithm knows whether there are any.
+"""Reductions over the shards of a run. Algorithms need not know whether there are any shards.
 
-A trainer that runs inside ``shard_map`` traces its body under ``reducing_over(axis)``; there
-``shard_sum`` and ``shard_mean`` reduce over that mesh axis. Everywhere else they are the identity.
+A trainer that runs inside ``shard_map`` traces its body under ``reducing_over(axis)``. There,
+``shard_sum`` and ``shard_mean`` reduce over that mesh axis; elsewhere they are the identity.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _axis: ContextVar[str | None] = ContextVar("shard_axis", default=None)
 
 @contextlib.contextmanager
 def reducing_over(axis: str | None) -> Iterator[None]:
-    """Trace the body with its reductions running over the mesh axis ``axis`` (None: no shards)."""
+    """Trace the body with reductions over the mesh axis ``axis`` (None: no shards)."""
     token = _axis.set(axis)
     try:
         yield
@@ -52,6 +52,6 @@ def shard_max(tree: PyTree) -> PyTree:
 
 
 def shard_index() -> Array | None:
-    """Return the number of this shard, or None outside of shards."""
+    """Return the index of this shard, or None outside of shards."""
     axis = _axis.get()
     return None if axis is None else jax.lax.axis_index(axis)

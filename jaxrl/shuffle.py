@@ -27,10 +27,10 @@ def _factor(n: int) -> int:
 def permutations(key: Key, n: int, count: int) -> Array:
     """``count`` random permutations of ``0 .. n-1``: ``int32[count, n]``.
 
-    A Feistel network on the two digits of the index in the mixed base (n / d, d): each of its
-    rounds rotates one digit by a hash of the other, which is a bijection whatever the hash.
-    Elementwise, and so far cheaper than sorting random numbers, which XLA does on one core. Lengths
-    whose divisors leave one digit too small are sorted after all.
+    Uses a Feistel network on the two digits of the index in the mixed base (n / d, d). Each round
+    rotates one digit by a hash of the other, which is a bijection for any hash. This is
+    elementwise, so far cheaper than sorting random numbers, which XLA does on one core. Lengths
+    with a divisor too small for this are sorted instead.
     """
     right_size = _factor(n)
     left_size = n // right_size

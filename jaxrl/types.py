@@ -1,4 +1,4 @@
-"""The contracts that every part of the library is built to.
+"""The interfaces shared by all parts of the library.
 
 Axes: ``T`` time, ``N`` environments, ``B`` batch, ``G`` gradient steps, ``E`` critics, ``M`` runs
 trained together; ``*O`` and ``*A`` are the observation and action shapes.
@@ -24,14 +24,14 @@ Mode = Literal["explore", "sample", "greedy"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Box:
-    """A continuous space: every element lies in its ``[low, high]`` (which may be infinite).
+    """A continuous space: every element is within its ``[low, high]`` (which may be infinite).
 
-    ``low`` and ``high`` are numpy arrays of ``shape``; numbers are broadcast to it. The largest
-    float32, or what is beyond it, is infinite, as Gymnasium and gymnax write it. Boxes compare and
-    hash by value.
+    ``low`` and ``high`` are numpy arrays of ``shape``; numbers are broadcast to it. Bounds at or
+    beyond the largest float32 count as infinite, as Gymnasium and gymnax write them. Boxes compare
+    and hash by value.
 
     Raises:
-        UsageError: for bounds that are no numbers of ``dtype`` and ``shape``, or enclose nothing.
+        UsageError: for bounds that are not numbers of ``dtype`` and ``shape``, or enclose nothing.
     """
 
     low: Any
@@ -51,7 +51,7 @@ class Box:
             )
 
     def _broadcast(self, name: str) -> np.ndarray:
-        """Return a bound of every element, infinite from the largest float on."""
+        """Return a bound for every element; it is infinite from the largest float on."""
         given, dtype = getattr(self, name), np.dtype(self.dtype)
         try:
             with np.errstate(over="ignore"):
@@ -99,7 +99,7 @@ class Spec:
     ``observation`` may be a dictionary of entries. By default policies see the entry ``"state"``
     and critics ``"privileged_state"`` if there is one (``jaxrl.nn.encoders``).
     ``max_steps`` is the time limit in environment steps; ``VectorEnv`` enforces it as truncation.
-    ``None`` means that episodes end only by themselves.
+    ``None`` means that only the environment itself ends episodes.
     """
 
     observation: Box | dict[str, Box]
@@ -129,9 +129,9 @@ class Step(NamedTuple):
 class Transition(NamedTuple):
     """Environment steps as they happened: ``[T, N]`` in a rollout, ``[S, N]`` in a replay buffer.
 
-    ``action`` is what the agent emitted, before any clipping or rescaling; ``extras`` is what
-    ``agent.act`` returned beside it. ``carry`` is the agent's memory ``[N, ...]`` before the first
-    step of a rollout, ``()`` for agents without memory.
+    ``action`` is the agent's output before any clipping or rescaling; ``extras`` is what
+    ``agent.act`` returned with it. ``carry`` is the agent's memory ``[N, ...]`` before the first
+    step of a rollout, or ``()`` for agents without memory.
     """
 
     obs: PyTree
@@ -145,11 +145,12 @@ class Transition(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Sampled transitions ``[..., B]``, as off-policy and offline agents learn from them.
+    """Sampled transitions ``[..., B]``, which off-policy and offline agents learn from.
 
-    ``reward`` may be a sum over n steps, ``next_obs`` the observation after them. ``discount``
-    multiplies the value of ``next_obs``: 0 where the episode terminated, else gamma to the number
-    of summed steps. So every agent writes ``target = reward + discount * value``.
+    ``reward`` may be a sum over n steps; ``next_obs`` is then the observation after those steps.
+    ``discount`` multiplies the value of ``next_obs``: 0 where the episode terminated, else gamma to
+    the power of the number of summed steps. So every agent writes ``target = reward + discount *
+    value``.
     """
 
     obs: PyTree
@@ -161,28 +162,29 @@ class Batch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """A whole run as arrays, and nothing else: it pickles, vmaps, shards and checkpoints.
+    """A whole run as arrays only: it can be pickled, vmapped, sharded and checkpointed.
 
-    ``env_steps`` and ``gradient_steps`` are two uint32 limbs each (``jaxrl.counters``).
+    ``env_steps`` and ``gradient_steps`` have two uint32 limbs each (``jaxrl.counters``).
     """
 
     agent: PyTree
     env: PyTree
-    carry: PyTree  # the agent's memory of acting, [N, ...]
+    carry: PyTree  # the agent's memory for acting, [N, ...]
     store: PyTree  # the replay buffer, or ()
     key: Key
     env_steps: Array
     gradient_steps: Array
-    iterations: Array  # int32, of this phase: they place the next write to the replay buffer
+    iterations: Array  # int32, in this phase; sets where the replay buffer is written next
 
 
 @runtime_checkable
 class Environment(Protocol):
-    """One environment. It never resets itself and knows no time limit of its own.
+    """One environment. It never resets itself and has no time limit of its own.
 
-    ``cheap`` is true for toy dynamics, where a step costs next to nothing and a reset no more.
-    Physics may have two attributes more: ``cheap_resets``, and ``threaded`` if a batch is stepped
-    on all of the host's cores by itself. They choose resets (``VectorEnv``) and placement.
+    ``cheap`` is true for toy dynamics, where steps and resets cost next to nothing. Physics
+    environments may have two more attributes: ``cheap_resets``, and ``threaded`` if the environment
+    itself steps a batch on all of the host's cores. They determine how ``VectorEnv`` resets, and
+    the placement on devices.
     """
 
     name: str
@@ -203,10 +205,10 @@ class Environment(Protocol):
 class Agent(Protocol):
     """A frozen dataclass of hyper-parameters and parts (``jaxrl.hyper``).
 
-    Numbers are pytree leaves, so ``vmap`` sweeps them; sizes are static. ``learns_from`` says which
-    trainer it needs. Off-policy and offline agents have ``policy_delay`` too: their actor is
-    updated on every ``policy_delay``-th gradient step. Optional methods, called through
-    ``jaxrl.agents.protocol``: ``init_carry``, ``observe``, ``check``.
+    Numbers are pytree leaves, so ``vmap`` can sweep them; sizes are static. ``learns_from`` says
+    which trainer the agent needs. Off-policy and offline agents also have ``policy_delay``: their
+    actor is updated on every ``policy_delay``-th gradient step. The optional methods
+    ``init_carry``, ``observe`` and ``check`` are called through ``jaxrl.agents.protocol``.
 
     Keys are common to all shards. Values drawn per row use ``rng.row_key(key)``, as the
     distributions in ``jaxrl.nn`` do; values drawn per network use the key itself.
@@ -215,10 +217,10 @@ class Agent(Protocol):
     learns_from: ClassVar[Literal["rollouts", "batches"]]
 
     def bind(self, spec: Spec) -> Any:
-        """Return the agent for ``spec``: sizes and observation entries resolved. Idempotent.
+        """Return the agent with sizes and observation entries resolved for ``spec``. Idempotent.
 
         Raises:
-            UsageError: for a spec, or a part, that the agent cannot work with.
+            UsageError: for a spec or a part that the agent cannot work with.
         """
         ...
 
@@ -235,7 +237,7 @@ class Agent(Protocol):
     def update(self, state: PyTree, data: Any, key: Key) -> tuple[PyTree, dict]:
         """Learn. Returns the new state and metrics.
 
-        Agents that learn from rollouts take a ``Transition[T, N]``. Those that learn from batches
-        make one gradient step on a ``Batch[B]``, and take ``update_actor: bool = True``.
+        Agents that learn from rollouts take a ``Transition[T, N]``. Agents that learn from batches
+        perform one gradient step on a ``Batch[B]``, and take ``update_actor: bool = True``.
         """
         ...

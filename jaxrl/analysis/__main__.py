@@ -66,7 +66,7 @@ export in the run's own, replacing those of an earlier call."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Print the table and draw the picture, or do what the first word says.
+    """Print the table and draw the figure, or run the command named by the first word.
 
     Returns:
         The exit code: 0, 2 on bad usage, or 1 if the run has no intact checkpoint.
@@ -136,7 +136,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def table_rows(run_dir: str | Path) -> list[list[str]]:
-    """Return the cells of ``TEXTS + NUMBERS``, a row per configuration of a run."""
+    """Return the cells of ``TEXTS + NUMBERS``, one row per configuration of a run."""
     config, summary = load_config(run_dir), load_summary(run_dir)
     timing = load_timing(run_dir)
     reached = 0 if timing.empty else int(timing["step"].iloc[-1])
@@ -153,7 +153,7 @@ def table_rows(run_dir: str | Path) -> list[list[str]]:
         speed = f"{summary['steps_per_second']:,.0f}"
     start = [name, str(config["algorithm"]), env_label(config)]
     rows = [[*start, *_cells(entry)] for entry in entries]
-    # The speed is that of all configurations together.
+    # The speed is the total over all configurations.
     return [[*row, speed if i == 0 else ""] for i, row in enumerate(rows)]
 
 
@@ -234,7 +234,7 @@ def _export_parser() -> argparse.ArgumentParser:
 
 
 def _policy_parser(command: str, about: str) -> argparse.ArgumentParser:
-    """Return a parser of the options that name one policy of a run."""
+    """Return a parser for the options that select one policy of a run."""
     parser = Parser(f"python -m jaxrl.analysis {command}", description=about)
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder of a run")

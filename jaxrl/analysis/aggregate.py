@@ -1,8 +1,8 @@
-"""Aggregates of the scores of several tasks, and their stratified bootstrap.
+"""Aggregates of scores over several tasks, and their stratified bootstrap.
 
 Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice";
-the aggregates of equally many seeds on every task are those of its library ``rliable``. A task
-counts the same however many seeds it has.
+with equally many seeds on every task, the aggregates equal those of its library ``rliable``. All
+tasks have equal weight, regardless of their number of seeds.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Tasks = Mapping[str, ArrayLike] | Sequence[ArrayLike] | ArrayLike
 Statistic = Callable[[list[Array]], Any]
 
 CONFIDENCE, RESAMPLES = 0.95, 2000
-_BLOCK = 2**23  # scores that are resampled at once
+_BLOCK = 2**23  # scores resampled at once
 
 
 def as_tasks(scores: Tasks) -> list[Array]:
     """Return the scores of every task, each ``[..., n_i]``.
 
     Raises:
-        UsageError: if there are none, or one is not finite.
+        UsageError: if there are none, or a score is not finite.
     """
     parts: Any = list(scores.values()) if isinstance(scores, Mapping) else scores
     nested = any(np.ndim(part) for part in parts)
@@ -59,10 +59,10 @@ def iqm(x: ArrayLike, axis: int = -1) -> Any:
 
 
 def aggregate_iqm(scores: Tasks) -> Any:
-    """Return the IQM of the scores of all tasks together; tasks ``[..., n_i]`` give ``[...]``.
+    """Return the IQM of the pooled scores of all tasks; tasks ``[..., n_i]`` give ``[...]``.
 
-    With ``N`` scores, a share ``floor(N / 4) / N`` of the weight is trimmed at each end. The scores
-    of a task weigh ``1 / n_i``: for equally many seeds it is ``iqm`` of all scores.
+    With ``N`` scores, a share ``floor(N / 4) / N`` of the weight is trimmed at each end. Each score
+    of a task has weight ``1 / n_i``: with equally many seeds, this is ``iqm`` of all scores.
     """
     tasks = as_tasks(scores)
     pooled = np.concatenate(tasks, axis=-1)
@@ -83,7 +83,7 @@ def aggregate_mean(scores: Tasks) -> Any:
 
 
 def aggregate_median(scores: Tasks) -> Any:
-    """Return the median over tasks of their means, and the median score if there is one task."""
+    """Return the median over tasks of their means, or the median score for a single task."""
     tasks = as_tasks(scores)
     if len(tasks) == 1:
         return np.median(tasks[0], axis=-1)
@@ -91,9 +91,9 @@ def aggregate_median(scores: Tasks) -> Any:
 
 
 def optimality_gap(scores: Tasks, gamma: float = 1.0) -> Any:
-    """Return ``gamma - mean(min(score, gamma))``, the mean over tasks; 0 is best.
+    """Return ``gamma - mean(min(score, gamma))``, averaged over tasks; 0 is best.
 
-    ``gamma`` is the score that is good enough: 100 for normalised scores in percent.
+    ``gamma`` is the target score: 100 for normalised scores in percent.
     """
     return gamma - aggregate_mean([np.minimum(task, gamma) for task in as_tasks(scores)])
 
@@ -105,18 +105,18 @@ def bootstrap(
     seed: int = 0,
     width: int = 1,
 ) -> Array:
-    """Return a statistic of ``resamples`` bootstrap samples, on the last axis.
+    """Return a statistic for each of ``resamples`` bootstrap samples, along the last axis.
 
     Args:
-        scores: tasks, each ``[..., n_i]``. The seeds are resampled, within each task; axes before
-            them, such as the times of curves, keep together.
+        scores: tasks, each ``[..., n_i]``. Seeds are resampled within each task; leading axes, such
+            as the time axis of curves, are resampled together.
         statistic: maps the drawn tasks, each ``[..., rows, n_i]``, to ``[..., rows]``.
         resamples: the number of bootstrap samples.
-        seed: the seed of resampling; the same seed gives the same samples.
-        width: the numbers that ``statistic`` makes of each score, where they fill the memory.
+        seed: the resampling seed; equal seeds give equal samples.
+        width: how many numbers ``statistic`` creates per score, if this dominates the memory.
 
     Raises:
-        UsageError: if a score is not finite, or there is none.
+        UsageError: if a score is not finite, or there are no scores.
     """
     require_integer("resamples", resamples)
     tasks = as_tasks(scores)
@@ -137,7 +137,7 @@ def interval(values: Array, confidence: float = CONFIDENCE) -> tuple[Any, Any]:
 
 
 def check_confidence(confidence: float) -> None:
-    """Raise UsageError unless a level lies in (0, 1)."""
+    """Raise UsageError unless a level is in (0, 1)."""
     if not 0.0 < confidence < 1.0:
         raise UsageError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
 
@@ -154,15 +154,15 @@ def bootstrap_ci(
     Args:
         per_task_scores: ``{task: [n_i]}``, a sequence of ``[n_i]``, ``[tasks, n]``, or ``[n]`` for
             one task. Seeds are resampled within each task; the statistic is taken over all tasks.
-        statistic: called as ``statistic(scores[resamples, n], axis=-1)``, such as ``numpy.mean``.
+        statistic: called as ``statistic(scores[resamples, n], axis=-1)``, e.g. ``numpy.mean``.
         confidence: the level, in (0, 1).
         resamples: the number of bootstrap samples.
-        seed: the seed of resampling; the same seed gives the same interval.
+        seed: the resampling seed; equal seeds give equal intervals.
 
-    One score per task gives an interval of no width, which says nothing about the spread.
+    With one score per task the interval has zero width and says nothing about the spread.
 
     Raises:
-        UsageError: for no scores, scores that are not finite, or another ``confidence``.
+        UsageError: for no scores, non-finite scores, or an invalid ``confidence``.
     """
     check_confidence(confidence)
 
@@ -180,7 +180,7 @@ def _sizes(tasks: Sequence[Array]) -> list[int]:
 def _indices(
     sizes: Sequence[int], resamples: int, seed: int, width: int
 ) -> Iterator[list[NDArray[np.int64]]]:
-    """Draw indices ``[rows, n_i]`` of every task, of many scores a few samples at a time."""
+    """Draw indices ``[rows, n_i]`` for every task; with many scores, a few samples at a time."""
     rng = np.random.default_rng(seed)
     block = max(_BLOCK // (sum(sizes) * width), 1)
     for start in range(0, resamples, block):

@@ -12,7 +12,7 @@ PICTURE = "comparison.png"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports wrong usage in one line."""
+    """A parser that reports usage errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def picture(out: str | None) -> str:
-    """Return the path to draw to; an existing picture is replaced only if it was named."""
+    """Return the output path of a figure; an existing file is only replaced if named explicitly."""
     if out is None and Path(PICTURE).exists():
         raise UsageError(f"{PICTURE} exists; to replace it or name another, give --out {PICTURE}")
     return PICTURE if out is None else out

@@ -1,4 +1,4 @@
-"""The comparison of groups of runs in numbers: a row per group, a row per pair of groups."""
+"""Numerical comparison of groups of runs: one row per group and one per pair of groups."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from jaxrl.errors import UsageError
 from jaxrl.require import require
 
 ALL = "all tasks"
-GAMMA = 100.0  # the normalised score that is good enough
+GAMMA = 100.0  # the target normalised score
 MOST_PAIRS = 200
 
 
 class Interval(NamedTuple):
-    """An estimate with its 95% interval; NaN where one seed has none."""
+    """An estimate with its 95% interval; NaN if a single seed gives no interval."""
 
     value: float
     low: float
@@ -51,34 +51,34 @@ class Interval(NamedTuple):
 
 
 class GroupRow(NamedTuple):
-    """A group on one task, or on all: scores at the end of training, and of the whole curve."""
+    """A group on one or all tasks: scores at the end of training and over the whole curve."""
 
     group: str
     task: str
-    seeds: tuple[int, int]  # the fewest and the most of a task
-    steps: tuple[int, int]  # at the end of the shortest run and of the longest
+    seeds: tuple[int, int]  # the minimum and the maximum over tasks
+    steps: tuple[int, int]  # at the end of the shortest and the longest run
     iqm: Interval
     median: float
     mean: Interval  # by Student's t
-    gap: float | None  # the optimality gap of normalised scores
+    gap: float | None  # the optimality gap, for normalised scores
     area: Interval  # IQM of the seeds' mean scores over the steps that all groups cover
-    reached: int | None  # the seeds that reached the threshold
+    reached: int | None  # the number of seeds that reached the threshold
     steps_to: Interval | None  # the median of their steps; infinite if half of them did not
 
 
 class PairRow(NamedTuple):
-    """Two groups on one task, or on all; positive where the first is better."""
+    """Two groups on one or all tasks; positive if the first is better."""
 
     left: str
     right: str
     task: str
-    seeds: tuple[int, int]  # the fewest of a task, of each group
-    difference: Interval | None  # of the IQMs; None without a common scale
+    seeds: tuple[int, int]  # the minimum over tasks, for each group
+    difference: Interval | None  # between the IQMs; None without a common scale
     improvement: Interval  # P(a score of the first beats one of the second)
     p: float
     p_holm: float
     separation: Separation
-    detectable: float | None  # the standardised difference that they find on one task
+    detectable: float | None  # the standardised difference detectable on one task
 
 
 class View(NamedTuple):
@@ -89,7 +89,7 @@ class View(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """All numbers of a comparison, and the groups they are of."""
+    """All numbers of a comparison, and its groups."""
 
     groups: Groups
     views: list[View]
@@ -99,18 +99,18 @@ class Comparison(NamedTuple):
 
 
 def compare_groups(groups: Groups, threshold: float | None = None) -> Comparison:
-    """Compare groups on each task, and on all tasks together.
+    """Compare groups on each task and on all tasks together.
 
-    Returns of several tasks that are not normalised have no common scale: then only the probability
-    of improvement, which needs none, is given for all. p is adjusted by Holm over all pairs, for
-    each task alone and for all tasks in families of their own.
+    Unnormalised returns of several tasks have no common scale. Then the only result over all tasks
+    is the probability of improvement, which needs none. p-values are Holm-adjusted over all pairs,
+    with separate families for single tasks and for all tasks together.
 
     Args:
-        groups: as ``read_groups`` returns them.
-        threshold: a score; count the steps to it, on each task.
+        groups: the result of ``read_groups``.
+        threshold: a score; the steps to reach it are counted on each task.
 
     Raises:
-        UsageError: for too many pairs, curves without common steps, or a threshold of returns of
+        UsageError: for too many pairs, curves without common steps, or a return threshold for
             several tasks.
     """
     require("threshold", threshold, -math.inf)
@@ -141,7 +141,7 @@ def compare_groups(groups: Groups, threshold: float | None = None) -> Comparison
 
 
 def shared_steps(groups: Groups, view: View) -> Any:
-    """Return the steps ``[T]`` that the curves of all groups cover.
+    """Return the steps ``[T]`` covered by the curves of all groups.
 
     Raises:
         UsageError: if there are none.
@@ -151,12 +151,12 @@ def shared_steps(groups: Groups, view: View) -> Any:
 
 
 def scores_of(group: Group, view: View) -> list[Array]:
-    """Return the scores of a group at the end, ``[n_i]`` of each task of a view."""
+    """Return a group's final scores, ``[n_i]`` for each task of a view."""
     return [group.tasks[task].final for task in view.tasks]
 
 
 def iqm_ci(scores: list[Array]) -> Interval:
-    """Return the IQM with its bootstrap interval, which is NaN for single seeds."""
+    """Return the IQM and its bootstrap interval, which is NaN for single seeds."""
     value = float(aggregate_iqm(scores))
     if min(map(len, scores)) < 2:
         return Interval(value, math.nan, math.nan)
@@ -194,11 +194,11 @@ def _row(
 
 
 def _median_steps(times: Array) -> Interval:
-    """Return the median of steps, of which some are infinite, with its interval."""
+    """Return the median of steps, some of them infinite, and its interval."""
     value = float(np.median(times))
     if len(times) < 2:
         return Interval(value, math.nan, math.nan)
-    never = np.finfo(float).max / 8  # what is infinite can neither be averaged nor interpolated
+    never = np.finfo(float).max / 8  # infinities cannot be averaged or interpolated
     finite = np.where(np.isfinite(times), times, never)
     edges = interval(bootstrap(finite, aggregate_median))
     most = times[np.isfinite(times)].max(initial=0.0)

@@ -1,4 +1,4 @@
-"""``python -m jaxrl.analysis compare``: its options, and what it prints and writes."""
+"""``python -m jaxrl.analysis compare``: its options and output."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Compare groups of runs, separated by --: every seed's final return (a normalised
 have a reference), on every environment that all groups have. Print both tables and what they come
 to, and draw the figure. The runs of one group on one environment are one sample of seeds; each
 configuration of a sweep is a group of its own. docs/statistics.md has the formulae."""
-BREAK = "\0"  # stands for -- between groups, which argparse would take for the end of options
+BREAK = "\0"  # replaces -- between groups, which argparse would read as the end of options
 
 
 def main(words: Sequence[str]) -> None:
-    """Compare the runs that the words of a command line name.
+    """Compare the runs named on a command line.
 
     Raises:
         UsageError: for wrong usage, or runs that cannot be compared.
@@ -89,7 +89,7 @@ def _sides(words: Sequence[str]) -> list[list[str]]:
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    """Raise UsageError if a table would replace what is read, or both would be one file."""
+    """Raise UsageError if a table would overwrite an input, or both tables are one file."""
     named = [path for path in (options.out_csv, options.out_latex) if path is not None]
     read = {Path(path).resolve() for path in options.csv}
     for path in named:

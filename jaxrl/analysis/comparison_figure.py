@@ -1,4 +1,4 @@
-"""The figure of a comparison: a row per task, of intervals, profiles, improvement and curves."""
+"""The figure of a comparison: per task, a row of intervals, profiles, improvement and curves."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEVELS = 101  # of a profile
-POINTS = 200  # of a curve, at most
+LEVELS = 101  # per profile
+POINTS = 200  # per curve, at most
 GREY = "#555555"
-DRAWN = 12  # pairs; of more, those with the smallest p are drawn
+DRAWN = 12  # pairs; if there are more, those with the smallest p are drawn
 
 
 def plot_groups(comparison: Comparison, path: str | Path | None = None) -> Figure:
-    """Draw a comparison, and write it to ``path``.
+    """Draw a comparison and write it to ``path``.
 
-    A row per task, and if scores are normalised one of all tasks: the IQM at the end with its 95%
-    interval; the performance profile, which is the share of seeds above each score, with its band;
-    the probability of improvement of each pair; and the IQM against the steps, with its band. A
-    group of one seed has no interval.
+    There is a row per task, and one for all tasks if scores are normalised. Each row shows the
+    final IQM with its 95% interval; the performance profile (the share of seeds above each score)
+    with its band; the probability of improvement for each pair; and the IQM against steps with its
+    band. A group with one seed has no interval.
 
     Raises:
-        UsageError: if ``path`` does not end in a picture format, or curves share no steps.
+        UsageError: if ``path`` does not end in an image format, or curves share no steps.
         OSError: if ``path`` cannot be written.
     """
     if path is not None:
@@ -123,19 +123,19 @@ def _curves(ax: Axes, comparison: Comparison, view: View, colours: Sequence[str]
 
 
 def _bar(ax: Axes, row: int, estimate: Interval, colour: str) -> None:
-    """Draw an interval as a bar, and the estimate as a mark in it."""
+    """Draw an interval as a bar and the estimate as a mark in it."""
     edges = [estimate.low, estimate.high]
     ax.plot(edges, [row, row], color=colour, linewidth=6.0, alpha=0.35, solid_capstyle="butt")
     ax.plot(estimate.value, row, marker="|", markersize=14, markeredgewidth=2.5, color=colour)
 
 
 def _names(ax: Axes, names: Sequence[str]) -> None:
-    """Name the rows of a panel, the first on top."""
+    """Label the rows of a panel, with the first on top."""
     ax.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names], fontsize=9)
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 
 def _legend(ax: Axes) -> None:
     legend = ax.legend(frameon=False, fontsize=8, loc="best")
-    for text in legend.get_texts():  # names of folders may hold dollars
+    for text in legend.get_texts():  # folder names may contain dollar signs
         text.set_parse_math(False)

@@ -1,6 +1,6 @@
-"""Learning curves: every seed thin, the interquartile mean bold, its bootstrap interval shaded.
+"""Learning curves: thin lines for seeds, a bold IQM, and its shaded bootstrap interval.
 
-Figures are drawn without pyplot: no backend, no global state, nothing to close.
+Figures do not use pyplot: no backend, no global state, nothing to close.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito: safe for colour-blind readers, and in this order dark enough for thin lines.
+# Okabe and Ito: colour-blind safe, and in this order dark enough for thin lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 Y_LABELS = {"eval": "evaluation return", "train": "return in training"}
 UNITS = {"env_steps": "environment steps", "gradient_steps": "gradient steps", "steps": "steps"}
-LONG_LEGEND = 6  # entries; a longer legend is placed beside the axes
-MOST_LEGEND = 16  # entries that fit there; of more, as many are named, evenly spaced
+LONG_LEGEND = 6  # entries; a longer legend is placed next to the axes
+MOST_LEGEND = 16  # entries that fit there; if there are more, an evenly spaced subset
 
 
 class Entry(NamedTuple):
-    """A curve with its place in a comparison."""
+    """A curve with its labels in a comparison."""
 
     config: dict[str, Any]
     env: str
@@ -40,9 +40,9 @@ class Entry(NamedTuple):
 
 
 def env_label(config: dict[str, Any]) -> str:
-    """Return the environment of a run, with the options that make it another task.
+    """Return a run's environment, with the options that make it a different task.
 
-    Scores with legacy contact margins, or on another back-end of Brax, are not comparable.
+    Scores with legacy contact margins or different Brax backends are not comparable.
     """
     options = config.get("env_options") or {}
     decisive = {"margin": "current", "backend": "spring"}  # with their defaults
@@ -51,21 +51,21 @@ def env_label(config: dict[str, Any]) -> str:
 
 
 def step_label(configs: Sequence[dict[str, Any]]) -> str:
-    """Return what the steps of these runs count: "environment steps", "gradient steps", "steps"."""
+    """Return the unit of these runs' steps: "environment steps", "gradient steps" or "steps"."""
     units = {config.get("unit", "env_steps") for config in configs}
     return UNITS[units.pop()] if len(units) == 1 else UNITS["steps"]
 
 
 def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
-    """Plot the evaluation return of one run against its steps, and write it to ``path``.
+    """Plot one run's evaluation return against its steps and write the figure to ``path``.
 
-    Every seed is a thin line, the IQM a bold one, with its pointwise 95% bootstrap interval shaded.
-    Each configuration of a sweep has a colour. A dashed line shows where a phase began. A run that
-    was never evaluated shows its returns in training.
+    Seeds are thin lines; the IQM is bold, with its pointwise 95% bootstrap interval shaded. Each
+    configuration of a sweep has its own colour. Dashed lines mark the starts of phases. For a run
+    that was never evaluated, training returns are shown.
 
     Raises:
         UsageError: if ``run_dir`` is not a run folder, is damaged or has no returns yet, or
-            ``path`` does not end in a picture format.
+            ``path`` does not end in an image format.
         OSError: if ``path`` cannot be written.
     """
     config = load_config(run_dir)
@@ -97,12 +97,12 @@ def plot_run(run_dir: str | Path, path: str | Path | None = None) -> Figure:
 def plot_comparison(run_dirs: Sequence[str | Path], path: str | Path | None = None) -> Figure:
     """Plot the IQM and 95% interval of several runs, with one panel per environment.
 
-    Runs with other contact margins (``margin``) or another back-end of Brax have their own panel.
-    A label is the algorithm, with the folder if several runs of it share a panel; it has the same
-    colour in all panels. A run without returns so far appears only in the legend.
+    Runs with different contact margins (``margin``) or Brax backends have separate panels. A label
+    is the algorithm, plus the folder if several of its runs share a panel; it has the same colour
+    in all panels. A run without returns so far appears only in the legend.
 
     Raises:
-        UsageError: if there is no run, or as ``plot_run``.
+        UsageError: if there is no run, or as in ``plot_run``.
         OSError: if ``path`` cannot be written.
     """
     if not run_dirs:
@@ -158,13 +158,13 @@ def _seeds(ax: Axes, curve: Curve, colour: str) -> None:
 
 
 def _middle(ax: Axes, curve: Curve, colour: str, label: str) -> None:
-    """Draw the IQM and its interval where every seed has a return."""
+    """Draw the IQM and its interval at steps where every seed has a return."""
     whole = curve.complete()
     steps, returns = whole.steps, whole.returns
     seeds = returns.shape[1]
     text = label or (f"{seeds} seeds" if seeds > 1 else "1 seed")
     middle = [float(iqm(row)) for row in returns]
-    # A run that has just begun has one point, which would not show as a line.
+    # A run that has just started has one point, which is not visible as a line.
     marker = "o" if len(steps) == 1 else ""
     ax.plot(steps, middle, marker=marker, color=colour, linewidth=2.0, label=text, zorder=4)
     if seeds > 1 and len(steps):
@@ -174,7 +174,7 @@ def _middle(ax: Axes, curve: Curve, colour: str, label: str) -> None:
 
 
 def colours_of(count: int) -> list[str]:
-    """Return ``count`` colours: distinct ones, or a scale from dark to light if too many."""
+    """Return ``count`` colours: distinct ones, or a dark-to-light scale if there are too many."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     from matplotlib import colormaps
@@ -188,7 +188,7 @@ def drawing(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     class Drawing(Figure):
-        """A figure that notebooks show although pyplot does not know it."""
+        """A figure that notebooks display without pyplot."""
 
         def _repr_png_(self) -> bytes:
             file = io.BytesIO()
@@ -232,12 +232,12 @@ def _finish(ax: Axes, title: str, steps: str, y_label: str, curves: Sequence[Cur
             loc="center left",
             bbox_to_anchor=(1.0, 0.5),
         )
-    for text in legend.get_texts():  # names of folders may hold dollars
+    for text in legend.get_texts():  # folder names may contain dollar signs
         text.set_parse_math(False)
 
 
 def count_steps(ax: Axes) -> None:
-    """Let the horizontal axis count steps: 250k, 1M."""
+    """Format the horizontal axis as steps: 250k, 1M."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
@@ -246,14 +246,14 @@ def count_steps(ax: Axes) -> None:
 
 
 def decorate(ax: Axes) -> None:
-    """Draw a grid behind the curves, and no frame."""
+    """Draw a grid behind the curves and remove the frame."""
     ax.grid(color="#B0B0B0", alpha=0.35, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def check_picture(path: str | Path) -> None:
-    """Raise UsageError unless a path ends in a picture format."""
+    """Raise UsageError unless a path ends in an image format."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     if Path(path).suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
@@ -261,7 +261,7 @@ def check_picture(path: str | Path) -> None:
 
 
 def written(figure: Figure, path: str | Path | None) -> Figure:
-    """Write a figure to a path, if there is one, and return it."""
+    """Write a figure to a path, if given, and return the figure."""
     if path is not None:
         check_picture(path)
         figure.savefig(path, dpi=160)

@@ -1,7 +1,7 @@
-"""Sample efficiency: whole learning curves, their bands, area and steps to a threshold.
+"""Sample efficiency: learning curves, their bands, area, and steps to a threshold.
 
-A bootstrap sample draws the seeds once and keeps each one's whole curve. Drawing a seed anew at
-every step would leave the band as it is, but make areas and times to a threshold far too certain.
+A bootstrap sample draws the seeds once and keeps their whole curves. Resampling seeds at every step
+would give the same band, but far too narrow intervals for areas and steps to a threshold.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Curves = Mapping[str, ArrayLike] | Sequence[ArrayLike]
 
 
 def common_steps(curves: Sequence[Curve]) -> NDArray[np.int64]:
-    """Return the steps ``[T]`` of any curve that all of them cover, with both ends.
+    """Return the union of the curves' steps ``[T]`` within the range all cover, with both ends.
 
-    Between its own steps a curve is linear, so these show it whole.
+    A curve is linear between its own steps, so these steps describe it completely.
 
     Raises:
-        UsageError: if they share none.
+        UsageError: if the curves share no steps.
     """
     low = max(curve.steps[0] for curve in curves)
     high = min(curve.steps[-1] for curve in curves)
@@ -59,10 +59,10 @@ def curve_ci(
 ) -> tuple[Array, Array, Array]:
     """Return a statistic of learning curves and its pointwise bootstrap band: three ``[T]``.
 
-    ``curves`` has the returns of every task, each ``[T, n_i]``, at the same steps.
+    ``curves`` has each task's returns ``[T, n_i]``, all at the same steps.
 
     Raises:
-        UsageError: for curves that are not finite, or of several lengths.
+        UsageError: for curves that are not finite or have different lengths.
     """
     parts = curves.values() if isinstance(curves, Mapping) else curves
     tasks = [np.asarray(part, np.float64) for part in parts]
@@ -78,10 +78,10 @@ def area_under_curve(steps: ArrayLike, returns: ArrayLike) -> Array:
 
     Args:
         steps: ``[T]``, increasing.
-        returns: ``[T, n]``; between steps they are taken as linear (the trapezoidal rule).
+        returns: ``[T, n]``; linear between steps (the trapezoidal rule).
 
     Raises:
-        UsageError: if the steps do not increase, or are not those of the returns.
+        UsageError: if the steps do not increase, or do not match the returns.
     """
     x, y = _curve(steps, returns)
     return y[0] if len(x) == 1 else np.trapezoid(y, x, axis=0) / (x[-1] - x[0])
@@ -90,11 +90,11 @@ def area_under_curve(steps: ArrayLike, returns: ArrayLike) -> Array:
 def steps_to_threshold(steps: ArrayLike, returns: ArrayLike, threshold: float) -> Array:
     """Return each seed's steps at its first evaluation of at least ``threshold``: ``[n]``.
 
-    Infinite for a seed that never reaches it, so the median over seeds is right as long as half of
-    them do; a mean over those that do would be biased.
+    Infinite for a seed that never reaches it. So the median over seeds is correct as long as half
+    of them reach it; a mean over only those seeds would be biased.
 
     Raises:
-        UsageError: as ``area_under_curve``.
+        UsageError: as in ``area_under_curve``.
     """
     x, y = _curve(steps, returns)
     reached = y >= threshold

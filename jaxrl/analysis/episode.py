@@ -1,4 +1,4 @@
-"""One episode of a policy, stepped on the host and kept for rendering and inspection."""
+"""One episode of a policy, stepped from the host and stored for rendering and inspection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxrl.types import Array, Environment, Key, PyTree
 
 
 class Episode(NamedTuple):
-    """An episode of ``T`` steps, in numpy. It ends where the physics stops being finite."""
+    """An episode of ``T`` steps, in numpy. It ends early if the physics becomes non-finite."""
 
     states: list[PyTree]  # T + 1 states of the environment, including the first and the last
     obs: PyTree  # [T + 1, *O]
@@ -35,7 +35,8 @@ class Episode(NamedTuple):
         return float(np.sum(self.reward, dtype=np.float64))
 
     def save(self, path: Path, more: Mapping[str, np.ndarray]) -> None:
-        """Write an ``.npz`` of ``obs``, ``action``, ``reward``, ``end`` and the arrays of ``more``.
+        """Write an ``.npz`` with ``obs``, ``action``, ``reward``, ``end`` and the arrays in
+        ``more``.
 
         A dictionary observation is written as one array per part: ``obs.state``.
         """
@@ -46,10 +47,10 @@ class Episode(NamedTuple):
 
 
 def rollout(env: Environment, policy: Policy, key: Key, max_steps: int | None = None) -> Episode:
-    """Play the episode that ``evaluate`` runs from ``key[None]``, to its end or to ``max_steps``.
+    """Play the episode that ``evaluate`` runs from ``key[None]``, to its end or ``max_steps``.
 
-    The time limit is that of the policy's run. States are copied to the host one by one, since
-    those of a whole episode may not fit on the device.
+    The time limit is that of the policy's run. States are copied to the host one by one, since a
+    whole episode's states may not fit on the device.
     """
     limit = policy.spec.max_steps
     whole = limit or DEFAULT_LIMIT
@@ -65,7 +66,7 @@ def rollout(env: Environment, policy: Policy, key: Key, max_steps: int | None = 
         return action, state, carry, step, jnp.stack(finite).all()
 
     state, obs = jax.jit(env.reset)(key)
-    carry = policy.start(1, step_key(key, jnp.int32(whole)))  # as evaluate draws it
+    carry = policy.start(1, step_key(key, jnp.int32(whole)))  # the same key as in evaluate
     states, seen = [jax.device_get(state)], [jax.device_get(obs)]
     actions: list[np.ndarray] = []
     rewards: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""Fresh evaluations: episodes of a run's policies that had no part in choosing them."""
+"""Fresh evaluations: episodes that were not used to choose a run's policies."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Played(NamedTuple):
 
     seeds: list[int]
     returns: NDArray[np.float32]
-    evaluations: list[Any]  # of each policy: ``Policy.evaluation``
+    evaluations: list[Any]  # each policy's ``Policy.evaluation``
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The interquartile mean of the seeds' mean returns, with its interval, and the mean."""
+        """The IQM of the seeds' mean returns with its interval, and the mean."""
         return final_return(self.returns.mean(axis=1, dtype=np.float64).tolist())
 
     def table(self) -> list[list[str]]:
-        """Return a head and the cells of every seed."""
+        """Return a header row and the cells of every seed."""
         head, rows = ["seed", "fresh mean", "standard error"], []
         for seed, own in zip(self.seeds, self.returns, strict=True):
             error = own.std(ddof=1) / np.sqrt(len(own)) if len(own) > 1 else np.nan
@@ -69,19 +69,20 @@ def evaluate_run(
 ) -> Played:
     """Play fresh episodes of a run's policies.
 
-    The score of a policy that was chosen as the best of many evaluations is too high, since luck
-    had a part in the choice. The episodes played here begin elsewhere, and so give a score without
-    this bias.
+    If a policy was chosen as the best of many evaluations, its score is too high, because luck
+    influenced the choice. The episodes played here have different starts, so their score does not
+    have this bias.
 
     Args:
         run_dir: the folder of the run.
         seeds: some of its seeds; default all.
-        config, iteration, checkpoint, mode, classes, env: the policies, as for ``load_policy``.
-        episodes: their number for each seed.
-        key: the seed of their random numbers; any but that of evaluations in training.
+        config, iteration, checkpoint, mode, classes, env: the policies, as in ``load_policy``.
+        episodes: the number of episodes per seed.
+        key: the seed of the episodes' random numbers; must differ from that of evaluations in
+        training.
 
     Raises:
-        UsageError: as ``load_policy``; for a number that cannot work.
+        UsageError: as in ``load_policy``; also for invalid numbers.
         CheckpointError: if no checkpoint is intact.
     """
     require_integer("episodes", episodes)
@@ -95,7 +96,7 @@ def evaluate_run(
         policy, task = load_policy_and_env(
             run_dir, seed, mode, iteration, config, checkpoint=checkpoint, classes=classes, env=env
         )
-        described = str(to_config(policy.agent))  # seeds may have their best in other phases
+        described = str(to_config(policy.agent))  # seeds may have their best in different phases
         if described not in programs:
             programs[described] = jax.jit(_player(policy, task))
         returns.append(np.asarray(programs[described](policy.state, keys)))
@@ -104,7 +105,7 @@ def evaluate_run(
 
 
 def _player(policy: Policy, env: Environment) -> Any:
-    """Return a function from the state of an agent and keys ``[E]`` to returns ``[E]``."""
+    """Return a function from an agent's state and keys ``[E]`` to returns ``[E]``."""
 
     def play(state: Any, keys: Key) -> Any:
         limit = policy.spec.max_steps

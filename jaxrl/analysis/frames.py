@@ -1,10 +1,10 @@
-"""Frames of an episode, drawn by Gymnasium's MuJoCo renderer or by gymnax's own tools.
+"""Frames of an episode, drawn by Gymnasium's MuJoCo renderer or gymnax's own tools.
 
-Nothing here needs a display. MuJoCo draws an environment that has ``mj_model`` and ``pose(state)``,
-which returns arrays of MuJoCo's data on the host (``qpos[nq]``, perhaps ``mocap_pos`` and
-``mocap_quat``). It may also have ``dt``, the seconds of its step, and ``camera``, the arguments of
-Gymnasium's renderer. An environment that has ``picture(state)``, which returns ``uint8[H, W, 3]``,
-draws itself.
+Nothing here needs a display. MuJoCo draws environments with ``mj_model`` and ``pose(state)``, which
+returns arrays of MuJoCo's data on the host (``qpos[nq]``, optionally ``mocap_pos`` and
+``mocap_quat``). Such an environment may also have ``dt``, the seconds per step, and ``camera``, the
+arguments of Gymnasium's renderer. An environment with ``picture(state)``, which returns ``uint8[H,
+W, 3]``, draws itself.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from jaxrl.envs.gymnax import GymnaxEnv
 from jaxrl.errors import RunError
 from jaxrl.types import Environment
 
-MAX_FPS = 50  # the limit of GIF players; faster environments are drawn at every n-th state
-DEFAULT_FPS = 30  # for an environment that does not say how long its steps are
+MAX_FPS = 50  # the limit of GIF players; for faster environments every n-th state is drawn
+DEFAULT_FPS = 30  # for environments that do not define their step length
 Size = tuple[int, int]  # width and height in pixels
 Frames = Generator[np.ndarray, None, None]
 
@@ -38,7 +38,7 @@ class CannotDraw(RunError):
 
 
 class Video(NamedTuple):
-    """Frames ``uint8[H, W, 3]``, drawn lazily, and the seconds for which each is shown."""
+    """Frames ``uint8[H, W, 3]``, drawn lazily, and the seconds each is shown."""
 
     frames: Frames
     seconds: float
@@ -50,7 +50,7 @@ def is_mujoco(env: Environment) -> bool:
 
 
 def render_frames(env: Any, episode: Episode, size: Size | None = None) -> Video:
-    """Render the episode in real time, or at the pace at which gymnax shows its tasks.
+    """Render the episode in real time, or at gymnax's display speed for its tasks.
 
     Args:
         env: the environment of the episode.
@@ -58,8 +58,8 @@ def render_frames(env: Any, episode: Episode, size: Size | None = None) -> Video
         size: width and height of MuJoCo's pictures; default the environment's own, else 480.
 
     Raises:
-        CannotDraw: if the environment cannot be drawn, or a package or GL is missing; the frames
-            raise it too, since drawing begins with the first.
+        CannotDraw: if the environment cannot be drawn, or a package or GL is missing. Iterating
+            over the frames may raise it too, since drawing begins with the first frame.
     """
     if is_mujoco(env):
         stride, seconds = _pace(getattr(env, "dt", 1 / DEFAULT_FPS))
@@ -79,7 +79,7 @@ def render_frames(env: Any, episode: Episode, size: Size | None = None) -> Video
 
 
 def _pace(dt: float) -> tuple[int, float]:
-    """Return the frame stride, in states, and the seconds for which a frame is shown."""
+    """Return the frame stride, in states, and the seconds each frame is shown."""
     stride = max(math.ceil(1 / (MAX_FPS * dt) - 1e-6), 1)
     return stride, stride * dt
 
@@ -112,7 +112,7 @@ def _mujoco_frames(env: Any, poses: Sequence[dict[str, np.ndarray]], size: Size 
 def _camera(env: Any, model: Any) -> dict[str, Any]:
     """Return the arguments of Gymnasium's renderer.
 
-    By default the camera is the model's camera named "track", else its first, else a free one.
+    The default camera is the model's camera named "track", else its first camera, else a free one.
     """
     if not hasattr(env, "camera"):
         names = [model.camera(i).name for i in range(model.ncam)]
@@ -126,10 +126,10 @@ def _camera(env: Any, model: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _gl(width: int, height: int) -> Iterator[None]:
-    """Choose EGL, which needs no display, for the first picture, unless the user chose.
+    """Choose EGL, which needs no display, for the first picture, unless the user made a choice.
 
-    The choice is undone afterwards: where there is no EGL, child processes could not even import
-    MuJoCo under ``MUJOCO_GL=egl``.
+    The choice is undone afterwards: without EGL, child processes could not even import MuJoCo with
+    ``MUJOCO_GL=egl``.
 
     Raises:
         CannotDraw: if there is no working GL.
@@ -144,7 +144,7 @@ def _gl(width: int, height: int) -> Iterator[None]:
                 # Without a context, Gymnasium's viewer would complain again when it is deleted.
                 importlib.import_module(f"mujoco.{backend}").GLContext(width, height).free()
             yield
-    except Exception as error:  # PyOpenGL and drivers raise many kinds
+    except Exception as error:  # PyOpenGL and drivers raise many types
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         packages = "install EGL, on Debian by apt-get install libegl1 libgl1-mesa-dri"
         cure = "without MUJOCO_GL, EGL would be tried" if chosen else packages
@@ -158,11 +158,11 @@ def _gl(width: int, height: int) -> Iterator[None]:
 
 
 def _classic(env: GymnaxEnv, states: Sequence[Any]) -> Video:
-    """Render classic control as Gymnasium draws it; gymnax translates the states."""
+    """Render classic control with Gymnasium's drawing code, after translating gymnax's states."""
     import gymnasium
     from gymnax.visualize.vis_gym import get_gym_state, set_gym_params
 
-    # pygame would open sound and a screen, and print a greeting.
+    # By default pygame opens sound and a screen and prints a greeting.
     for name in ("SDL_AUDIODRIVER", "SDL_VIDEODRIVER"):
         os.environ.setdefault(name, "dummy")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -187,7 +187,7 @@ def _classic(env: GymnaxEnv, states: Sequence[Any]) -> Video:
 
 
 def _gymnax(env: GymnaxEnv, episode: Episode) -> Video:
-    """Render grids and MinAtar with gymnax's visualizer, which shows step and return so far."""
+    """Render grids and MinAtar with gymnax's visualizer, which shows the step and return."""
     import matplotlib.pyplot as plt
     from gymnax.visualize import Visualizer
     from matplotlib.backends.backend_agg import FigureCanvasAgg

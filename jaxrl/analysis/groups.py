@@ -1,4 +1,4 @@
-"""Groups of runs that are compared: what belongs to one, on which tasks, on which scale."""
+"""Groups of runs to compare: their members, tasks and scale."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from jaxrl.analysis.sources import Source, choose, merged, read_csv, read_run
 from jaxrl.data.scores import normalized
 from jaxrl.errors import UsageError, nearest
 
-FEW_SEEDS = 5  # below it an interval covers less than it says
-LENGTHS = 1.02  # runs whose steps differ by more are not called equally long
+FEW_SEEDS = 5  # with fewer, an interval covers less than its nominal level
+LENGTHS = 1.02  # runs whose steps differ by a larger factor are not equally long
 References = Mapping[str, tuple[float, float]]
 
 
 class Scores(NamedTuple):
-    """The scores of a group on one task: normalised ones in percent, or returns."""
+    """A group's scores on one task: normalised scores in percent, or returns."""
 
     final: NDArray[np.float64]  # [n], at the end of each run
-    curve: Curve  # of the same seeds
-    ends: tuple[int, int]  # the steps of the shortest run and of the longest
+    curve: Curve  # for the same seeds
+    ends: tuple[int, int]  # the steps of the shortest and the longest run
 
 
 class Group(NamedTuple):
-    """The seeds of one side, or of one configuration of it, on every task."""
+    """The seeds of one side, or of one of its configurations, on every task."""
 
-    side: int  # groups of one side are not compared with each other
+    side: int  # groups of the same side are not compared with each other
     name: str
     tasks: dict[str, Scores]
 
 
 class Groups(NamedTuple):
-    """The groups to compare, and the tasks that they share."""
+    """The groups to compare and their common tasks."""
 
     groups: list[Group]
-    tasks: list[str]  # those that all groups have
+    tasks: list[str]  # the tasks that all groups have
     scaled: bool  # whether scores are normalised, in percent
-    units: set[str]  # what steps count: "env_steps", "gradient_steps"; "" if not known
-    notes: list[str]  # what the reader must know about them
+    units: set[str]  # units of steps: "env_steps", "gradient_steps"; "" if unknown
+    notes: list[str]  # caveats for the reader
 
 
 def read_groups(
@@ -58,22 +58,22 @@ def read_groups(
 ) -> Groups:
     """Read groups of runs.
 
-    Seeds of the runs of one side on one environment are one sample. Every configuration of a sweep
-    is a group of its own: none is chosen by its returns. Of a single side the configurations are
+    All seeds of one side's runs on one environment form one sample. Every configuration of a sweep
+    is a separate group: none is selected by its returns. With a single side, its configurations are
     compared with each other.
 
     Args:
         sides: run folders, a sequence per side.
-        csv: files with further curves (``sources.read_csv``); each algorithm there is a side.
+        csv: files with additional curves (``sources.read_csv``); each algorithm in them is a side.
         names: the names of the sides; default their algorithms.
-        where: of runs that sweep these names, only the configurations with these values.
+        where: for runs that sweep these names, use only the configurations with these values.
         steps: compare at these steps instead of at the end.
-        references: ``{task: (random, expert)}``, the returns that scores of 0 and 100 mean, for
-            tasks of which the runs have none or another.
-        failed: the return that stands in for one that is not finite.
+        references: ``{task: (random, expert)}``, the returns for scores of 0 and 100, for tasks
+            where the runs have no reference or a different one.
+        failed: the return to use in place of a non-finite one.
 
     Raises:
-        UsageError: for a single group, a run that is given twice or cannot be read, or groups
+        UsageError: for a single group, a run that is duplicated or cannot be read, or groups
             without a common task.
         OSError: if a CSV file cannot be opened.
     """
@@ -101,7 +101,7 @@ def read_groups(
 
 
 def _by(sources: Iterable[Source], key: Callable[[Source], str]) -> dict[str, list[Source]]:
-    """Return the sources of each key, in the order in which they came."""
+    """Return the sources of each key, in their original order."""
     found: dict[str, list[Source]] = {}
     for source in sources:
         found.setdefault(key(source), []).append(source)
@@ -119,7 +119,7 @@ def _check_once(sides: Sequence[Sequence[str | Path]]) -> None:
 
 
 def _titles(sides: Sequence[Sequence[Source]], names: Sequence[str]) -> list[str]:
-    """Return a name for each side: its algorithms, and its runs where those are the same."""
+    """Return a name for each side: its algorithms, plus its runs if the algorithms are equal."""
     if names:
         if len(names) != len(sides) or len(set(names)) != len(names):
             raise UsageError(
@@ -139,7 +139,7 @@ def _titles(sides: Sequence[Sequence[Source]], names: Sequence[str]) -> list[str
 
 
 def _with_data(sides: Sequence[Sequence[Source]]) -> list[list[Source]]:
-    """Return the sources, with the dataset in the task where a side has several datasets of it."""
+    """Return the sources, adding the dataset to the task if a side has several for it."""
     several = {
         task
         for side in sides
@@ -153,7 +153,7 @@ def _with_data(sides: Sequence[Sequence[Source]]) -> list[list[Source]]:
 
 
 def _group(side: int, name: str, sources: Sequence[Source], notes: list[str]) -> Group:
-    """Return a group of the sources of one side and configuration; add notes on them."""
+    """Return a group of one side's and configuration's sources; add notes about them."""
     tasks = {}
     for task, own in _by(sources, lambda source: source.task).items():
         _check_pool(task, own)
@@ -171,7 +171,7 @@ def _group(side: int, name: str, sources: Sequence[Source], notes: list[str]) ->
 
 
 def _check_pool(task: str, sources: Sequence[Source]) -> None:
-    """Raise UsageError unless several runs are seeds of one algorithm, each there once."""
+    """Raise UsageError unless the runs are seeds of one algorithm, without duplicates."""
     algorithms = {source.algorithm for source in sources}
     if len(algorithms) > 1:
         raise UsageError(
@@ -196,7 +196,7 @@ def _scaled(
     references: References,
     notes: list[str],
 ) -> Groups:
-    """Return the groups on the tasks that all have, normalised if all of these can be."""
+    """Return the groups on their common tasks, normalised if possible for all tasks."""
     everywhere = list(dict.fromkeys(task for group in groups for task in group.tasks))
     tasks = [task for task in everywhere if all(task in group.tasks for group in groups)]
     if not tasks:

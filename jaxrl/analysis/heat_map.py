@@ -1,4 +1,4 @@
-"""The picture of a sweep: maps of scores where there is a grid, otherwise score against value."""
+"""The figure of a sweep: heat maps of scores for a grid, otherwise score against value."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Columns of a table that are no axis of a sweep.
+# Columns of a table that are not axes of a sweep.
 RESULTS = {
     "rank", "score", "ci_low", "ci_high", "final_mean", "seeds", "diverged", "rung", "steps",
     "scores", "mean", "population", "member", "copies",
 }  # fmt: skip
-MOST_CELLS = 24  # whose numbers are written
+MOST_CELLS = 24  # maximum cells with printed numbers
 
 
 def axes_of(table: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of a table's columns that were swept and have more than one value."""
+    """Return the names of a table's swept columns with more than one value."""
     names = [name for name in table[0] if name not in RESULTS and not name.startswith("first_")]
     return [name for name in names if len({row[name] for row in table}) > 1]
 
 
 def is_grid(table: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:
-    """Return whether the table has a row for all combinations of the values of its axes."""
+    """Return whether the table has a row for every combination of its axes' values."""
     counts = [len({row[name] for row in table}) for name in names]
     return len(table) == np.prod(counts, dtype=int)
 
@@ -36,12 +36,12 @@ def is_grid(table: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:
 def plot_sweep(
     table: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: Path | None = None
 ) -> Figure:
-    """Plot the table of a sweep, and write it to ``path``.
+    """Plot the table of a sweep and write the figure to ``path``.
 
-    One swept name gives a map of values by seeds, two a map of the IQM, more a map for every pair,
-    with the best over the others. Random draws give a panel for each name, score against value.
-    With PBT, the values that led to the best member are drawn against steps. A cross marks members
-    that diverged.
+    One swept name gives a map of values by seeds; two give a map of the IQM; more give a map for
+    every pair, with the best over the other names. Random draws give a panel of score against value
+    for each name. With PBT, the values that led to the best member are drawn against steps. Crosses
+    mark diverged members.
 
     Raises:
         OSError: if ``path`` cannot be written.
@@ -81,7 +81,7 @@ def _values(table: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
 
 
 def _map(ax: Axes, table: Sequence[Mapping[str, Any]], x: str, y: str | None) -> None:
-    """Draw a map of scores by the values of ``x``, and those of ``y`` or the seeds."""
+    """Draw a map of scores by the values of ``x`` and the values of ``y`` or the seeds."""
     columns = _values(table, x)
     if y is None:
         height = max(len(row["scores"]) for row in table)
@@ -114,7 +114,7 @@ def _map(ax: Axes, table: Sequence[Mapping[str, Any]], x: str, y: str | None) ->
 
 
 def _scatter(ax: Axes, table: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Draw the scores of all rows against a swept value; colours are the rungs they reached."""
+    """Draw the scores of all rows against a swept value; colours show the rung reached."""
     known = [row for row in table if np.isfinite(row["score"])]
     lost = [row for row in table if not np.isfinite(row["score"])]
     x = [row[name] for row in known]

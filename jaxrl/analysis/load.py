@@ -1,4 +1,4 @@
-"""Readers of run folders, for finished runs and for those still being written."""
+"""Readers of run folders, for finished and unfinished runs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from jaxrl.errors import UsageError
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-RETURNS = ("kind", "seed", "step", "episode_return")  # in every row of metrics
+RETURNS = ("kind", "seed", "step", "episode_return")  # in every metrics row
 TIMING = ("step", "seconds", "steps_per_second")
 
 
 class Curve(NamedTuple):
-    """The returns of one configuration: steps ``[T]``, returns ``[T, seeds]`` (NaN where none)."""
+    """The returns of one configuration: steps ``[T]``, returns ``[T, seeds]`` (NaN if missing)."""
 
     sweep: dict[str, float]  # the swept values; empty if nothing is swept
     steps: NDArray[np.int64]
     returns: NDArray[np.float64]
-    seeds: tuple[int | str, ...] = ()  # of the columns of returns; empty if not known
+    seeds: tuple[int | str, ...] = ()  # for the columns of returns; empty if unknown
 
     @property
     def label(self) -> str:
@@ -39,10 +39,11 @@ class Curve(NamedTuple):
 
 
 def load(run_dir: str | Path, kind: str | None = None) -> DataFrame:
-    """Load the metrics of a run, a row per chunk and member, of ``kind`` "train", "eval" or both.
+    """Load a run's metrics, one row per chunk and member; ``kind`` is "train", "eval" or both.
 
-    Columns are the names in ``metrics.jsonl``, swept values ``sweep.learning_rate``; numbers that
-    were not finite are NaN. A last line that a killed process left unfinished is skipped.
+    Columns are the names in ``metrics.jsonl``; swept values are columns such as
+    ``sweep.learning_rate``. Non-finite numbers are NaN. An incomplete last line left by a killed
+    process is skipped.
 
     Raises:
         UsageError: if ``run_dir`` is not a run folder, a line is damaged, or ``kind`` is unknown.
@@ -57,7 +58,7 @@ def load(run_dir: str | Path, kind: str | None = None) -> DataFrame:
 
 
 def load_timing(run_dir: str | Path) -> DataFrame:
-    """Load the times of a run: columns step, seconds (of training so far), steps_per_second.
+    """Load a run's timing: columns step, seconds (of training so far), steps_per_second.
 
     Raises:
         UsageError: as ``load``.
@@ -70,13 +71,13 @@ def load_config(run_dir: str | Path) -> dict[str, Any]:
     """Load ``config.json`` of a run: every option and hyper-parameter.
 
     Raises:
-        UsageError: if ``run_dir`` is not a run folder, or the file is damaged.
+        UsageError: if ``run_dir`` is not a run folder or the file is damaged.
     """
     return _read_json(Path(run_dir), "config.json", ("algorithm", "env"))
 
 
 def load_summary(run_dir: str | Path) -> dict[str, Any] | None:
-    """Load ``summary.json`` of a run; None until it has one.
+    """Load a run's ``summary.json``; None if it does not exist yet.
 
     Raises:
         UsageError: as ``load_config``.
@@ -89,7 +90,7 @@ def load_summary(run_dir: str | Path) -> dict[str, Any] | None:
 
 
 def is_finished(run_dir: str | Path) -> bool:
-    """Whether a run has reached its end. One that was extended still has its first summary.
+    """Whether a run has reached its end. An extended run still has its first summary.
 
     Raises:
         UsageError: as ``load_config``.
@@ -100,10 +101,10 @@ def is_finished(run_dir: str | Path) -> bool:
 
 
 def load_curves(run_dir: str | Path) -> tuple[str, list[Curve]]:
-    """Return ``"eval"`` and the evaluation returns of every configuration.
+    """Return ``"eval"`` and every configuration's evaluation returns.
 
-    For a run that was never evaluated, return ``"train"`` and the returns in training; a seed
-    without a finished episode in a chunk keeps its return of the chunk before.
+    For a run that was never evaluated, return ``"train"`` and the training returns; a seed without
+    a finished episode in a chunk keeps its return from the previous chunk.
 
     Raises:
         UsageError: as ``load``.
@@ -118,7 +119,7 @@ def load_curves(run_dir: str | Path) -> tuple[str, list[Curve]]:
 
 
 def load_switches(run_dir: str | Path) -> dict[str, int]:
-    """Return the steps at which the phases of a run began, but the first; empty without phases.
+    """Return the steps at which all phases except the first began; empty without phases.
 
     Raises:
         UsageError: as ``load``.
@@ -141,13 +142,13 @@ def _curve(group: DataFrame, kind: str) -> Curve:
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row for a table: swept values are columns ``sweep.learning_rate``."""
+    """Return a table row; swept values are columns such as ``sweep.learning_rate``."""
     swept = {f"sweep.{name}": value for name, value in row.get("sweep", {}).items()}
     return {name: value for name, value in row.items() if name != "sweep"} | swept
 
 
 def _rows(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Parse the complete lines of a file (if it exists), each an object with these names."""
+    """Parse the complete lines of a file (if it exists); each is an object with these names."""
     *lines, _torn = (path.read_bytes() if path.exists() else b"").split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):

@@ -1,8 +1,9 @@
-"""How many seeds separate two groups: the power of the two-sided t test of their means.
+"""How many seeds separate two groups: the power of the two-sided t-test of their means.
 
-With two groups of ``n`` and ``m`` seeds and the standardised difference ``d``, the difference of
-the means over the standard deviation of one seed, the test's statistic has the non-central t
-distribution with ``n + m - 2`` degrees of freedom and non-centrality ``d sqrt(n m / (n + m))``.
+Consider two groups of ``n`` and ``m`` seeds with the standardised difference ``d``: the difference
+of the means divided by the standard deviation of one seed. The test statistic then has the
+non-central t distribution with ``n + m - 2`` degrees of freedom and non-centrality ``d sqrt(n m /
+(n + m))``.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ MOST_SEEDS = 10_000
 
 
 class Separation(NamedTuple):
-    """Effect size of two groups and the seeds needed to separate them; None if unknown."""
+    """The effect size of two groups and the seeds needed to separate them; None if unknown."""
 
     d: float | None  # the standardised difference, with its sign
-    seeds: int | None  # in each group, on every task; None too if it is more than MOST_SEEDS
-    seeds_high: int | None  # the same if the spread is at its upper limit
+    seeds: int | None  # per group and task; also None if more than MOST_SEEDS
+    seeds_high: int | None  # the same with the spread at its upper limit
 
 
 def power_of(n: int, d: float, alpha: float = ALPHA, m: int | None = None) -> float:
@@ -36,7 +37,7 @@ def power_of(n: int, d: float, alpha: float = ALPHA, m: int | None = None) -> fl
         n: the seeds of one group.
         d: the standardised difference.
         alpha: the level of the test.
-        m: the seeds of the other group; default as many.
+        m: the seeds of the other group; default ``n``.
 
     Raises:
         UsageError: for groups of fewer than 2 seeds, or a level outside (0, 1).
@@ -51,18 +52,18 @@ def power_of(n: int, d: float, alpha: float = ALPHA, m: int | None = None) -> fl
     if shift > 1e3:  # nct's series ends here
         return 1.0
     critical = t.ppf(1.0 - alpha / 2.0, freedom)
-    # The other tail is less than Phi(-shift), of which nct can make a NaN.
+    # The other tail is less than Phi(-shift); nct may return NaN for it.
     other = nct.cdf(-critical, freedom, shift) if shift < 6.0 else 0.0
     return float(nct.sf(critical, freedom, shift) + other)
 
 
 def seeds_needed(d: float, power: float = POWER, alpha: float = ALPHA) -> int | None:
-    """Return the fewest seeds in each group with which a difference is found so often.
+    """Return the minimum seeds per group for finding a difference with the given power.
 
-    None if they are more than ``MOST_SEEDS``. About ``15.7 / d^2 + 1`` for a power of 0.8.
+    None if more than ``MOST_SEEDS`` are needed. About ``15.7 / d^2 + 1`` for a power of 0.8.
 
     Raises:
-        UsageError: if ``d`` is not a number, or a level lies outside (0, 1).
+        UsageError: if ``d`` is not a number, or a level is outside (0, 1).
     """
     _check_level("power", power)
     if np.isnan(d):
@@ -79,10 +80,10 @@ def seeds_needed(d: float, power: float = POWER, alpha: float = ALPHA) -> int | 
 def detectable_difference(
     n: int, power: float = POWER, alpha: float = ALPHA, m: int | None = None
 ) -> float:
-    """Return the smallest standardised difference that groups of ``n`` and ``m`` seeds find.
+    """Return the smallest standardised difference detectable with ``n`` and ``m`` seeds.
 
     Raises:
-        UsageError: as ``power_of``.
+        UsageError: as in ``power_of``.
     """
     from scipy.optimize import brentq
 
@@ -98,11 +99,11 @@ def detectable_difference(
 def separation(x: Tasks, y: Tasks, power: float = POWER, alpha: float = ALPHA) -> Separation:
     """Return the standardised difference of two groups, and the seeds that would separate them.
 
-    The difference is that of the means, averaged over the tasks, which must have one scale; its
+    The difference is between the means, averaged over the tasks, which must share a scale. Its
     spread is that of one seed on every task, ``sqrt(mean_k(s_k^2) / K)`` with ``s_k`` pooled from
-    both groups. Few seeds know the spread badly, so the seeds are computed for its upper 80% limit
-    (chi-square) too. The difference is itself an estimate: it says what would separate two groups
-    that truly differ by as much.
+    both groups. Few seeds estimate the spread poorly, so the seeds are also computed for its upper
+    80% limit (chi-square). The difference is itself an estimate: the result is the number of seeds
+    that would separate two groups that truly differ by this much.
 
     Raises:
         UsageError: for scores that are missing or not finite, or other tasks in ``y`` than ``x``.

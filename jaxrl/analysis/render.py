@@ -1,9 +1,9 @@
 """Renderings of a trained policy: one episode as MP4 and GIF or as HTML, and always as arrays.
 
-MuJoCo's tasks, and those of gymnax that it can draw, give ``episode.mp4`` and ``episode.gif``;
-Brax gives an interactive ``episode.html`` (its viewer needs a network connection); other
-environments are not drawn. ``episode.npz`` is always written: ``obs[T+1, *O]``,
-``action[T, *A]``, ``reward[T]``, ``end``, and for physics ``qpos[T+1, nq]``.
+MuJoCo tasks, and the gymnax tasks that gymnax can draw, give ``episode.mp4`` and ``episode.gif``.
+Brax gives an interactive ``episode.html`` (its viewer needs a network connection). Other
+environments are not drawn. ``episode.npz`` is always written: ``obs[T+1, *O]``, ``action[T, *A]``,
+``reward[T]``, ``end``, and for physics ``qpos[T+1, nq]``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ENDS = {
 
 
 class Rendering(NamedTuple):
-    """The files of an episode; ``notes`` has a line for each that could not be written."""
+    """The files of an episode; ``notes`` has a line for each file that could not be written."""
 
     episode: Episode
     files: list[Path]
@@ -72,16 +72,16 @@ def render_run(
 ) -> Rendering:
     """Draw an episode of a run's policy.
 
-    The files go into the run's folder, where they replace those of an earlier call, or into
-    ``out``, where nothing is replaced.
+    The files are written to the run's folder, replacing those of an earlier call, or to ``out``,
+    where nothing is replaced.
 
     Args:
         run_dir: the folder of the run.
-        seed, config, iteration, checkpoint, mode, classes, env: the policy, as for ``load_policy``.
-        episode: the index of the evaluation episode that has the same start; the first is 0.
+        seed, config, iteration, checkpoint, mode, classes, env: the policy, as in ``load_policy``.
+        episode: the index of the evaluation episode with the same start; the first is 0.
         max_steps: cut the episode off after this number of steps; default the run's time limit.
         size: width and height of MuJoCo's pictures in pixels; default the environment's own.
-        out: another folder; it is created if needed.
+        out: an alternative folder; it is created if needed.
 
     Raises:
         UsageError: if ``run_dir`` is not a run folder or lacks the policy, a file in ``out`` would
@@ -96,7 +96,7 @@ def render_run(
         run_dir, seed, mode, iteration, config, checkpoint=checkpoint, classes=classes, env=env
     )
     check_size(env, size)
-    # What ``split`` has at this index, however many it splits into.
+    # The key that ``split`` returns at this index, for any number of keys.
     key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), episode)
     return render_episode(env, rollout(env, policy, key, max_steps), folder, size)
 
@@ -121,7 +121,7 @@ def render_episode(
                 _write_html(env, episode, draft / "episode.html")
             else:
                 notes += _write_video(render_frames(env, episode, size), draft)
-        except Exception as error:  # graphics stacks raise many kinds
+        except Exception as error:  # graphics stacks raise many types
             notes.append(f"no pictures: {_one_line(error)}")
             for path in draft.iterdir():  # unfinished files
                 path.unlink()
@@ -129,7 +129,7 @@ def render_episode(
         made = [name for name in NAMES if (draft / name).exists()]
         for name in made:
             os.replace(draft / name, folder / name)
-    for name in set(NAMES) - set(made):  # of another episode
+    for name in set(NAMES) - set(made):  # from another episode
         (folder / name).unlink(missing_ok=True)
     return Rendering(episode, [folder / name for name in made], notes)
 
@@ -138,7 +138,7 @@ def parse_size(text: str) -> Size:
     """Parse ``"640x480"`` into width and height.
 
     Raises:
-        UsageError: if the text has another form.
+        UsageError: if the text has a different form.
     """
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdecimal() for part in parts):
@@ -162,7 +162,7 @@ def check_size(env: Environment, size: Size | None) -> None:
 
 
 def _folder(run_dir: Path, out: str | Path | None) -> Path:
-    """Return the folder to write to. Only in the run's own folder ``episode.*`` is surely ours."""
+    """Return the output folder. Only in the run's own folder is ``episode.*`` surely ours."""
     if out is None or Path(out).resolve() == run_dir.resolve():
         return run_dir
     taken = [name for name in NAMES if (Path(out) / name).exists()]
@@ -211,7 +211,7 @@ def _write_video(video: Video, folder: Path) -> Sequence[str]:
             if mp4 is not None:
                 height, width = (number // 2 * 2 for number in frame.shape[:2])  # H.264's
                 mp4.write_frame(frame[:height, :width])
-    # GIF counts in hundredths of a second; rounding the times keeps the whole in real time.
+    # GIF counts in hundredths of a second; rounding cumulative times keeps the total in real time.
     times = np.round(np.arange(len(pictures) + 1) * video.seconds * 100)
     durations = (np.diff(times) * 10).astype(int).tolist()
     first, *rest = pictures

@@ -1,4 +1,4 @@
-"""Where compared curves come from: run folders, and CSV files of any library."""
+"""Sources of compared curves: run folders, and CSV files from any library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxrl.analysis.efficiency import at_steps, common_steps
 from jaxrl.analysis.load import Curve, is_finished, load_config, load_curves
 from jaxrl.errors import UsageError, nearest
 
-COLUMNS = ("step", "return", "seed", "env", "algorithm")  # of a CSV file
+COLUMNS = ("step", "return", "seed", "env", "algorithm")  # in a CSV file
 
 
 class Source(NamedTuple):
@@ -25,30 +25,30 @@ class Source(NamedTuple):
 
     name: str  # the folder or file
     algorithm: str
-    task: str  # the environment, with the options that make it another task
-    curve: Curve  # every return finite
+    task: str  # the environment, with options that make it a different task
+    curve: Curve  # all returns finite
     final: NDArray[np.float64]  # [n], the last returns
-    in_training: bool = False  # returns in training, as there was no evaluation
-    unit: str = ""  # what the steps count: "env_steps", "gradient_steps"; empty if not known
+    in_training: bool = False  # training returns, if there was no evaluation
+    unit: str = ""  # unit of steps: "env_steps", "gradient_steps"; empty if unknown
     data: str | None = None  # the checksum of its dataset
-    reference: tuple[float, float] | None = None  # returns of a random policy and of an expert
+    reference: tuple[float, float] | None = None  # returns of a random policy and an expert
     agent: str = ""  # the record of the agent and its hyper-parameters
 
 
 def read_run(
     run_dir: str | Path, steps: int | None = None, failed: float | None = None
 ) -> list[Source]:
-    """Read a run, a source per configuration.
+    """Read a run as one source per configuration.
 
     Args:
         run_dir: the folder of a run, finished or not.
-        steps: read up to these steps, where returns are linear between evaluations; default to the
-            end.
-        failed: the return that stands in for one that is not finite.
+        steps: read up to these steps, interpolating returns linearly between evaluations; by
+            default read to the end.
+        failed: the return to use in place of a non-finite one.
 
     Raises:
-        UsageError: if it is no run folder, has no returns (at ``steps``), or a seed has failed and
-            ``failed`` is not given.
+        UsageError: if it is not a run folder, has no returns (at ``steps``), or a seed has failed
+            and ``failed`` is not given.
     """
     config = load_config(run_dir)
     kind, curves = load_curves(run_dir)
@@ -59,7 +59,7 @@ def read_run(
     finished = is_finished(run_dir)
     sources = []
     for curve in curves:
-        # The last rows of a run that was killed may lack a few seeds.
+        # The last rows of a killed run may lack some seeds.
         if not finished and len(curve.steps) > 1 and np.isnan(curve.returns[-1]).any():
             curve = _rows(curve, np.arange(len(curve.steps)) < len(curve.steps) - 1)
         if kind == "train" and len(curve.complete().steps):
@@ -84,16 +84,15 @@ def read_run(
 def read_csv(
     path: str | Path, steps: int | None = None, failed: float | None = None
 ) -> list[Source]:
-    """Read a CSV file of any library, a source per algorithm and environment.
+    """Read a CSV file from any library as one source per algorithm and environment.
 
-    Its columns, in any order and beside others, are ``step``, ``return``, ``seed``, ``env`` and
-    ``algorithm``; a row is one evaluation of one seed. Seeds may have been evaluated at different
-    steps: they are then taken as linear between their own. For ``steps`` and ``failed`` see
-    ``read_run``.
+    The columns ``step``, ``return``, ``seed``, ``env`` and ``algorithm`` are required, in any
+    order; other columns are allowed. A row is one evaluation of one seed. Seeds evaluated at
+    different steps are interpolated linearly. For ``steps`` and ``failed`` see ``read_run``.
 
     Raises:
-        UsageError: if the file cannot be read so; the line is named.
-        OSError: if it cannot be opened.
+        UsageError: if the file cannot be parsed; the message names the line.
+        OSError: if the file cannot be opened.
     """
     import pandas as pd
 
@@ -125,7 +124,7 @@ def read_csv(
 
 
 def merged(curves: Sequence[Curve]) -> Curve:
-    """Return the seeds of several curves as one, at steps that all of them cover."""
+    """Merge the seeds of several curves into one curve, at steps that all of them cover."""
     first, *others = curves
     if all(np.array_equal(first.steps, other.steps) for other in others):
         steps, parts = first.steps, [curve.returns for curve in curves]
@@ -139,12 +138,12 @@ def merged(curves: Sequence[Curve]) -> Curve:
 def choose(
     sides: Sequence[Sequence[Source]], where: Mapping[str, float]
 ) -> tuple[list[list[Source]], list[str]]:
-    """Return the sources with these swept values, and notes that say how they were chosen.
+    """Return the sources with these swept values, and notes on how they were chosen.
 
     Sources that do not sweep a name are kept.
 
     Raises:
-        UsageError: for a name that is not swept, or values that leave a side nothing.
+        UsageError: for a name that is not swept, or values that leave a side empty.
     """
     swept = [source.curve.sweep for side in sides for source in side if source.curve.sweep]
     known = {name for sweep in swept for name in sweep}
@@ -175,7 +174,7 @@ def _has(source: Source, where: Mapping[str, float]) -> bool:
 def _of_seeds(
     what: str, seeds: Mapping[str, Any], steps: int | None, failed: float | None
 ) -> tuple[Curve, NDArray[np.float64]]:
-    """Return the curve and last returns of several frames with the columns step and return."""
+    """Return the curve and last returns from several frames with columns step and return."""
     found = []
     for seed, rows in seeds.items():
         rows = rows.sort_values("step")
@@ -189,7 +188,7 @@ def _of_seeds(
 def _finite(
     what: str, curve: Curve, steps: int | None, failed: float | None
 ) -> tuple[Curve, NDArray[np.float64]]:
-    """Return a curve where it is finite, and its last returns, up to the given steps."""
+    """Return the finite part of a curve and its last returns, up to the given steps."""
     if steps is not None:
         first, last = curve.steps[0], curve.steps[-1]
         if not first <= steps <= last:
@@ -221,7 +220,7 @@ def _rows(curve: Curve, kept: NDArray[np.bool_]) -> Curve:
 
 
 def _numbers(path: str | Path, name: str, column: Any) -> Any:
-    """Return a column of texts as numbers; an empty return is one that failed."""
+    """Convert a text column to numbers; an empty return counts as failed."""
     import pandas as pd
 
     texts = column.str.strip()
@@ -237,5 +236,5 @@ def _numbers(path: str | Path, name: str, column: Any) -> Any:
 
 
 def _line(rows: Any) -> int:
-    """Return the line of the first of some rows; the header is line 1."""
+    """Return the line number of the first of some rows; the header is line 1."""
     return int(rows.index[rows][0]) + 2

@@ -1,7 +1,7 @@
-"""Statistics of the seeds of a run, and of two groups of runs: intervals, tests, corrections.
+"""Statistics of a run's seeds and of two groups of runs: intervals, tests and corrections.
 
 Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
-Scores are those of one task ``[n]``, or of tasks: ``{task: [n_i]}``, a sequence of ``[n_i]``, or
+Scores are for one task, ``[n]``, or for several: ``{task: [n_i]}``, a sequence of ``[n_i]``, or
 ``[tasks, n]``.
 """
 
@@ -48,8 +48,8 @@ __all__ = [
 def final_return(per_seed: Sequence[float | None] | ArrayLike) -> dict[str, Any]:
     """Return ``{"per_seed": [n], "mean", "iqm", "ci95": [low, high]}``, ready for JSON.
 
-    ``ci95`` is the bootstrap interval of the IQM; for one seed it is the return twice. A return
-    that is not finite is None, and so are all statistics: leaving failures out would be biased.
+    ``ci95`` is the bootstrap interval of the IQM; for one seed both ends are the return. A
+    non-finite return becomes None, and so do all statistics: omitting failures would be biased.
     """
     scores = np.asarray(per_seed, np.float64)
     if not scores.size or not np.isfinite(scores).all():
@@ -64,14 +64,15 @@ def final_return(per_seed: Sequence[float | None] | ArrayLike) -> dict[str, Any]
 
 
 def mean_ci(scores: Tasks, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the interval of the mean over tasks of their means, by Student's t.
+    """Return the Student's t interval of the mean over tasks of their means.
 
-    The variance is ``sum_k s_k^2 / n_k / K^2``, its degrees of freedom Satterthwaite's; for one
-    task it is the textbook's interval of a mean, exact for normal scores. Of a mean of few seeds
-    the percentile bootstrap is much too short. NaN twice if a task has one score.
+    The variance is ``sum_k s_k^2 / n_k / K^2``, with Satterthwaite's degrees of freedom. For one
+    task this is the textbook interval of a mean, exact for normal scores. With few seeds, the
+    percentile bootstrap interval of a mean is much too short. Both ends are NaN if a task has one
+    score.
 
     Raises:
-        UsageError: for no scores, scores that are not finite, or another ``confidence``.
+        UsageError: for no scores, non-finite scores, or an invalid ``confidence``.
     """
     from scipy.stats import t
 
@@ -92,7 +93,7 @@ def mean_ci(scores: Tasks, confidence: float = CONFIDENCE) -> tuple[float, float
 
 
 def performance_profile(scores: Tasks, taus: ArrayLike) -> Array:
-    """Return the fraction of scores above each of ``taus[k]``, the mean over tasks: ``[k]``.
+    """Return the fraction of scores above each of ``taus[k]``, averaged over tasks: ``[k]``.
 
     Raises:
         UsageError: for no scores, or scores that are not finite.
@@ -124,9 +125,9 @@ def _profile(tasks: Sequence[Array], taus: ArrayLike) -> Array:
 
 
 def probability_of_improvement(x: Tasks, y: Tasks) -> float:
-    """Return the probability, in [0, 1], that a score of ``x`` beats one of ``y``.
+    """Return the probability, in [0, 1], that a score from ``x`` beats one from ``y``.
 
-    Ties count half. Over several tasks it is the mean over tasks, which needs no common scale.
+    Ties count as half. For several tasks this is the mean over tasks, which needs no common scale.
 
     Raises:
         UsageError: for scores that are missing or not finite, or other tasks in ``y`` than ``x``.
@@ -168,12 +169,13 @@ def difference_ci(
 ) -> tuple[float, float]:
     """Return the bootstrap interval of ``statistic(x) - statistic(y)``; both are resampled.
 
-    Two intervals that overlap are no test of a difference; whether this one holds 0 is.
+    Whether two intervals overlap is not a test of a difference; whether this interval contains 0
+    is.
 
     Args:
-        x: scores of the one group; all tasks must have one scale.
-        y: scores of the other on the same tasks, of as many or other seeds.
-        statistic: maps tasks, each ``[..., n_i]``, to ``[...]``, such as ``aggregate_mean``.
+        x: scores of one group; all tasks must share a scale.
+        y: scores of the other group on the same tasks; the number of seeds may differ.
+        statistic: maps tasks, each ``[..., n_i]``, to ``[...]``, e.g. ``aggregate_mean``.
         confidence: the level, in (0, 1).
         resamples: the number of bootstrap samples of each group.
         seed: the seed of resampling.
@@ -202,11 +204,11 @@ def _two(x: Tasks, y: Tasks, f: Any, confidence: float, resamples: int, seed: in
 
 
 def permutation_test(x: Tasks, y: Tasks, resamples: int = 9999, seed: int = 0) -> float:
-    """Return the two-sided p of no difference: the Mann-Whitney test, stratified by task.
+    """Return the two-sided p-value of a Mann-Whitney test for a difference, stratified by task.
 
-    The statistic is the probability of improvement. Scores are exchanged between the groups at
-    random within each task, so p is right for any distribution and number of seeds; it is at least
-    ``1 / (resamples + 1)``, and for two groups of 3 or 4 seeds on one task at least 0.1 or 0.03.
+    The statistic is the probability of improvement. Scores are randomly permuted between the groups
+    within each task, so p is valid for any distribution and number of seeds. It is at least ``1 /
+    (resamples + 1)``; for two groups of 3 or 4 seeds on one task, it is at least 0.1 or 0.03.
 
     Raises:
         UsageError: as ``probability_of_improvement``.
@@ -219,23 +221,24 @@ def permutation_test(x: Tasks, y: Tasks, resamples: int = 9999, seed: int = 0) -
     found, drawn = 0.0, np.zeros(resamples)
     for left, right in zip(a, b, strict=True):
         n, m = len(left), len(right)
-        ranks = rankdata(np.concatenate([left, right]))  # ties share their mean
+        ranks = rankdata(np.concatenate([left, right]))  # ties share their mean rank
         expected = n * (n + m + 1) / 2
         found += (ranks[:n].sum() - expected) / (n * m)
         shuffled = rng.permuted(np.broadcast_to(ranks, (resamples, n + m)), axis=1)
         drawn += (shuffled[:, :n].sum(axis=1) - expected) / (n * m)
-    extreme = np.sum(np.abs(drawn) >= abs(found) - 1e-9)  # the same sums in another order
+    extreme = np.sum(np.abs(drawn) >= abs(found) - 1e-9)  # tolerance for sums in a different order
     return float((1 + extreme) / (1 + resamples))
 
 
 def holm(p: ArrayLike) -> Array:
-    """Return p of several tests ``[k]`` adjusted by Holm's step-down correction.
+    """Return the p-values ``[k]`` of several tests, adjusted by Holm's step-down correction.
 
-    Those of at most 0.05 are false in one family of tests out of twenty, whatever holds. Source:
-    Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure".
+    If values of at most 0.05 count as significant, at most one family of tests in twenty has a
+    false positive, whichever hypotheses are true. Source: Holm 1979, "A Simple Sequentially
+    Rejective Multiple Test Procedure".
 
     Raises:
-        UsageError: unless all lie in [0, 1].
+        UsageError: unless all are in [0, 1].
     """
     values = np.asarray(p, np.float64)
     if values.ndim != 1 or not ((values >= 0.0) & (values <= 1.0)).all():

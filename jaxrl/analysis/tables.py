@@ -1,4 +1,4 @@
-"""Tables of comparisons: in a terminal, as CSV, as LaTeX, and in sentences."""
+"""Tables of comparisons: for the terminal, as CSV, as LaTeX, and in sentences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LATEX = {
 
 
 def group_table(comparison: Comparison) -> list[list[str]]:
-    """Return the head and a row per group and task; empty columns are left out."""
+    """Return the header and a row per group and task; empty columns are omitted."""
     threshold = comparison.threshold
     head = ["group", "task", "seeds", "steps", "IQM", "95% interval", "median", "mean"]
     steps_to = "" if threshold is None else f"steps to {threshold:g}"
@@ -32,14 +32,14 @@ def group_table(comparison: Comparison) -> list[list[str]]:
 
 
 def pair_table(comparison: Comparison) -> list[list[str]]:
-    """Return the head and a row per pair of groups and task; empty columns are left out."""
+    """Return the header and a row per pair of groups and task; empty columns are omitted."""
     head = ["left", "right", "task", "difference of IQM", "95% interval", "P(left > right)"]
     head += ["95% interval", "p", "p (Holm)", "d", "seeds needed"]
     return used_columns([head, *map(_pair_cells, comparison.pairs)])
 
 
 def used_columns(table: list[list[str]]) -> list[list[str]]:
-    """Return a table, its first row the head, without the columns that are empty below it."""
+    """Return a table, with the header as first row, without columns that have no values."""
     columns = [i for i in range(len(table[0])) if any(row[i] for row in table[1:])]
     return [[row[i] for i in columns] for row in table]
 
@@ -70,7 +70,7 @@ def _pair_cells(row: PairRow) -> list[str]:
 
 
 def _format(values: Sequence[float]) -> Any:
-    """Return a function that writes numbers of this size."""
+    """Return a function that formats numbers of this magnitude."""
     size = max([abs(value) for value in values if math.isfinite(value)], default=0.0)
     digits = 1 if size >= 100 else 2 if size >= 10 else 3
     return lambda x: f"{x:,.{digits}f}" if math.isfinite(x) else "-"
@@ -95,18 +95,18 @@ def _range(pair: tuple[int, int]) -> str:
 
 
 def p_text(p: float) -> str:
-    """Return p with the digits that a reader can use."""
+    """Format p with a useful number of digits."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def conclusions(comparison: Comparison) -> list[str]:
-    """Return what each pair comes to, in a sentence, after one that explains the words."""
+    """Return one sentence per pair, after a sentence that explains the terms."""
     lines = [
         "d is the difference of the means in standard deviations of a seed. The seeds it needs are "
         "those of each group with which a two-sided t test (5%) finds it in 80% of experiments; in "
         "brackets, if the spread is at its upper 80% limit."
     ]
-    for alone in (True, False):  # the two families of p (Holm)
+    for alone in (True, False):  # the two families of p-values (Holm)
         family = [pair for pair in comparison.pairs if (pair.task != ALL) == alone]
         lines += [_conclusion(pair, len(family)) for pair in family]
     return lines
@@ -134,7 +134,7 @@ def _needed(seeds: int | None) -> str:
 
 
 def print_table(table: Sequence[Sequence[str]], numbers: Sequence[str]) -> None:
-    """Print a table, its first row the head; columns named in ``numbers`` are right-aligned."""
+    """Print a table whose first row is the header; columns in ``numbers`` are right-aligned."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -150,7 +150,7 @@ def print_table(table: Sequence[Sequence[str]], numbers: Sequence[str]) -> None:
         drawn.add_row(*map(Text, row))
     console = Console()
     need = console.measure(drawn, options=console.options.update(max_width=10_000))
-    # On a narrow terminal names are folded, numbers never; in a pipe a row is one line.
+    # On a narrow terminal names are folded, but never numbers; in a pipe a row is one line.
     width = max(console.width, need.minimum) if console.is_terminal else need.maximum
     Console(width=width).print(drawn)
 
@@ -158,7 +158,7 @@ def print_table(table: Sequence[Sequence[str]], numbers: Sequence[str]) -> None:
 def write_csv(comparison: Comparison, path: str | Path) -> None:
     """Write all numbers, unrounded: a row per group and task, then one per pair and task.
 
-    Columns that a row has no value of are empty. Infinite steps are ``inf``.
+    Missing values are empty. Infinite steps are ``inf``.
 
     Raises:
         OSError: if the file cannot be written.
@@ -202,7 +202,7 @@ def _numbers(name: str, estimate: Interval | None) -> dict[str, Any]:
 
 
 def write_latex(comparison: Comparison, path: str | Path) -> None:
-    """Write both tables as ``tabular`` environments with the rules of ``booktabs``.
+    """Write both tables as ``tabular`` environments with ``booktabs`` rules.
 
     Raises:
         OSError: if the file cannot be written.

@@ -1,7 +1,7 @@
 """The command line of the scripts in ``experiments/``: their options, and how they start and end.
 
-A script parses its options (``parse``), sets up JAX (``prepare``), composes a trainer, hands it to
-``run``, and prints the result (``report``). It is started by ``launch``.
+A script parses its options (``parse``), sets up JAX (``prepare``), composes a trainer, passes it to
+``run``, and prints the result (``report``). ``launch`` starts it.
 """
 
 from jaxrl.cli.datasets import load_dataset, with_extras

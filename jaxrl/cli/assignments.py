@@ -1,4 +1,4 @@
-"""Words such as ``backend=mjx`` or ``gamma=0.9,0.99``, parsed into values by name."""
+"""Parsing words such as ``backend=mjx`` or ``gamma=0.9,0.99`` into values by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def assignments(words: Sequence[str], option: str, example: str = "backend=mjx")
             raise UsageError(f"{option} {name} is given twice; once is enough, as {example}")
         try:
             found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError):  # TypeError: for {[]: 1}, whose key is a list
+        except (ValueError, SyntaxError, TypeError):  # TypeError: for {[]: 1}, with a list as key
             found[name] = value
     return found
 

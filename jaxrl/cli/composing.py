@@ -1,4 +1,4 @@
-"""Find out what a script trains: call its ``main`` up to ``run``, and keep the arguments."""
+"""Find out what a script trains: call its ``main`` up to ``run`` and capture the arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unittest import mock
 from jaxrl.errors import UsageError, nearest
 from jaxrl.run import run
 
-# Options of scripts that have no meaning where many configurations are trained.
+# Script options without a meaning when many configurations are trained.
 REFUSED = {
     "--sweep": "name what is swept with --grid or --random",
     "--render": "draw the best one afterwards, with python -m jaxrl.analysis render",
@@ -28,7 +28,7 @@ class _Reached(BaseException):
 
 
 class Script:
-    """A script whose ``main`` composes a trainer and hands it to ``run``.
+    """A script whose ``main`` composes a trainer and passes it to ``run``.
 
     Args:
         name: the name of a script in ``folder`` without ``.py``, or the path of a file.
@@ -52,10 +52,10 @@ class Script:
             )
 
     def compose(self, words: Sequence[str]) -> dict[str, Any]:
-        """Return the arguments that ``main`` gives to ``run`` for the words of a command line.
+        """Return the arguments that ``main`` passes to ``run`` for the words of a command line.
 
         Raises:
-            UsageError: for words that the script refuses, and for those that sweeps do.
+            UsageError: for words that the script or sweeps refuse.
             SystemExit: after printing ``--help``.
         """
         for word in words:
@@ -82,7 +82,7 @@ class Script:
 
 
 def _loaded(path: Path) -> ModuleType:
-    """Return a script as a module, under a name that its dataclasses are found by."""
+    """Import a script as a module, under a name by which its dataclasses can be found."""
     name = f"jaxrl_script_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

@@ -1,4 +1,4 @@
-"""How agents and their parts become options: by the declarations of their hyper-parameters."""
+"""Turns agents and their parts into options, using their hyper-parameter declarations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxrl.errors import UsageError
 
 
 def registry() -> ConstructorRegistry:
-    """Return tyro's rules with the one for dataclasses whose fields are declared."""
+    """Return tyro's rules plus the rule for dataclasses with declared fields."""
     made = ConstructorRegistry()
     made.struct_rule(declared_rule)
     return made
@@ -29,7 +29,7 @@ def registry() -> ConstructorRegistry:
 def declared_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     """Describe the options of a dataclass with declared fields; None for other types.
 
-    Fields that ``bind`` finds out are no options. A part has the options of its default's class.
+    Fields that ``bind`` determines are not options. A part has the options of its default's class.
     """
     cls: Any = info.type
     known = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()

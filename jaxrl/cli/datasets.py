@@ -1,4 +1,4 @@
-"""The dataset of a script: loaded, checked, and with what its agent reads."""
+"""The dataset of a script: loaded, checked, and extended with what its agent reads."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from jaxrl.types import Spec
 
 
 def load_dataset(config: OfflineOptions, spec: Spec) -> tuple[Dataset | Split, Reference | None]:
-    """Return the dataset of ``--dataset``, and the references of its scores.
+    """Return the dataset of ``--dataset`` and its reference scores.
 
-    Its episodes, returns and quality are printed, unless ``quiet``. It is cut to the best episodes
-    (``top``), split (``validation``) and weighted (``sampling``) as asked.
+    Episodes, returns and quality are printed unless ``quiet``. The dataset is cut to the best
+    episodes (``top``), split (``validation``) and weighted (``sampling``) as requested.
 
     Raises:
         UsageError: for a dataset that cannot be read or does not fit the environment.
     """
     path = dataset_path(config)
-    # Others say themselves what bounds their actions have.
+    # Other datasets define the bounds of their actions themselves.
     plain = not metadata(path) and detect(path) != "minari"
     data = load(path, action_space=spec.action if plain else None, quiet=config.quiet)
     data.check_spec(spec)
@@ -50,7 +50,7 @@ def dataset_path(config: OfflineOptions) -> Path:
     """Return the file or folder of ``--dataset``; the default is one of the environment's.
 
     Raises:
-        UsageError: if there is none of that name, or no default.
+        UsageError: if there is no dataset of that name, or no default.
     """
     name = config.dataset
     if name is None:
@@ -65,9 +65,9 @@ def dataset_path(config: OfflineOptions) -> Path:
 
 
 def with_extras(data: Any, agent: Any) -> Any:
-    """Return a dataset, or both parts of a ``Split``, with what the agent reads beside transitions.
+    """Return a dataset, or both parts of a ``Split``, with the extra fields that the agent reads.
 
-    Returns to go are discounted by its ``gamma``, and of the rewards that it learns from.
+    Returns-to-go use the agent's ``gamma`` and the rewards that it learns from.
     """
     if isinstance(data, Split):
         return Split(*(with_extras(part, agent) for part in data))

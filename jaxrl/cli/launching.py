@@ -17,10 +17,10 @@ from jaxrl.run import Run, distributed
 
 
 def launch(script: Callable[[], Any]) -> NoReturn:
-    """Run a script's main function, and exit: 0 on success, 2 on bad usage, 1 on failure.
+    """Run a script's main function and exit: 0 on success, 2 on bad usage, 1 on failure.
 
-    A signal that ended a run after its checkpoint exits with 128 + its number. A script whose
-    output nobody reads any more, as in ``| head -n 1``, goes on.
+    If a signal ended a run after its checkpoint, the exit code is 128 + the signal's number. A
+    script continues even if nobody reads its output any more, as with ``| head -n 1``.
     """
     with lasting_output():
         code = _exit_code(script)
@@ -45,7 +45,7 @@ def prepare(devices: int | None = None, words: Sequence[str] | None = None) -> N
     """Set up JAX for a script, before its first computation, from ``--devices, --distributed``.
 
     Raises:
-        UsageError, RunError: if the processes of a distributed run do not meet.
+        UsageError, RunError: if the processes of a distributed run cannot connect.
     """
     _startup.prepare(devices)
     if words is not None:
@@ -64,7 +64,7 @@ def _complain(error: Exception | str, code: int) -> int:
 
 
 def report(result: Run, options: Options) -> None:
-    """Print the result of a run, unless ``quiet``; draw an episode of it with ``render``."""
+    """Print the result of a run, unless ``quiet``; with ``render``, draw an episode."""
     if not processes.is_first():
         return
     if not options.quiet:
@@ -74,7 +74,7 @@ def report(result: Run, options: Options) -> None:
 
 
 def describe(result: Run) -> str:
-    """Describe how a run ended, in a few lines."""
+    """Describe the result of a run in a few lines."""
     summary = result.summary
     lines = []
     for entry in summary.get("configurations", [summary]):
@@ -113,7 +113,7 @@ def describe(result: Run) -> str:
 
 
 def _scores(scores: dict[str, Any]) -> str:
-    """Return a line of normalised scores, each with the protocol it was measured by."""
+    """Return a line of normalised scores, each with its evaluation protocol."""
     shown = [
         f"{protocol.replace('_', ' ')} {scores[protocol]['iqm']:.1f}"
         for protocol in ("final", "last_ten", "best")

@@ -1,6 +1,6 @@
-"""The options that scripts share.
+"""Options shared by scripts.
 
-Options that are sizes of a trainer take their defaults and their help from its declarations.
+Options for trainer sizes take their defaults and help from the trainer's declarations.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ class Options:
         return assignments(self.env_options, "env-options")
 
     def run_options(self, trainer: Trainer) -> dict[str, Any]:
-        """Return the options of ``run``; without ``run_dir``, the folder is named after the time.
+        """Return the options of ``run``; without ``run_dir``, the folder name contains the time.
 
         Raises:
-            UsageError: for options that do not fit each other.
+            UsageError: for incompatible options.
         """
         check_count(self.num_seeds)
         same = "resume eval_every eval_episodes eval_mode log_every checkpoint_every devices"
@@ -108,7 +108,7 @@ class Options:
             raise UsageError("resume needs the folder of the run to continue: --run-dir DIR")
         config = trainer.config()
         task = config["env"].replace("/", "-")
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # runs may begin in the same second
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # runs may start in the same second
         name = f"{config['algorithm'].lower()}_{task}_{stamp}"
         return processes.from_first(lambda: str(Path("runs") / name))
 
@@ -164,12 +164,12 @@ class OfflineOptions(Options):
         return kind(self.n_step)
 
     def wrapped(self, agent: Any, data: Dataset) -> Any:
-        """Return the agent with the transformations of rewards and observations asked for.
+        """Return the agent with the requested reward and observation transformations.
 
-        Statistics of observations stay those of the dataset.
+        Observation statistics stay those of the dataset.
 
         Raises:
-            UsageError: for a ``return_range`` where all returns are the same.
+            UsageError: for a ``return_range`` if all returns are equal.
         """
         scale = self.reward_scale
         if self.return_range is not None:
@@ -213,7 +213,7 @@ class OnPolicyOptions(AnnealOptions):
 
     @property
     def iterations(self) -> int:
-        """The rollouts, and so updates, of the whole run."""
+        """The number of rollouts, and so of updates, in the whole run."""
         return -(-self.total_steps // max(self.num_steps * self.num_envs, 1))
 
 
@@ -248,6 +248,6 @@ class OffPolicyOptions(TrainingOptions):
 
     @property
     def gradient_steps(self) -> int:
-        """The gradient steps of the whole run."""
+        """The number of gradient steps in the whole run."""
         steps = max(self.total_steps - self.learning_starts, 0)
         return self.num_updates * -(-steps // max(self.num_steps * self.num_envs, 1))

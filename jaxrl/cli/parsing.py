@@ -1,4 +1,4 @@
-"""The command line, parsed into options; any error is one line."""
+"""Parsing of the command line into options, with one-line errors."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Parsed = TypeVar("Parsed")
 def parse(
     config: type[Config], presets: Sequence[Preset], args: Sequence[str] | None = None
 ) -> Config:
-    """Parse the options of a script; the defaults are the presets of its ``--env``.
+    """Parse the options of a script; the defaults are the presets for its ``--env``.
 
-    Those of scripts with a ``--dataset`` may depend on its name too: the file's, or the whole one
-    of a dataset that comes with the library. A resumed run keeps the options that it was started
-    with, unless they are given again.
+    In scripts with a ``--dataset``, presets may also depend on its name: the file name, or the full
+    name of a dataset shipped with the library. A resumed run keeps its original options unless they
+    are given again.
 
     Args:
-        config: the dataclass of the options, with a field ``agent`` if it has one.
+        config: the dataclass of the options, possibly with a field ``agent``.
         presets: the presets of the algorithm.
-        args: the words of the command line; default those of this process.
+        args: the words of the command line; default this process's.
 
     Raises:
         UsageError: for anything that cannot be parsed, in one line.
@@ -44,7 +44,7 @@ def parse(
     """
     given = with_recorded(sys.argv[1:] if args is None else args)
     if args is None:
-        sys.argv[1:] = given  # so they are recorded, for the next time
+        sys.argv[1:] = given  # so that they are recorded for the next resume
     bare: Any = config()
     names = [value_of(given, "env", bare.env)]
     if hasattr(bare, "dataset"):
@@ -96,7 +96,7 @@ def parse_words(config: type[Parsed], defaults: Parsed, given: Sequence[str]) ->
 
 
 def option_flags(node: Any, path: str = "") -> list[str]:
-    """Return all options as they are written, ``--agent.critic.no-layer-norm`` included."""
+    """Return all options as written on the command line, incl. ``--agent.critic.no-layer-norm``."""
     flags = []
     for field in filter(hyper.is_option, dataclasses.fields(node)):
         value, name = getattr(node, field.name), field.name.replace("_", "-")
@@ -110,10 +110,10 @@ def option_flags(node: Any, path: str = "") -> list[str]:
 
 
 def _expanded(word: str, flags: Sequence[str]) -> str:
-    """Return an option that is the unique end of one of the agent's, written in full.
+    """Expand an option that is the unique suffix of one of the agent's options.
 
     Raises:
-        UsageError: for the end of several options.
+        UsageError: for the suffix of several options.
     """
     written, equals, value = word.partition("=")
     name = written.removeprefix("--").replace("_", "-")
@@ -129,7 +129,7 @@ def _expanded(word: str, flags: Sequence[str]) -> str:
 
 
 def _nearest_flags(unknown: str, flags: Sequence[str]) -> str:
-    """Name the options whose last part has the words of the unknown one's, or resembles it."""
+    """Name the options whose last part shares words with, or resembles, the unknown option's."""
 
     def last(flag: str) -> str:
         return flag.partition("=")[0].removeprefix("--").rpartition(".")[2].replace("_", "-")
@@ -144,14 +144,14 @@ def _nearest_flags(unknown: str, flags: Sequence[str]) -> str:
 
 
 def _folder(word: str, before: str) -> str:
-    """Return a word of the command line; ``--run-dir None`` is a folder of that name."""
+    """Return a word of the command line; ``--run-dir None`` means a folder with that name."""
     if (before, word) == ("--run-dir", "None"):
         return "./None"
     return "--run-dir=./None" if word == "--run-dir=None" else word
 
 
 def _dashed(words: Sequence[str]) -> str:
-    """Return how to write the value of ``--run-dir`` if it begins with "-" like an option."""
+    """Return how to write a value of ``--run-dir`` that begins with "-" like an option."""
     for option, value in itertools.pairwise(words):
         if option == "--run-dir" and value.startswith("-"):
             return f"; if it is {value!r}, write {option}={value}"
@@ -159,7 +159,7 @@ def _dashed(words: Sequence[str]) -> str:
 
 
 def _complaint(text: str) -> str:
-    """Extract one line from tyro's box, which holds a title, the message and the option's help."""
+    """Extract one line from tyro's box of title, message and option help."""
     sections = [""]
     for line in text.splitlines():
         content = line.strip(" │")

@@ -1,4 +1,4 @@
-"""The command line of a run that is resumed: ``--resume --run-dir DIR`` is enough."""
+"""The command line of a resumed run: ``--resume --run-dir DIR`` is enough."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxrl.record.folder import CONFIG
 
-# Options of a single process, and the most words that follow each.
+# Options that are specific to a process, and the maximum number of words after each.
 OWN = {
     "--run-dir": 1,
     "--resume": 0,
@@ -22,7 +22,7 @@ OWN = {
 
 
 def without_own(words: Sequence[str]) -> list[str]:
-    """Return the words of a command line without the options of a single process."""
+    """Return the words of a command line without process-specific options."""
     kept, skipped = [], 0
     for word in words:
         name, equals, _ = word.partition("=")
@@ -37,7 +37,7 @@ def without_own(words: Sequence[str]) -> list[str]:
 
 
 def value_of(args: Sequence[str], option: str, default: str) -> str:
-    """Return the value of an option that is needed before the others are parsed."""
+    """Return the value of an option needed before the others are parsed."""
     found = default
     for i, arg in enumerate(args):
         name, equals, value = arg.partition("=")
@@ -51,9 +51,10 @@ def value_of(args: Sequence[str], option: str, default: str) -> str:
 
 
 def with_recorded(given: Sequence[str]) -> list[str]:
-    """Return the words of a command line; with ``--resume``, after those that started the run.
+    """Return the words of a command line; with ``--resume``, preceded by the run's original words.
 
-    Later words override. Where this script has started no run in the folder, only the given ones.
+    Later words override earlier ones. If this script has not started a run in the folder, only the
+    given words are returned.
     """
     if "--resume" not in given:
         return list(given)
@@ -61,7 +62,7 @@ def with_recorded(given: Sequence[str]) -> list[str]:
         config = json.loads((Path(value_of(given, "run-dir", "")) / CONFIG).read_text())
         script, *recorded = shlex.split(config["command"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return list(given)  # ``run`` says what is wrong with the folder
+        return list(given)  # ``run`` reports what is wrong with the folder
     if script != Path(sys.argv[0]).name:
         return list(given)
     return [*without_own(recorded), *given]

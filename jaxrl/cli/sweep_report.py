@@ -1,4 +1,4 @@
-"""The result of a sweep, in a few lines."""
+"""The result of a sweep in a few lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def report_sweep(result: Sweep, quiet: bool) -> None:
 
 
 def describe_sweep(result: Sweep) -> str:
-    """Describe what a sweep found, what that is worth, and what it cost."""
+    """Describe the result of a sweep, its reliability and its cost."""
     summary = result.summary
     best, cost = summary["best"], summary["cost"]
     lines = [_row(row) for row in result.table[:SHOWN]]

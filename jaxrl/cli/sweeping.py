@@ -59,7 +59,7 @@ class SweepOptions:
 
 
 def divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the words of the sweep's own options, and all others."""
+    """Split words into the sweep's own options and all others."""
     known = set(option_flags(SweepOptions()))
     own: list[str] = []
     others: list[str] = []
@@ -141,7 +141,7 @@ def configurations(options: SweepOptions) -> tuple[list[dict[str, float]], dict[
     """Return the configurations that are tried, and the spaces that they come from.
 
     Raises:
-        UsageError: for words that describe none.
+        UsageError: for words that describe no configurations.
     """
     if options.grid:
         found = spaces(options.grid, "--grid")
@@ -157,7 +157,7 @@ def configurations(options: SweepOptions) -> tuple[list[dict[str, float]], dict[
 
 
 def method(options: SweepOptions, found: Mapping[str, Space]) -> Halving | PBT | None:
-    """Return the method that the options ask for; ``found`` are the spaces of the first values."""
+    """Return the method that the options request; ``found`` are the initial values' spaces."""
     if options.halving is not None:
         return Halving(options.halving, options.rungs)
     if not options.pbt:
@@ -201,12 +201,13 @@ def static_words(choices: Mapping[str, str]) -> list[str]:
 def variants(
     script: Script, words: Sequence[str], options: SweepOptions, tried: Mapping[str, float]
 ) -> tuple[list[Variant], dict[str, Any]]:
-    """Return the variants that a script composes, and the other arguments that it gives ``run``.
+    """Return the variants that a script composes, and its other arguments to ``run``.
 
     ``tried`` is one of the configurations.
 
     Raises:
-        UsageError: for what the script refuses, or swept names that are no numbers of its agent.
+        UsageError: for settings that the script refuses, or swept names that are not numbers of its
+        agent.
     """
     found: list[Variant] = []
     others: dict[str, Any] = {}
@@ -245,7 +246,7 @@ def _check_names(trainer: Any, tried: Mapping[str, float]) -> None:
 def command(
     script: Script, words: Sequence[str], variant: Variant, configuration: Mapping[str, float]
 ) -> str:
-    """Return the command line that trains a configuration by itself, in a folder of its own."""
+    """Return the command line that trains a configuration alone, in its own folder."""
     values = [f"--{name.replace('_', '-')}={value!r}" for name, value in configuration.items()]
     path = script.path if not script.path.is_absolute() else "/".join(script.path.parts[-2:])
     return shlex.join(

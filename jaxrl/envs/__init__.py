@@ -1,7 +1,8 @@
 """Environments by name: ``make("gymnax/CartPole-v1")``, ``make("brax/ant", backend="mjx")``.
 
-With the option ``execute`` an environment plays chunks of actions: ``make("mjx/Hopper-v5",
-execute=4)`` is ``ChunkActions(make("mjx/Hopper-v5"), 4)``, whose other options may be given too.
+With the option ``execute``, an environment plays chunks of actions: ``make("mjx/Hopper-v5",
+execute=4)`` is ``ChunkActions(make("mjx/Hopper-v5"), 4)``. The other options of ``ChunkActions``
+work too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SUITES: dict[str, ModuleType] = {
 
 
 def names(suite: str | None = None) -> list[str]:
-    """The names that ``make`` accepts: ``"<suite>/<task>"``, of one suite or of all.
+    """The names that ``make`` accepts: ``"<suite>/<task>"``, for one suite or all.
 
     Raises:
         UsageError: unknown suite.
@@ -42,13 +43,12 @@ def names(suite: str | None = None) -> list[str]:
 
 
 def make(name: str, /, **options: Any) -> Environment:
-    """The environment ``"<suite>/<task>"``. The suites' modules describe their options.
+    """The environment ``"<suite>/<task>"``. Options are described in the suites' modules.
 
-    With ``execute`` among them it is one of ``ChunkActions``.
+    With the option ``execute`` it is a ``ChunkActions`` environment.
 
     Raises:
-        UsageError: unknown name, option or value. A wrong name answers before anything heavy is
-            imported.
+        UsageError: unknown name, option or value. A wrong name is reported before any heavy import.
     """
     suite, _, task = name.partition("/")
     if suite in SUITES and task in SUITES[suite].TASKS:
@@ -70,9 +70,9 @@ def make(name: str, /, **options: Any) -> Environment:
 
 
 def make_recorded(name: str, options: Mapping[str, Any]) -> Environment:
-    """The environment that a run recorded in its ``config.json``, for playing its policy.
+    """The environment recorded in a run's ``config.json``, for playing its policy.
 
-    The physics engine is this machine's: a policy trained on a GPU plays on a laptop too.
+    It uses this machine's physics engine, so a policy trained on a GPU also plays on a laptop.
     """
     elsewhere = ("engine", "exact", "iterations", "ls_iterations", "impl")
     kept = {option: value for option, value in options.items() if option not in elsewhere}

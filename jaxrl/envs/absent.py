@@ -1,4 +1,4 @@
-"""No environment: offline training needs only its spec."""
+"""No environment: offline training needs only the spec."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_ENVIRONMENT = "none"  # its name in records
 
 @dataclasses.dataclass(frozen=True)
 class NoEnvironment:
-    """The place of an environment that only its data is known of. It cannot be played in."""
+    """Placeholder for an environment known only from data. It cannot be played."""
 
     spec: Spec
     name: str = NO_ENVIRONMENT

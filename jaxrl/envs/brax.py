@@ -1,14 +1,14 @@
 """Adapter of Brax: its own tasks on its four physics backends.
 
-Options of every task, beside those of its Brax class (``reset_noise_scale``, ``healthy_z_range``,
-``n_frames``, ...): ``backend`` (``spring`` unless given, ``positional``, ``generalized``, ``mjx``);
-``max_steps``, the time limit; and on the back-end ``mjx`` ``randomize``, for which see
-``jaxrl.envs.randomize.Randomize``; a dictionary of it will do.
+Every task takes the options of its Brax class (``reset_noise_scale``, ``healthy_z_range``,
+``n_frames``, ...) and: ``backend`` (``spring`` by default, ``positional``, ``generalized``,
+``mjx``); ``max_steps``, the time limit; and with the backend ``mjx`` also ``randomize``, a
+``jaxrl.envs.randomize.Randomize`` or a dictionary of its fields.
 
 Raw ``Env.reset`` and ``Env.step`` are used, never Brax's wrappers, so ``done`` is termination only.
-Actions are in [-1, 1]; tasks whose actuators have another range rescale by themselves. These tasks
-are Brax's own: their scores do not compare with those of Gymnasium's environments of like names.
-Brax's swimmer is left out: Brax 0.14 calls a function that JAX 0.10 no longer has.
+Actions are in [-1, 1]; tasks with other actuator ranges rescale internally. These tasks are Brax's
+own: their scores are not comparable with Gymnasium environments of similar names. Brax's swimmer is
+excluded: Brax 0.14 calls a function that JAX 0.10 no longer has.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TASKS = (
 )
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 
-# Fields of MJX's data from which a step computes all others, and Brax's own, for rewards and
+# Fields of MJX's data from which a step computes all others, plus Brax's own fields for rewards and
 # rendering. Together they are less than a tenth of the data.
 _MJX_FIELDS = frozenset(
     ("time", "qpos", "qvel", "act", "ctrl", "qacc_warmstart", "eq_active", "mocap_pos")
@@ -66,12 +66,12 @@ _MJX_FIELDS = frozenset(
 class BraxEnv:
     """One Brax environment. ``env`` is Brax's own.
 
-    A state is a dictionary of the fields of Brax's pipeline state that a step reads, and of
-    ``parameters``, the episode's own of the model. Vector environments copy states at resets, so
-    what a step computes anew is not carried.
+    A state is a dictionary of the pipeline-state fields that a step reads, and ``parameters``, the
+    episode's model parameters. Vector environments copy states at resets, so fields that a step
+    recomputes are not carried.
 
     Attributes:
-        options: what defines it beside its name.
+        options: the options that define it, together with its name.
     """
 
     name: str
@@ -88,7 +88,7 @@ class BraxEnv:
             field.name
             for field in dataclasses.fields(self._template)
             if _is_read(self.env.backend, field.name)
-            # Checkpoints have no use for arrays without elements.
+            # Checkpoints do not need empty arrays.
             and any(leaf.size for leaf in jax.tree.leaves(getattr(self._template, field.name)))
         )
         self.spec = Spec(
@@ -101,7 +101,7 @@ class BraxEnv:
         """Draw a first state. Returns ``state, obs[O]``."""
         parameters = draw_beside(self.randomize, key, self.env.sys)
         env = self._env_with(parameters)
-        start = env.reset(jax.random.key_data(key))  # Brax is written for legacy keys.
+        start = env.reset(jax.random.key_data(key))  # Brax expects legacy keys.
         return self._pack(start.pipeline_state, parameters), start.obs
 
     def step(self, key: Key, state: PyTree, action: Array) -> tuple[PyTree, Step]:
@@ -117,12 +117,12 @@ class BraxEnv:
         return self._pack(after.pipeline_state, state["parameters"]), step
 
     def pipeline_state(self, state: PyTree) -> Any:
-        """Brax's pipeline state, as its renderers take it; fields that are not carried are zero."""
+        """Brax's pipeline state, for its renderers; fields that are not carried are zero."""
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._template)
         return zeros.replace(**{name: state[name] for name in self._carried})
 
     def _env_with(self, parameters: Parameters) -> Any:
-        """Brax's environment with those parameters of its model."""
+        """Brax's environment with these model parameters."""
         if not parameters:
             return self.env
         env = copy.copy(self.env)
@@ -145,8 +145,8 @@ def make(
     """The environment ``brax/<task>``, with Brax's class options by keyword.
 
     Raises:
-        UsageError: unknown backend, or one that cannot randomise (said before Brax is imported),
-            unknown option, or a value that Brax refuses.
+        UsageError: unknown backend or a backend that cannot randomise (raised before Brax is
+            imported), unknown option, or a value that Brax refuses.
     """
     name = f"brax/{task}"
     if backend not in BACKENDS:
@@ -181,25 +181,25 @@ def make(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence two notes of no consequence: on Brax's maintenance and on MJX's lack of Warp."""
+    """Silence two harmless notices: about Brax's maintenance and about MJX without Warp."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.filterwarnings("ignore", message="Brax System", category=UserWarning)
         yield
 
 
 def _is_read(backend: str, field: str) -> bool:
-    """Whether a step reads this field of the pipeline state before it computes it anew."""
+    """Whether a step reads this field of the pipeline state before recomputing it."""
     if backend == "mjx":
         return field in _MJX_FIELDS
     return not (backend == "spring" and field == "i_inv")
 
 
 def _renewed(sys: Any) -> Any:
-    """``sys`` with Brax's own copies of masses and gains, which its humanoids observe, as MJX's."""
+    """``sys`` with Brax's copies of masses and gains, observed by its humanoids, set to MJX's."""
     import mujoco
 
     model = sys.mj_model
-    joints = model.actuator_trntype == mujoco.mjtTrn.mjTRN_JOINT  # Brax knows no others
+    joints = model.actuator_trntype == mujoco.mjtTrn.mjTRN_JOINT  # Brax supports no others
     affine = model.actuator_biastype[joints] != mujoco.mjtBias.mjBIAS_NONE
     inertia = sys.link.inertia.replace(
         mass=sys.body_mass[1:], i=jax.vmap(jnp.diag)(sys.body_inertia[1:])

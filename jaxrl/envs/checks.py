@@ -1,4 +1,4 @@
-"""Checks of an environment's input: actions when stepped, options when made."""
+"""Checks of an environment's input: actions in ``step``, options in ``make``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from jaxrl.types import Array, Box, Discrete
 def check_action(space: Box | Discrete, action: Any) -> tuple[Array, Array]:
     """The action in the space's dtype, and ``legal``, a boolean scalar.
 
-    A traced index cannot raise, so ``legal`` tells whether it lies in ``0 .. n-1``; the index that
-    is returned always does. The environment then answers with ``refuse(legal, reward)``. Of a
-    ``Box`` only shape and dtype are checked: clipping to its bounds is for the vector environment.
+    A traced index cannot raise, so ``legal`` tells whether it is in ``0 .. n-1``; the returned
+    index always is. The environment then returns ``refuse(legal, reward)``. For a ``Box`` only
+    shape and dtype are checked; the vector environment clips to the bounds.
 
     Raises:
         ValueError: wrong shape (also while tracing), or a concrete index out of range.
-        TypeError: a float for an index, or no number at all (also while tracing).
+        TypeError: a float for an index, or not a number (also while tracing).
     """
     concrete = not isinstance(action, jax.core.Tracer)
     if concrete:
@@ -56,7 +56,7 @@ def check_options(name: str, options: Iterable[str], valid: Collection[str]) -> 
     """Refuse options that ``name`` does not have.
 
     Raises:
-        UsageError: names the option and the nearest valid ones.
+        UsageError: names the option and the closest valid ones.
     """
     for option in options:
         if option not in valid:
@@ -72,7 +72,7 @@ def check_positive(name: str, option: str, value: Any) -> int:
 
 
 def check_like(name: str, option: str, value: Any, default: Any) -> None:
-    """Raise UsageError unless ``value`` is a bool, number or tuple of numbers as ``default`` is."""
+    """Raise UsageError unless ``value`` is a bool, number or tuple of numbers like ``default``."""
 
     def number(x: Any) -> bool:
         return isinstance(x, Real) and not isinstance(x, bool)
@@ -89,10 +89,10 @@ def check_like(name: str, option: str, value: Any, default: Any) -> None:
 
 
 def check_nvidia(name: str, option: str, value: str, instead: str) -> None:
-    """Refuse what runs on NVIDIA GPUs alone.
+    """Refuse an option value that only runs on NVIDIA GPUs.
 
     Raises:
-        UsageError: JAX's default device is another, or Warp is not installed.
+        UsageError: JAX's default device is not an NVIDIA GPU, or Warp is not installed.
     """
     version = jax.local_devices()[0].client.platform_version
     if not version.startswith("cuda"):

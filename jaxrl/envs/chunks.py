@@ -1,4 +1,4 @@
-"""Chunks of actions as one: an environment whose step plays several."""
+"""Action chunks: an environment whose step plays several actions."""
 
 from __future__ import annotations
 
@@ -21,45 +21,46 @@ OPTIONS = ("execute", "horizon", "obs_horizon", "gamma")
 
 
 class ChunkState(NamedTuple):
-    """The state of the environment inside, the steps it has made, and the last observations."""
+    """The state of the inner environment, its step count, and the last observations."""
 
     inner: PyTree
     steps: Array  # int32
-    history: PyTree  # [n, *O], or [*O] for a single one
+    history: PyTree  # [n, *O], or [*O] for a single observation
 
 
 class _Played(NamedTuple):
-    """The state of a chunk that is being played."""
+    """The state of a partly played chunk."""
 
     state: ChunkState
-    last: Step  # the last step that was made
+    last: Step  # the last step taken
     reward: Array  # the discounted sum
-    discount: Array  # of the next reward
-    played: Array  # int32, actions
+    discount: Array  # for the next reward
+    played: Array  # int32, number of actions
 
 
 @dataclasses.dataclass(frozen=True)
 class ChunkActions:
     """An environment whose step plays the first ``execute`` of ``horizon`` actions.
 
-    The action is a flat vector ``[horizon * A]``, and the reward ``sum_k gamma^k r_k``. Where the
-    episode ends inside of a chunk, later actions are not played. Observations are the last
-    ``obs_horizon`` ones, at every step of the environment inside; at an episode's start they repeat
-    the first one. So a policy that was learnt with ``jaxrl.Chunks`` of the same sizes acts alike.
+    The action is a flat vector ``[horizon * A]``; the reward is ``sum_k gamma^k r_k``. If the
+    episode ends within a chunk, the remaining actions are not played. The observation holds the
+    last ``obs_horizon`` observations of the inner environment's steps; at the start of an episode
+    it repeats the first one. So a policy trained with ``jaxrl.Chunks`` of the same sizes acts in
+    the same way.
 
-    The time limit is that of the environment inside, counted in its steps: if it falls inside of a
-    chunk, the episode is truncated there, and ``spec.max_steps`` is ``ceil(max_steps / execute)``.
-    All that is counted around this environment is in chunks: ``VectorEnv(..., max_steps=...)``,
-    lengths of episodes, environment steps, and the discount of the agent. ``info["played"]`` is the
-    number of actions that were played. Returns are of the summed rewards, and so of the rewards
-    themselves for a ``gamma`` of 1.
+    The inner environment's time limit applies, counted in its own steps. If it is reached within a
+    chunk, the episode is truncated there; ``spec.max_steps`` is ``ceil(max_steps / execute)``.
+    Everything outside this environment counts chunks: ``VectorEnv(..., max_steps=...)``, episode
+    lengths, environment steps, and the agent's discount. ``info["played"]`` is the number of
+    actions played. Returns sum the chunks' rewards; with ``gamma=1`` they equal the sum of the
+    original rewards.
 
     Attributes:
-        env: the environment inside.
-        execute: actions that a step plays.
-        horizon: actions in a step's vector; default ``execute``.
-        obs_horizon: observations that are seen together.
-        gamma: discount of rewards inside of a chunk.
+        env: the inner environment.
+        execute: actions played per step.
+        horizon: actions in a step's action vector; default ``execute``.
+        obs_horizon: number of observations in a history.
+        gamma: discount of rewards within a chunk.
 
     Raises:
         UsageError: for sizes that cannot work, or discrete actions.
@@ -89,7 +90,7 @@ class ChunkActions:
         object.__setattr__(self, "options", {**getattr(self.env, "options", {}), **own})
 
     def __getattr__(self, name: str) -> Any:
-        """Draw the environment inside, as ``jaxrl.analysis.frames`` does."""
+        """Expose the inner environment's drawing methods, used by ``jaxrl.analysis.frames``."""
         if name in ("picture", "pose"):
             draw = getattr(self.env, name)
             return lambda state: draw(state.inner)
@@ -101,32 +102,32 @@ class ChunkActions:
 
     @property
     def length(self) -> int:
-        """The actions in a step's vector."""
+        """The number of actions in a step's action vector."""
         return self.execute if self.horizon is None else self.horizon
 
     @property
     def name(self) -> str:
-        """The name of the environment inside; ``options`` say that it is chunked."""
+        """The name of the inner environment; ``options`` say that it is chunked."""
         return self.env.name
 
     @property
     def cheap(self) -> bool:
-        """Whether the environment inside is."""
+        """Whether the inner environment is cheap."""
         return self.env.cheap
 
     @property
     def cheap_resets(self) -> bool:
-        """Whether the environment inside has them."""
+        """Whether the inner environment has cheap resets."""
         return bool(getattr(self.env, "cheap_resets", False))
 
     @property
     def threaded(self) -> bool:
-        """Whether a batch of the environment inside takes all cores by itself."""
+        """Whether a batch of the inner environment uses all cores by itself."""
         return bool(getattr(self.env, "threaded", False))
 
     @property
     def spec(self) -> Spec:
-        """Flat actions, histories of observations, and the time limit in chunks."""
+        """Flat actions, observation histories, and the time limit in chunks."""
         spec = chunked(self.env.spec, self.length, self.obs_horizon)
         limit = spec.max_steps
         chunks = None if limit is None else -(-limit // self.execute)
@@ -160,18 +161,18 @@ class ChunkActions:
         return end.state, end.last._replace(obs=end.state.history, reward=end.reward, info=info)
 
     def _first(self, key: Key, state: ChunkState, action: Array) -> _Played:
-        """Return what has happened after a chunk's first action."""
+        """Return the chunk's state after its first action."""
         state, step = self._once(key, state, action)
         return _Played(state, step, step.reward, jnp.float32(self.gamma), jnp.int32(1))
 
     def _play(self, key: Key, before: _Played, action: Array) -> _Played:
-        """Return what has happened after one action more."""
+        """Return the chunk's state after one more action."""
         state, step = self._once(key, before.state, action)
         reward = before.reward + before.discount * step.reward
         return _Played(state, step, reward, self.gamma * before.discount, before.played + 1)
 
     def _once(self, key: Key, state: ChunkState, action: Array) -> tuple[ChunkState, Step]:
-        """Make one step of the environment inside, which ends at its time limit."""
+        """Take one step in the inner environment, which truncates at its time limit."""
         inner, step = self.env.step(key, state.inner, action)
         steps, limit = state.steps + 1, self.env.spec.max_steps
         late = step.truncated if limit is None else step.truncated | (steps >= limit)

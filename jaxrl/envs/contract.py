@@ -1,4 +1,4 @@
-"""The contract of an environment (``jaxrl.types.Environment``), checked by shapes and dtypes."""
+"""Checks an environment's shapes and dtypes against ``jaxrl.types.Environment``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec, Step
 
 
 def check_contract(env: Any) -> None:
-    """Check an environment's attributes, and what ``reset`` and ``step`` return.
+    """Check an environment's attributes and the results of ``reset`` and ``step``.
 
-    Both are traced, and nothing is computed.
+    Both functions are only traced; nothing is computed.
 
     Raises:
-        UsageError: for the first slip; it names the field, what it is, and what it must be.
+        UsageError: for the first violation; it names the field, what it is, and what it must be.
     """
     require_instance("env", env)
     kind = type(env).__name__
@@ -76,7 +76,7 @@ def _check_spec(kind: str, spec: Any) -> None:
 
 def _check_step(kind: str, step: Callable, spec: Spec, key: Key, state: PyTree) -> None:
     call = f"{kind}.step(key, state, action)"
-    # As the vector environment passes it.
+    # The form in which the vector environment passes it.
     dtype = jnp.int32 if isinstance(spec.action, Discrete) else jnp.float32
     action = jax.ShapeDtypeStruct(spec.action.shape, dtype)
     after, out = _pair(call, "state and Step", step, key, state, action)
@@ -107,7 +107,7 @@ def _check_step(kind: str, step: Callable, spec: Spec, key: Key, state: PyTree) 
 
 
 def _check_obs(call: str, observation: Box | Mapping[str, Box], obs: Any) -> None:
-    """Raise UsageError unless ``obs`` is as the spec says."""
+    """Raise UsageError unless ``obs`` matches the spec."""
     if isinstance(observation, Box):
         _check_leaf(f"{call}: obs", obs, observation.shape, observation.dtype)
         return
@@ -125,7 +125,7 @@ def _check_obs(call: str, observation: Box | Mapping[str, Box], obs: Any) -> Non
 
 
 def _check_leaf(field: str, found: Any, shape: tuple, dtype: Any, instead: str = "") -> None:
-    """Raise UsageError unless ``found`` is a single array of this shape and dtype."""
+    """Raise UsageError unless ``found`` is a single array with this shape and dtype."""
     wanted = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype))
     if not isinstance(found, jax.ShapeDtypeStruct):
         raise UsageError(f"{field} is a {type(found).__name__}; it must be {_text(wanted)}")
@@ -135,7 +135,7 @@ def _check_leaf(field: str, found: Any, shape: tuple, dtype: Any, instead: str =
 
 
 def _pair(call: str, names: str, function: Callable, *args: Any) -> tuple[Any, Any]:
-    """Return the shapes of the two things that ``function`` returns."""
+    """Return the shapes of the two results of ``function``."""
     try:
         found = jax.eval_shape(function, *args)
     except UsageError:

@@ -1,24 +1,24 @@
 """Adapter of gymnax: classic control, MinAtar, bsuite and small research tasks.
 
-Options of every task, beside those of its gymnax class (``size`` of DeepSea) and its gymnax
-parameters (``g`` of Pendulum): ``max_steps``, the time limit.
+Every task takes ``max_steps``, the time limit, in addition to the options of its gymnax class (e.g.
+DeepSea's ``size``) and its gymnax parameters (e.g. Pendulum's ``g``).
 
-gymnax's raw ``reset_env`` and ``step_env`` are used: nothing resets by itself, and the
-``terminated`` that they return never comes from the time limit, which becomes ``spec.max_steps``.
-Exceptions and oddities:
+gymnax's raw ``reset_env`` and ``step_env`` are used: nothing resets automatically. Their
+``terminated`` never comes from the time limit, which becomes ``spec.max_steps``. Exceptions and
+oddities:
 
-- Some fixed-length tasks show the time in the observation (``CLOCKS``). There the last step is the
+- Some fixed-length tasks show the time in the observation (``CLOCKS``). Their last step is the
   task's own end and terminates: a value that knows the time left must not be bootstrapped beyond it
   (Pardo et al. 2018, "Time Limits in Reinforcement Learning").
 - SimpleBandit, Catch, DeepSea, MemoryChain and UmbrellaChain end by themselves after a fixed number
   of steps, before (DeepSea: at) their time limits.
 - MetaMaze teleports an agent that reaches the goal, and ends if it happens to land on the goal.
-- FrozenLake's observation, the index of a tile, is given as one-hot ``[16]``.
-- Bounds of observations that gymnax misstates (``MISSTATED``) are given as infinite.
-- MNISTBandit is left out: gymnax downloads its data when the environment is made.
+- FrozenLake's observation, a tile index, is given as one-hot ``[16]``.
+- Observation bounds that gymnax misstates (``MISSTATED``) are given as infinite.
+- MNISTBandit is excluded: gymnax downloads its data when the environment is created.
 
-An illegal action raises; under ``jit`` and ``vmap``, where it cannot, an index out of range makes
-the reward NaN, which ``VectorEnv`` takes for the end of the episode and counts.
+An illegal action raises. Under ``jit`` and ``vmap``, where that is impossible, an index out of
+range makes the reward NaN; ``VectorEnv`` then ends the episode and counts it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ MISSTATED = frozenset(
     {"MemoryChain-bsuite", "MetaMaze-misc", "BernoulliBandit-misc", "GaussianBandit-misc"}
 )
 
-_LIMIT = "max_steps_in_episode"  # gymnax's name of the time limit
+_LIMIT = "max_steps_in_episode"  # gymnax's name for the time limit
 
 
 @dataclasses.dataclass(eq=False)
@@ -122,10 +122,10 @@ class GymnaxEnv:
 
 
 def make(task: str, /, max_steps: int | None = None, **options: Any) -> Environment:
-    """The environment ``gymnax/<task>``, with gymnax's class options and parameters by keyword.
+    """The environment ``gymnax/<task>``, with gymnax's class options and parameters as keywords.
 
     Raises:
-        UsageError: unknown option, or a value that gymnax does not take.
+        UsageError: unknown option, or a value that gymnax does not accept.
     """
     name = f"gymnax/{task}"
     if max_steps is not None:
@@ -153,7 +153,7 @@ def make(task: str, /, max_steps: int | None = None, **options: Any) -> Environm
     limit = getattr(env.default_params, _LIMIT)
     limit = limit if max_steps is None else type(limit)(max_steps)  # a float in BernoulliBandit
     params = env.default_params.replace(**changed, **{_LIMIT: limit})
-    with jax.ensure_compile_time_eval():  # also where a user's function is being traced
+    with jax.ensure_compile_time_eval():  # even while a user's function is traced
         spec = Spec(_observation(task, env, params), _action(env, params), int(limit))
     try:
         return GymnaxEnv(name, env, params, spec, clock=task in CLOCKS)  # traces a reset
@@ -162,7 +162,7 @@ def make(task: str, /, max_steps: int | None = None, **options: Any) -> Environm
 
 
 def _parameter(name: str, option: str, value: Any, default: Any) -> Any:
-    """A gymnax parameter in the type of its default, because gymnax itself checks nothing."""
+    """A gymnax parameter converted to its default's type, because gymnax itself checks nothing."""
     if isinstance(default, jax.Array):
         if np.shape(value) == default.shape:
             return jnp.asarray(value, default.dtype)
@@ -174,7 +174,7 @@ def _parameter(name: str, option: str, value: Any, default: Any) -> Any:
 
 
 def _consistent(params: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
-    """gymnax's CartPole keeps two products of its parameters as parameters: follow the changes."""
+    """Update the two CartPole parameters that gymnax derives from other parameters."""
     derived = {
         "total_mass": params["masscart"] + params["masspole"],
         "polemass_length": params["masspole"] * params["length"],

@@ -1,12 +1,12 @@
-"""Mazes for a point: tasks of which a dataset's trajectories each show only a part.
+"""Point mazes: each trajectory in a dataset shows only a part of the task.
 
-``maze/Stitch-v0`` is a corridor in the form of a U. Its data (``experiments/make_dataset.py``) has
-ways from the start to the bend and ways from the bend to the goal, and none from start to goal: an
-agent has to stitch them together, which imitation cannot do.
+``maze/Stitch-v0`` is a U-shaped corridor. Its data (``experiments/make_dataset.py``) has paths from
+the start to the bend and from the bend to the goal, but none from start to goal. An agent has to
+stitch them together, which imitation cannot do.
 
-``maze/Goals-v0`` is a room with six goals around the start, one of which is drawn for each episode
-and observed. Its data are ways to all of them, as plain positions: where the goal is not observed,
-a policy has to represent six answers at once.
+``maze/Goals-v0`` is a room with six goals around the start. Each episode draws one goal, which is
+observed. The data has paths to all goals, with plain positions as observations. Without observing
+the goal, a policy has to represent six answers at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxrl.envs.checks import check_action, check_options, refuse
 from jaxrl.errors import UsageError
 from jaxrl.types import Array, Box, Key, Spec, Step
 
-STEP = 0.25  # cells of a step with a full action
+STEP = 0.25  # cells per step with a full action
 RADIUS = 0.5  # cells around the goal's centre that count as the goal
 MAPS = {
     "Stitch-v0": """\
@@ -44,20 +44,21 @@ MAPS = {
 """,
 }
 TASKS = tuple(MAPS)
-_PIXELS = 32  # of a cell's edge in pictures
+_PIXELS = 32  # per cell edge in pictures
 
 
 @dataclasses.dataclass(frozen=True)
 class PointMaze:
-    """A point among walls, which pushes itself up to a quarter of a cell per step.
+    """A point among walls that moves up to a quarter of a cell per step.
 
-    The observation is its position ``[x, y]``, scaled so that the map is [-1, 1]. The reward is 1
-    at the goal, where the episode terminates, else 0, so returns are rates of success. A wall stops
-    the component of a move that would enter it.
+    The observation is its position ``[x, y]``, scaled so that the map spans [-1, 1]. The reward is
+    1 at the goal, where the episode terminates, else 0, so mean returns are success rates. A wall
+    blocks the component of a move that would enter it.
 
     Attributes:
         task: the map.
-        anywhere: begin at a uniform free position instead of near the start, as data does.
+        anywhere: begin at a uniformly random free position instead of near the start; used for
+        data.
     """
 
     task: str = "Stitch-v0"
@@ -96,7 +97,7 @@ class PointMaze:
         return state, Step(self.observe(state), reward, reached, jnp.zeros_like(reached), {})
 
     def moved(self, position: Array, action: Array, goal: Array) -> tuple[Array, Array, Array]:
-        """Return the position ``[2]`` after a step, its reward, and whether it is at the goal.
+        """Return the position ``[2]`` after a step, the reward, and whether the goal is reached.
 
         Positions are in cells. Raises as ``check_action`` does.
         """
@@ -151,11 +152,11 @@ class GoalState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GoalMaze(PointMaze):
-    """A point maze with several goals, one of which is drawn for each episode.
+    """A point maze with several goals; each episode draws one.
 
-    Observations are dictionaries: ``state`` is the position, and ``goal`` the centre of the goal,
-    both as ``PointMaze`` scales positions. The reward is 1 at the drawn goal, where the episode
-    terminates, else 0, also at the other goals.
+    Observations are dictionaries: ``state`` is the position and ``goal`` the centre of the goal,
+    both scaled as in ``PointMaze``. The reward is 1 at the drawn goal, where the episode
+    terminates, else 0, even at the other goals.
     """
 
     task: str = "Goals-v0"
@@ -192,10 +193,10 @@ class GoalMaze(PointMaze):
 
 
 def make(task: str, /, **options: Any) -> PointMaze:
-    """The environment ``maze/<task>``; ``anywhere=True`` begins at a uniform free position.
+    """The environment ``maze/<task>``; ``anywhere=True`` begins at a random free position.
 
     Raises:
-        UsageError: unknown option, or a value that it cannot take.
+        UsageError: unknown option or invalid value.
     """
     check_options(f"maze/{task}", options, ["anywhere"])
     if not isinstance(options.get("anywhere", False), bool):

@@ -1,19 +1,19 @@
 """Adapter of MuJoCo Playground: DM Control tasks, and robots that walk, balance and grasp.
 
-Options of every task: ``impl``, ``"jax"`` unless given or ``"warp"`` (MuJoCo Warp: NVIDIA GPUs);
-``max_steps``, the time limit; ``randomize``, for which see ``jaxrl.envs.randomize.Randomize`` (a
-dictionary of it will do); and the numbers of the task's default configuration by their dotted names
-(``ctrl_dt``, ``action_repeat``, ``noise_config.level``, ...). Warp's buffers of contacts,
-``naconmax`` and ``naccdmax``, serve all environments together and drop what overflows them: raise
-them with ``num_envs``.
+Options of every task: ``impl``, ``"jax"`` (default) or ``"warp"`` (MuJoCo Warp: NVIDIA GPUs);
+``max_steps``, the time limit; ``randomize``, a ``jaxrl.envs.randomize.Randomize`` or a dictionary
+of its fields; and the numbers of the task's default configuration by their dotted names
+(``ctrl_dt``, ``action_repeat``, ``noise_config.level``, ...). Warp's contact buffers, ``naconmax``
+and ``naccdmax``, are shared by all environments, and overflowing contacts are dropped: raise them
+with ``num_envs``.
 
 Raw ``reset`` and ``step`` are used, never Playground's wrappers, so ``done`` is termination only
-(physics that turned NaN included). ``action_repeat``, which is its wrappers' work, is done here;
-unlike theirs it stops at the end of an episode. Actions are in [-1, 1]. Most robots observe a
+(including physics that turned NaN). ``action_repeat``, normally done by its wrappers, is done here;
+unlike theirs, it stops at the end of an episode. Actions are in [-1, 1]. Most robots observe a
 dictionary: ``state`` for the policy, and ``privileged_state`` for the value function.
 
-The robots need the models of the MuJoCo Menagerie. Playground would clone it behind the user's
-back; here they are refused until it is there.
+The robots need the models of the MuJoCo Menagerie. Playground would clone it silently; here these
+tasks are refused until it is installed.
 """
 
 from __future__ import annotations
@@ -86,14 +86,14 @@ _FIELDS = (
 class PlaygroundEnv:
     """One Playground environment. ``env`` is Playground's own.
 
-    A state is a dictionary: ``data``, the fields of MJX's data that a step reads; ``info``,
-    Playground's; ``obs``, which some tasks keep as history; ``parameters``, the episode's own of
-    the model. Vector environments copy states at resets, so what a step computes anew is not
+    A state is a dictionary: ``data``, the fields of MJX's data that a step reads; ``info`` from
+    Playground; ``obs``, which some tasks keep as history; and ``parameters``, the episode's model
+    parameters. Vector environments copy states at resets, so fields that a step recomputes are not
     carried.
 
     Attributes:
-        repeat: the number of Playground's steps in one step.
-        buffers: sizes of the data's buffers, as ``make_data`` takes them.
+        repeat: the number of Playground steps per step.
+        buffers: sizes of the data's buffers, for ``make_data``.
     """
 
     name: str
@@ -129,7 +129,7 @@ class PlaygroundEnv:
         return float(self.env.dt) * self.repeat
 
     def pose(self, state: PyTree) -> dict[str, np.ndarray]:
-        """Return the pose that a renderer needs of states ``[...]``, on the host.
+        """Return the poses that a renderer needs for states ``[...]``, on the host.
 
         ``qpos[..., nq]``, and for models with mocap bodies ``mocap_pos[..., nmocap, 3]`` and
         ``mocap_quat[..., nmocap, 4]``.
@@ -138,7 +138,7 @@ class PlaygroundEnv:
         return {name: np.asarray(state["data"][name]) for name in names if name in state["data"]}
 
     def reset(self, key: Key) -> tuple[PyTree, PyTree]:
-        """Draw a first state. Returns ``state, obs``: ``[O]``, or a dictionary of such."""
+        """Draw a first state. Returns ``state, obs``: ``[O]``, or a dictionary of arrays."""
         parameters = draw_beside(self.randomize, key, self.env.mjx_model)
         state, obs = self._reset(self._env_with(parameters), key)
         return state | {"parameters": parameters}, obs
@@ -150,7 +150,7 @@ class PlaygroundEnv:
         return after | {"parameters": state["parameters"]}, step
 
     def _env_with(self, parameters: Parameters) -> Any:
-        """Playground's environment with those parameters of its model."""
+        """Playground's environment with these model parameters."""
         if not parameters:
             return self.env
         env = copy.copy(self.env)
@@ -160,7 +160,7 @@ class PlaygroundEnv:
     # ``env`` is an argument below, as it may be such a copy.
 
     def _reset(self, env: Any, key: Key) -> tuple[PyTree, PyTree]:
-        state = self._pack(env.reset(jax.random.key_data(key)))  # written for legacy keys
+        state = self._pack(env.reset(jax.random.key_data(key)))  # expects legacy keys
         return state, state["obs"]
 
     def _step(self, env: Any, state: PyTree, action: Array) -> tuple[PyTree, Step]:
@@ -179,13 +179,13 @@ class PlaygroundEnv:
             (state, reward, terminated), _ = jax.lax.scan(once, first, length=self.repeat)
         truncated = jnp.zeros_like(terminated)
         moving = [x for name, x in state["data"].items() if name in MOVING]
-        # The vector environment ends and counts what is NaN.
+        # The vector environment ends and counts NaN episodes.
         bad = diverged(*moving) if moving else jnp.zeros((), bool)
         obs = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), state["obs"])
         return state, Step(obs, refuse(legal, reward), terminated, truncated, {})
 
     def _raw_step(self, env: Any, state: PyTree, action: Array) -> tuple[PyTree, Array, Array]:
-        """One of Playground's own steps: the state after it, its reward, and whether it ends."""
+        """One of Playground's own steps: the next state, its reward, and whether it terminates."""
         from mujoco_playground import State
         from mujoco_playground._src.mjx_env import make_data
 
@@ -204,7 +204,7 @@ class PlaygroundEnv:
             "info": {name: state.info[name] for name in self._like["info"]},
             "obs": state.obs,
         }
-        # Some of Playground's numbers change their type between reset and step; a scan forbids it.
+        # Some of Playground's numbers change type between reset and step, which a scan forbids.
         return jax.tree.map(lambda like, x: jnp.asarray(x, like.dtype), self._like, parts)
 
 
@@ -216,7 +216,7 @@ def make(
     randomize: Randomize | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Environment:
-    """The environment ``playground/<task>``, with numbers of its configuration by keyword.
+    """The environment ``playground/<task>``, with numbers of its configuration as keywords.
 
     Raises:
         UsageError: unknown option or value, an implementation that cannot run here, or Playground
@@ -277,7 +277,7 @@ def make(
 
 @contextlib.contextmanager
 def _as_playground_knows_mujoco() -> Iterator[None]:
-    """For as long as a task loads: a method of MjSpec that was renamed, and no word on old XML."""
+    """While a task loads, restore a renamed MjSpec method and silence warnings about old XML."""
     import mujoco
 
     lacks = not hasattr(mujoco.MjSpec, "find_body")

@@ -10,12 +10,12 @@ from typing import Any
 from jaxrl.envs.checks import check_like, check_positive
 from jaxrl.errors import UsageError
 
-# Not offered: pictures need a renderer, and the time limit has a name of its own.
+# Not offered: pictures need a renderer, and the time limit has its own name.
 _HIDDEN = ("vision", "vision_config", "episode_length")
 
 
 def numbers(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float]:
-    """Return the numbers of a configuration by their dotted names."""
+    """Return the numbers in a configuration by their dotted names."""
     found: dict[str, bool | int | float] = {}
     for name, value in config.items():
         if hasattr(value, "items"):
@@ -26,7 +26,7 @@ def numbers(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int
 
 
 def checked(name: str, option: str, value: Any, default: bool | int | float) -> Any:
-    """Return ``value`` in the type of ``default``; raise UsageError for one that cannot work."""
+    """Return ``value`` in the type of ``default``; raise UsageError for invalid values."""
     check_like(name, option, value, default)
     if option == "action_repeat":
         return check_positive(name, option, value)
@@ -38,7 +38,7 @@ def checked(name: str, option: str, value: Any, default: bool | int | float) -> 
 
 
 def check_times(name: str, config: Any) -> None:
-    """Raise UsageError for time steps that do not fit each other."""
+    """Raise UsageError for incompatible time steps."""
     ctrl, sim = config.ctrl_dt, config.sim_dt
     if sim <= 0:
         raise UsageError(f"{name}: sim_dt is {sim}; it must be more than 0 seconds")

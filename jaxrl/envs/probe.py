@@ -1,13 +1,13 @@
-"""Probe environments: tiny tasks with known values; each fails for one kind of fault.
+"""Probe environments: tiny tasks with known values; each detects one kind of fault.
 
-They go from one fault to the next: a value that cannot learn a constant fails ``constant``, one
-that ignores its input ``observation``, wrong discounting ``delayed``, a wrong policy gradient
-``action``, a policy that ignores its input ``both``, a policy or a value that sees the wrong part
-of a dictionary ``privileged``, an agent without memory ``memory``. ``time_limit`` and
-``termination`` tell apart what looks alike: an episode that was cut off and one that ended.
+Each adds one difficulty. A value that cannot learn a constant fails ``constant``; one that ignores
+its input fails ``observation``; wrong discounting fails ``delayed``; a wrong policy gradient fails
+``action``; a policy that ignores its input fails ``both``; a policy or value that sees the wrong
+part of a dictionary fails ``privileged``; an agent without memory fails ``memory``. ``time_limit``
+and ``termination`` distinguish truncated from terminated episodes.
 
 Each has ``value(obs, gamma)``, the optimal value, and ``best_action(obs)``. Every final observation
-is one that also occurs before the end, so that bootstrapping beyond the end shows. With
+also occurs before the end, so that bootstrapping beyond the end is detected. With
 ``continuous=True`` the action is ``[1]`` in [-1, 1] instead of an index 0 or 1.
 """
 
@@ -91,7 +91,7 @@ class Constant(Probe):
 
 
 class Observation(Probe):
-    """One step; the reward is what is observed, 1 or -1 at random. Value ``obs``."""
+    """One step; the reward equals the observation, 1 or -1 at random. Value ``obs``."""
 
     name = "probe/observation"
 
@@ -159,10 +159,10 @@ class Both(Action):
 
 
 class Privileged(Both):
-    """``both``, observed as ``state``, and a bonus of 1 or -1, which ``privileged_state`` shows.
+    """``both``, observed as ``state``, plus a bonus of 1 or -1, shown in ``privileged_state``.
 
-    Value ``1 + bonus``: a policy that sees only the privileged part cannot act, and a value that
-    does not see it explains none of the variance.
+    Value ``1 + bonus``. A policy that sees only the privileged part cannot act; a value that does
+    not see it explains none of the variance.
     """
 
     name = "probe/privileged"
@@ -174,7 +174,7 @@ class Privileged(Both):
         return dataclasses.replace(super().spec, observation=parts)
 
     def start(self, key: Key) -> Array:
-        """``[2]``: what to act on, and the bonus."""
+        """``[2]``: the cue to act on, and the bonus."""
         return jax.random.rademacher(key, (2,), dtype=jnp.float32)
 
     def observe(self, state: Array) -> Any:
@@ -193,12 +193,12 @@ class Privileged(Both):
 
 @dataclasses.dataclass(frozen=True)
 class Memory(Both):
-    """``both``, but the action that counts comes ``delay`` steps after the sight of the cue.
+    """``both``, but the action that counts comes ``delay`` steps after the cue is observed.
 
-    Observed are the cue, which is 1 or -1 at random at the first step and 0 from then on, and the
-    share of the ``delay`` that is left. All rewards but the last are 0. Value ``gamma^k`` with
-    ``k`` steps left. Both cues look the same when it counts: without memory the expected reward is
-    at most 0, or 3 / 4 if continuous.
+    The observation holds the cue, which is 1 or -1 at random at the first step and 0 afterwards,
+    and the remaining share of the ``delay``. All rewards except the last are 0. Value ``gamma^k``
+    with ``k`` steps left. Both cues look the same when it counts: without memory the expected
+    reward is at most 0, or 3 / 4 if continuous.
     """
 
     delay: int = 4
@@ -210,7 +210,7 @@ class Memory(Both):
         return dataclasses.replace(super().spec, observation=Box(-1.0, 1.0, (2,)))
 
     def start(self, key: Key) -> Array:
-        """``[2]``: the cue, and the steps that are left."""
+        """``[2]``: the cue, and the number of steps left."""
         return jnp.stack([super().start(key), jnp.float32(self.delay)])
 
     def observe(self, state: Array) -> Array:
@@ -228,15 +228,15 @@ class Memory(Both):
         return gamma ** jnp.round(obs[..., 1] * self.delay)
 
     def best_action(self, obs: Array) -> Array:
-        """The best last action, and so an optimal one at any step, from the first observation."""
+        """The best last action given the first observation; it is optimal at every step."""
         return super().best_action(obs[..., :1])
 
 
 @dataclasses.dataclass(frozen=True)
 class TimeLimit(Probe):
-    """Reward 1 at each step, for ever; only the time limit interrupts. Value ``1 / (1 - gamma)``.
+    """Reward 1 at each step, forever; only the time limit interrupts. Value ``1 / (1 - gamma)``.
 
-    An agent that takes the time limit for an end sees at most the sum of ``max_steps`` terms.
+    An agent that treats the time limit as termination sees at most the sum of ``max_steps`` terms.
     """
 
     max_steps: int = 10
@@ -256,7 +256,7 @@ class TimeLimit(Probe):
 
 @dataclasses.dataclass(frozen=True)
 class Termination(Probe):
-    """Reward 1 at each of ``length`` steps, then the end; what is left is observed, as a fraction.
+    """Reward 1 at each of ``length`` steps, then termination; observes the fraction of steps left.
 
     Value with ``k`` steps left: ``(1 - gamma^k) / (1 - gamma)``.
     """
@@ -301,7 +301,7 @@ def make(task: str, /, **options: Any) -> Any:
     ``max_steps``, and ``termination`` has ``length``.
 
     Raises:
-        UsageError: unknown option, or a value that it cannot take.
+        UsageError: unknown option or invalid value.
     """
     kind = _PROBES[task]
     check_options(kind.name, options, [field.name for field in dataclasses.fields(kind)])

@@ -1,8 +1,7 @@
 """Domain randomisation: model parameters that differ between environments.
 
-They are drawn with every reset and travel in the environment's state, so a vector environment
-steps as many different models as it has environments, and a pool of starts holds as many as it has
-states.
+They are drawn at every reset and are part of the environment's state. So each environment of a
+vector environment steps its own model, and each state in a pool of starts has its own model.
 """
 
 from __future__ import annotations
@@ -28,35 +27,35 @@ FIELDS = (
     *("actuator_gainprm", "actuator_biasprm", "dof_damping", "dof_dampingpoly", "dof_armature"),
     "gravity",
 )
-# Lower ends of the factors. MJX's solver, in float32, diverges where contacts hardly have friction.
+# Lower bounds of the factors. MJX's float32 solver diverges if contacts have almost no friction.
 _LEAST = {"friction": 0.05, "damping": 0.0, "armature": 0.0}
-_MUSCLE = 2  # of both mjtGain and mjtBias; before it come motors and servos
+_MUSCLE = 2  # in both mjtGain and mjtBias; lower values are motors and servos
 
 
 @dataclasses.dataclass(frozen=True)
 class Randomize:
     """Factors, drawn uniformly from ``(low, high)``, for a MuJoCo model's own parameters.
 
-    All engines step the very same numbers. Of what MuJoCo derives from a parameter when it compiles
-    a model:
+    All engines use exactly the same numbers. For quantities that MuJoCo derives from a parameter
+    when it compiles a model:
 
-    - the masses of subtrees follow: C and Warp divide by them for centres of mass;
+    - subtree masses are updated: C and Warp divide by them for centres of mass;
     - the inverse weights (``body_``, ``dof_`` and ``tendon_invweight0``) keep their nominal values.
-      They scale only how soft contacts, joint limits and friction losses are: a heavier body
-      stands on slightly softer ground. Accelerations of a Hopper on its foot differ by 6 % if all
-      of it is twice as heavy, by 0.7 % if one body is;
-    - muscles that are not given a force get it of the nominal model (``actuator_acc0``).
+      They only scale the softness of contacts, joint limits and friction losses: a heavier body
+      stands on slightly softer ground. Accelerations of a Hopper standing on its foot differ by 6 %
+      if its whole mass is doubled, and by 0.7 % if one body's mass is;
+    - muscles without a given force use the nominal model's (``actuator_acc0``).
 
-    What a task read off its model when it was made is nominal too: some of Playground's robots are
-    pushed in proportion to their nominal weight.
+    Values that a task reads from its model at construction also stay nominal: some of Playground's
+    robots are pushed in proportion to their nominal weight.
 
     Attributes:
         friction: sliding, torsional and rolling friction; one factor for all contacts; >= 0.05.
-        mass: masses with their inertias; a factor for each body; > 0.
-        gain: force of the actuators, gains of servos included; a factor for each. Limits on the
-            force stay.
-        damping: of the joints; a factor for each degree of freedom; >= 0.
-        armature: of the joints; a factor for each degree of freedom; >= 0.
+        mass: masses and inertias; a factor for each body; > 0.
+        gain: actuator forces, including servo gains; a factor for each actuator. Force limits are
+            unchanged.
+        damping: joint damping; a factor for each degree of freedom; >= 0.
+        armature: joint armature; a factor for each degree of freedom; >= 0.
         gravity: one factor.
     """
 
@@ -74,10 +73,10 @@ class Randomize:
                 object.__setattr__(self, field.name, _check_range(field.name, value))
 
     def draw(self, key: Key, model: Any) -> Parameters:
-        """Draw the randomised ``FIELDS`` that are not zero anew.
+        """Draw new values for the randomised ``FIELDS`` that are not zero.
 
-        ``model`` is a ``mujoco.MjModel`` or an ``mjx.Model``. Raises UsageError for a factor on
-        the gain of an actuator that is no motor, servo or muscle.
+        ``model`` is a ``mujoco.MjModel`` or an ``mjx.Model``. Raises UsageError for a gain factor
+        if an actuator is not a motor, servo or muscle.
         """
         names = [field.name for field in dataclasses.fields(self)]
         keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
@@ -113,15 +112,15 @@ class Randomize:
 
 
 def draw_beside(randomize: Randomize | None, key: Key, model: Any) -> Parameters:
-    """The parameters of an episode whose reset is given the same ``key``; maybe none."""
+    """The parameters of an episode whose reset gets the same ``key``; may be empty."""
     if randomize is None:
         return {}
-    # The number is far from those by which the reset derives its own keys.
+    # This number is far from those the reset uses to derive its own keys.
     return randomize.draw(jax.random.fold_in(key, 0x6D6F6465), model)
 
 
 def nominal(model: Any, name: str) -> np.ndarray:
-    """One of ``FIELDS`` of a model; of a ``mujoco.MjModel`` it is a view."""
+    """One of a model's ``FIELDS``; for a ``mujoco.MjModel``, a view."""
     field: np.ndarray = getattr(model.opt if name == "gravity" else model, name)
     return field
 
@@ -135,10 +134,10 @@ def with_parameters(model: Any, parameters: Mapping[str, Array]) -> Any:
 
 
 def randomize_option(env: str, value: Any) -> Randomize | None:
-    """The option ``randomize`` of an environment: a ``Randomize``, a dictionary of it, or None.
+    """The option ``randomize``: a ``Randomize``, a dictionary of its fields, or None.
 
     Raises:
-        UsageError: unknown parameter, or a range that is none.
+        UsageError: unknown parameter, or an invalid range.
     """
     if value is None or isinstance(value, Randomize):
         return value
@@ -153,7 +152,7 @@ def randomize_option(env: str, value: Any) -> Randomize | None:
 
 
 def as_option(randomize: Randomize | None) -> dict[str, list[float]] | None:
-    """Return the options as JSON, as ``randomize_option`` reads them."""
+    """Return the options as JSON, readable by ``randomize_option``."""
     if randomize is None:
         return None
     given = dataclasses.asdict(randomize).items()
@@ -182,9 +181,9 @@ def _scaled(x: Any, by: Array) -> Array:
 
 
 def _of_forces(gain: Array | None, kinds: Any) -> Array | None:
-    """``gain[nu]`` for those parameters of actuators that are in proportion to force: ``[nu, 10]``.
+    """``gain[nu]`` for the actuator parameters that are proportional to force: ``[nu, 10]``.
 
-    They are all of a motor's and a servo's, and a muscle's ``force`` and ``scale``.
+    These are all parameters of motors and servos, and ``force`` and ``scale`` of muscles.
     """
     if gain is None:
         return None
@@ -201,7 +200,7 @@ def _of_forces(gain: Array | None, kinds: Any) -> Array | None:
 
 def _subtree_sums(x: Array, parents: Any) -> Array:
     """Sum ``x[nbody]`` over each body and its descendants: ``[nbody]``."""
-    above = np.eye(len(parents), dtype=bool)  # above[i, j]: j is i, or hangs on it
+    above = np.eye(len(parents), dtype=bool)  # above[i, j]: j is i or its descendant
     for body in range(len(parents) - 1, 0, -1):
         above[parents[body]] |= above[body]
     return jnp.where(above, x, 0.0).sum(axis=1)

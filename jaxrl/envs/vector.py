@@ -1,4 +1,4 @@
-"""The vector environment: the only home of time limits, automatic resets and episode statistics."""
+"""The vector environment: handles all time limits, automatic resets and episode statistics."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ ResetMode = Literal["fresh", "pool", "first"]
 
 
 class VectorState(NamedTuple):
-    """``N`` running episodes. ``obs`` is what to act on next: already reset where one ended."""
+    """``N`` running episodes. ``obs`` is the next one to act on, already reset after an episode
+    end.
+    """
 
     inner: PyTree  # states of the environments [N, ...]
     obs: PyTree  # [N, *O]
     steps: Array  # int32[N], steps taken in the running episode
     episode_return: Array  # float32[N], its undiscounted return so far
-    nonfinite: Array  # int32[N], non-finite steps that no metric has reported yet
+    nonfinite: Array  # int32[N], non-finite steps not yet reported in metrics
     first: PyTree  # reset_mode="first": the states and observations to return to; else ()
 
 
@@ -41,11 +43,11 @@ def select(where: Array, a: PyTree, b: PyTree) -> PyTree:
 def rescale(space: Any, action: Array) -> Array:
     """Return an agent's action in [-1, 1] in the units of the space; indices pass unchanged.
 
-    An element with two finite bounds is clipped to [-1, 1], and scaled so that -1 and 1 are its
-    bounds. Another one is already in the space's units, and only clipped to the bound it has.
+    An element with two finite bounds is clipped to [-1, 1] and scaled so that -1 and 1 map to its
+    bounds. Any other element is already in the space's units and only clipped to the bound it has.
 
     Raises:
-        ValueError: for an action whose last axes are not the space's, which would be broadcast.
+        ValueError: for an action whose last axes differ from the space's and would be broadcast.
     """
     if not isinstance(space, Box):
         return action
@@ -71,24 +73,23 @@ def _all_finite(tree: PyTree, num_envs: int) -> Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VectorEnv:
-    """``num_envs`` copies of an environment, stepped together and reset as their episodes end.
+    """``num_envs`` copies of an environment, stepped together and reset when their episodes end.
 
     ``reset_mode``:
 
-    - ``"fresh"``: every ended episode starts from a new draw of its own (default where resets
-      are cheap);
-    - ``"pool"``: ``pool_size`` fresh states are drawn per rollout and every ended episode takes one
-      of them at random (default for physics, whose resets are expensive);
-    - ``"first"``: every environment returns to its own first state, as Brax does; only for
-      reproducing numbers made that way.
+    - ``"fresh"``: every reset draws its own new start (default if resets are cheap);
+    - ``"pool"``: ``pool_size`` fresh states are drawn per rollout, and every reset picks one of
+      them at random (default for physics, where resets are expensive);
+    - ``"first"``: every environment returns to its own first state, as in Brax; only for
+      reproducing results obtained that way.
 
     An episode that reaches ``max_steps`` (default: the environment's own) is truncated, unless it
-    terminates on that very step. A non-finite observation or reward ends the episode as terminated,
-    is stored as zeros and is flagged in ``info["nonfinite"]``.
+    terminates at that step. A non-finite observation or reward ends the episode as terminated, is
+    stored as zeros and is flagged in ``info["nonfinite"]``.
 
     Raises:
-        UsageError: for sizes that cannot work, and for an environment that breaks the contract of
-            ``jaxrl.types.Environment`` by its shapes or dtypes.
+        UsageError: for sizes that cannot work, and for an environment whose shapes or dtypes
+            violate ``jaxrl.types.Environment``.
     """
 
     env: Environment
@@ -105,7 +106,7 @@ class VectorEnv:
             object.__setattr__(self, name, value)
         if self.reset_mode is not None:
             require_choice("reset_mode", self.reset_mode, ResetMode)
-        # Those of the library are tested, and physics takes seconds to trace.
+        # The library's environments are tested, and physics takes seconds to trace.
         if not type(self.env).__module__.startswith("jaxrl.envs."):
             check_contract(self.env)
         require_integer("max_steps", self.spec.max_steps, 1, INT32_MAX, optional=True)
@@ -115,7 +116,7 @@ class VectorEnv:
 
     @property
     def spec(self) -> Spec:
-        """The environment's spec, with the time limit that holds here."""
+        """The environment's spec, with the time limit in force."""
         spec = self.env.spec
         return dataclasses.replace(spec, max_steps=self.max_steps or plain(spec.max_steps))
 
@@ -133,9 +134,9 @@ class VectorEnv:
         return VectorState(inner, obs, steps, jnp.zeros(n), nonfinite, first)
 
     def reset_pool(self, key: Key) -> PyTree:
-        """Draw the states and observations ``[K, ...]`` that a rollout's ended episodes start from.
+        """Draw the states and observations ``[K, ...]`` for resets in a rollout.
 
-        ``()`` unless ``reset_mode`` is "pool". The shards share ``pool_size`` out.
+        ``()`` unless ``reset_mode`` is "pool". ``pool_size`` is divided over the shards.
         """
         if self.reset_mode != "pool":
             return ()
@@ -187,7 +188,7 @@ class VectorEnv:
         return next_state, Step(obs, reward, terminated, truncated, info)
 
     def _starts(self, keys: Key, state: VectorState, pool: PyTree) -> PyTree:
-        """The states and observations where episodes that end now start again: ``[N, ...]``."""
+        """The states and observations from which episodes ending now restart: ``[N, ...]``."""
         if self.reset_mode == "first":
             return state.first
         if self.reset_mode == "fresh":

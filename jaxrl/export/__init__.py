@@ -1,4 +1,4 @@
-"""Policies as files for where there is no jaxrl: numpy's, ``jax.export``'s and ONNX.
+"""Policies as files that work without jaxrl: for numpy, ``jax.export`` and ONNX.
 
 The command is ``python -m jaxrl.analysis export RUN``.
 """

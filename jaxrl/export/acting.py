@@ -1,4 +1,4 @@
-"""How a policy acts, as a function of lists of arrays, which every format can hold."""
+"""A policy's actions as a function of lists of arrays, which every format supports."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from jaxrl.envs.vector import rescale
 from jaxrl.record.policy import Policy
 from jaxrl.types import Array, Box, Key, Mode
 
-# TensorFloat-32, which GPUs may use by default, has three digits; files act alike everywhere.
+# TensorFloat-32, a possible GPU default, has three digits; files must act alike everywhere.
 PRECISION = "highest"
 
 
 class Acting:
-    """``action, carry = acting(obs, carry, key)`` for rows ``[B, ...]``, in environment's units.
+    """``action, carry = acting(obs, carry, key)`` for rows ``[B, ...]``, in the environment's
+    units.
 
-    ``obs`` is the list of the arrays that ``boxes`` describes by name, ``carry`` the list of the
-    memory's. Observations have the name ``obs``, and entries of dictionaries ``obs.state``.
+    ``obs`` is the list of arrays that ``boxes`` describes by name; ``carry`` is the list of the
+    memory's arrays. Observations are named ``obs``; dictionary entries are named e.g.
+    ``obs.state``.
     """
 
     def __init__(self, policy: Policy, mode: Mode) -> None:
@@ -39,13 +41,13 @@ class Acting:
 
     @property
     def has_carry(self) -> bool:
-        """Whether the agent has a memory, be it that it only explores with it."""
+        """Whether the agent has a memory, even if only for exploration."""
         return bool(self._memory.num_leaves)
 
     def __call__(
         self, obs: Sequence[Array], carry: Sequence[Any], key: Key
     ) -> tuple[Array, list[Any]]:
-        """Return actions ``[B, *A]`` for ``obs[B, *O]``, and the memory of the next step."""
+        """Return actions ``[B, *A]`` for ``obs[B, *O]``, and the memory for the next step."""
         given: Any = dict(zip(self.entries, obs, strict=True)) if self.entries else obs[0]
         memory = jax.tree.unflatten(self._memory, carry)
         policy = self.policy
@@ -53,14 +55,14 @@ class Acting:
         return rescale(policy.spec.action, action), jax.tree.leaves(memory)
 
     def start(self, key: Key, rows: Array) -> list[Any]:
-        """Return the memory ``[B, ...]`` with which episodes begin, one for each of ``rows[B]``."""
+        """Return the initial memory ``[B, ...]`` of episodes, one for each of ``rows[B]``."""
         return jax.tree.leaves(self._start(key, rows.shape[0]))
 
     def _start(self, key: Key, n: int) -> Any:
         return protocol.init_carry(self.policy.agent, key, n)
 
     def arguments(self, batch: Any) -> tuple[list[Any], list[Any], Any]:
-        """Return shapes and dtypes of ``obs``, ``carry`` and ``key``, for ``batch`` rows."""
+        """Return shapes and dtypes of ``obs``, ``carry`` and ``key`` for ``batch`` rows."""
         obs = [
             jax.ShapeDtypeStruct((batch, *box.shape), jax.dtypes.canonicalize_dtype(box.dtype))
             for box in self.boxes.values()

@@ -1,4 +1,4 @@
-"""A file's policy beside the one that it was made of, and the time that each takes."""
+"""Compares an exported policy with the original, and times both."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from jaxrl.errors import RunError, UsageError
 from jaxrl.record.policy import Policy
 from jaxrl.types import Box, Discrete
 
-ROWS = 1_000  # observations that a file is compared on
-TOLERANCE = 1e-4  # of an action element, or of 1 where it is smaller
-EQUAL = 0.999  # of discrete actions: rounding decides between two of the same value
-CALLS = 200  # of which the median time is reported
+ROWS = 1_000  # observations used to compare a file
+TOLERANCE = 1e-4  # relative to an action element, or to 1 if that is larger
+EQUAL = 0.999  # of discrete actions: rounding decides between equal values
+CALLS = 200  # the median of their times is reported
 
 
 def observations(policy: Policy) -> Any:
-    """Return ``ROWS`` random observations ``[B, *O]``, of which every element varies.
+    """Return ``ROWS`` random observations ``[B, *O]`` in which every element varies.
 
     They fill finite bounds. Other elements are normal with the statistics of ``NormalizeObs``, if
-    it has any; rows are spread from a tenth of the deviation to three of it.
+    available; rows are scaled from a tenth of the standard deviation to three times it.
     """
     rng, spec = np.random.default_rng(0), policy.spec.observation
     if not isinstance(spec, dict):
@@ -33,7 +33,7 @@ def observations(policy: Policy) -> Any:
 
 
 def _statistics(policy: Policy, entry: str | None = None) -> tuple[Any, Any]:
-    """Return mean and deviation of observations, or of an entry; 0 and 1 if they are not known."""
+    """Return the mean and standard deviation of observations or an entry; 0 and 1 if unknown."""
     state = policy.state
     if not isinstance(state, NormalizeObsState) or float(state.statistics.size) == 0:
         return 0.0, 1.0
@@ -58,10 +58,10 @@ def _drawn(rng: np.random.Generator, box: Box, mean: Any, std: Any) -> np.ndarra
 
 
 def compare(name: str, policy: Policy, wanted: Any, found: Any) -> float:
-    """Return the largest difference of a file's actions ``[B, *A]``, or the share of other indices.
+    """Return a file's largest error in actions ``[B, *A]``, or its share of different indices.
 
     Raises:
-        RunError: if they differ by more than rounding does.
+        RunError: if they differ by more than rounding explains.
     """
     wanted, found = np.asarray(wanted), np.asarray(found)
     if wanted.shape != found.shape:
@@ -93,7 +93,7 @@ def require_finite(action: Any) -> None:
 
 
 def microseconds(play: Callable[[Any], Any], obs: Any) -> float:
-    """Return the median time of one call for one observation ``[*O]``."""
+    """Return the median time of a call for one observation ``[*O]``."""
     one, times = jax.tree.map(lambda x: x[0], obs), []
     for _ in range(CALLS + 1):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A policy into a folder, in all formats that can hold it."""
+"""Writes a policy to a folder, in all formats that support it."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from jaxrl.record.policy import Policy, Which, load_policy_and_env
 from jaxrl.types import Discrete, Environment, Mode
 
 FORMATS = ("npz", "jax", "onnx")
-FOLDER = "export"  # in the run's own
+FOLDER = "export"  # within the run's folder
 FILES = {"npz": "policy.npz", "jax": "policy.jaxexport", "onnx": "policy.onnx"}
 READERS = {"npz": Path(numpy_policy.__file__), "jax": Path(jax_policy.__file__)}
-STEPS = 8  # that a policy with a memory is compared on
+STEPS = 8  # on which a policy with a memory is compared
 
 
 class Checked(NamedTuple):
-    """A file, and how it compares with the policy that it holds."""
+    """A file, and how it compares with the original policy."""
 
     path: Path
-    difference: float  # the largest of action elements; the share of other indices if discrete
-    microseconds: float  # of one call for one observation
+    difference: float  # the largest over action elements; share of different indices if discrete
+    microseconds: float  # per call for one observation
 
 
 class Export(NamedTuple):
-    """The files written; ``notes`` has a line for each format that cannot hold the policy."""
+    """The files written; ``notes`` has a line for each format that does not support the policy."""
 
     files: list[Checked]
     notes: list[str]
     discrete: bool
-    microseconds: float  # of one call of the policy itself
+    microseconds: float  # per call of the policy itself
 
     def __str__(self) -> str:
         measure = "other actions" if self.discrete else "largest difference"
@@ -72,22 +72,22 @@ def export_run(
     classes: Sequence[type] = (),
     env: Environment | None = None,
 ) -> Export:
-    """Write the policy of a run as files that need no jaxrl, with readers beside them.
+    """Write a run's policy as files that need no jaxrl, together with readers.
 
-    They go into the folder ``export`` in the run's own, where they replace those of an earlier
-    call, or into ``out``, where nothing is replaced.
+    They are written to the subfolder ``export`` of the run's folder, replacing those of an earlier
+    call, or to ``out``, where nothing is replaced.
 
     Args:
         run_dir: the folder of the run.
-        seed, config, iteration, checkpoint, classes, env: the policy, as for ``load_policy``.
-        formats: of ``FORMATS``; default all that can hold the policy.
-        out: another folder; it is created if needed.
+        seed, config, iteration, checkpoint, classes, env: the policy, as in ``load_policy``.
+        formats: a selection of ``FORMATS``; default all that support the policy.
+        out: an alternative folder; it is created if needed.
 
     Raises:
         UsageError: if ``run_dir`` is not a run folder or lacks the policy, a file in ``out`` would
-            be replaced, a format that was asked for cannot hold the policy or is not installed, or
-            the policy's actions are not finite.
-        RunError: if a file's policy acts otherwise than the run's; that file is not written.
+            be replaced, a requested format does not support the policy or is not installed, or the
+            policy's actions are not finite.
+        RunError: if a file's policy acts differently from the run's; that file is not written.
         CheckpointError: if no checkpoint is intact.
         OSError: if the files cannot be written.
     """
@@ -110,16 +110,16 @@ def export_policy(
     formats: Sequence[str] | None = None,
     env: Environment | None = None,
 ) -> Export:
-    """Write a policy into the folder ``out``, as ``export_run`` does, replacing nothing.
+    """Write a policy to the folder ``out``, like ``export_run``, replacing nothing.
 
-    ``env`` is the environment that it was trained in; what the metadata say of units is its.
+    ``env`` is the environment that it was trained in; it provides the units in the metadata.
     """
     _require_free(Path(out), _wanted(formats))
     return _export(policy, Path(out), formats, env, replace=False)
 
 
 def _wanted(formats: Sequence[str] | None) -> list[str]:
-    """Return the files of these formats, readers included."""
+    """Return the files of these formats, including readers."""
     for each in formats or ():
         if each not in FORMATS:
             raise UsageError(f"formats has {each!r}; {nearest(each, FORMATS)}")
@@ -128,7 +128,7 @@ def _wanted(formats: Sequence[str] | None) -> list[str]:
 
 
 def _require_free(folder: Path, names: Sequence[str]) -> None:
-    """Raise UsageError if ``folder`` is none, or has a file of one of the names."""
+    """Raise UsageError if ``folder`` is not a folder, or has a file with one of the names."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"out {folder} is not a folder; give another --out")
     taken = [name for name in names if (folder / name).exists()]
@@ -139,7 +139,7 @@ def _require_free(folder: Path, names: Sequence[str]) -> None:
 def _export(
     policy: Policy, folder: Path, formats: Sequence[str] | None, env: Any, replace: bool
 ) -> Export:
-    """Write and compare in a folder of drafts, from which only whole sets of files are moved."""
+    """Write and compare in a draft folder; only complete sets of files are moved out of it."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as name:
         made = _Writer(policy, Path(name), env)
@@ -152,11 +152,11 @@ def _export(
                     raise UsageError(str(error)) from None
                 notes.append(str(error))
         drafts = sorted(Path(name).iterdir())
-        if not replace:  # once more, as some time has passed
+        if not replace:  # again, since some time has passed
             _require_free(folder, [draft.name for draft in drafts])
         for draft in drafts:
             os.replace(draft, folder / draft.name)
-    if replace and formats is None:  # what is left is of another policy
+    if replace and formats is None:  # the remaining files are another policy's
         for name in set(_wanted(None)) - {draft.name for draft in drafts}:
             (folder / name).unlink(missing_ok=True)
     files = [each._replace(path=folder / each.path.name) for each in made.files]
@@ -165,11 +165,11 @@ def _export(
 
 
 class CannotHold(UsageError):
-    """A format that cannot hold a policy, or is not installed."""
+    """A format does not support a policy, or is not installed."""
 
 
 class _Writer:
-    """Writes one policy's files into a folder, and compares each with the policy."""
+    """Writes one policy's files to a folder, and compares each with the policy."""
 
     def __init__(self, policy: Policy, folder: Path, env: Any) -> None:
         self.policy, self.folder, self.env = policy, folder, env
@@ -186,7 +186,7 @@ class _Writer:
         return policy, Acting(policy, mode)
 
     def write(self, name: str) -> None:
-        """Write a format's file, and its reader. Raises CannotHold."""
+        """Write a format's file and its reader. Raises CannotHold."""
         path = self.folder / FILES[name]
         if name == "jax":
             self._write_jax(path)
@@ -222,7 +222,7 @@ class _Writer:
             write_jax([self.acting, sampling], facts, path)
         except OSError:
             raise
-        except Exception as error:  # whatever an agent of a user's own raises
+        except Exception as error:  # whatever a user's own agent raises
             text = (str(error).splitlines() or ["no message"])[0]
             raise CannotHold(
                 f"{path.name} cannot hold this policy: {type(error).__name__}: {text}"
@@ -239,9 +239,9 @@ class _Writer:
 
 
 def _played(policy: Any, obs: Any, memory: bool) -> np.ndarray:
-    """Return the actions ``[B, *A]`` of a ``Policy``, or of what has its methods.
+    """Return the actions ``[B, *A]`` of a ``Policy`` or an object with its methods.
 
-    One with a memory plays a few steps of fewer episodes.
+    A policy with a memory plays a few steps of fewer episodes.
     """
     steps = STEPS if memory else 1
     rows, key, actions = check.ROWS // steps, jax.random.key(1), []
@@ -255,6 +255,6 @@ def _played(policy: Any, obs: Any, memory: bool) -> np.ndarray:
 
 
 def _single(policy: Any) -> Any:
-    """Return a function from one observation ``[*O]`` to its action, at an episode's start."""
+    """Return a function from one observation ``[*O]`` to its action at an episode's start."""
     carry = policy.start(1)
     return lambda obs: policy.step(carry, jax.tree.map(lambda x: x[None], obs))[0]

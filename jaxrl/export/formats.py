@@ -20,11 +20,11 @@ from jaxrl.types import Array, Key
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
-Play = Callable[[Any], Any]  # from the policy's observations to greedy actions
+Play = Callable[[Any], Any]  # maps the policy's observations to greedy actions
 
 
 def write_npz(network: Network, facts: Mapping[str, Any], path: Path) -> Play:
-    """Write the network for ``numpy_policy.NumpyPolicy``, and return it."""
+    """Write the network for ``numpy_policy.NumpyPolicy`` and return it."""
     texts = {"metadata": json.dumps(facts), "operations": json.dumps(network.operations)}
     arrays: dict[str, Any] = {**network.arrays, **{k: np.array(v) for k, v in texts.items()}}
     np.savez(path, **arrays)
@@ -34,7 +34,7 @@ def write_npz(network: Network, facts: Mapping[str, Any], path: Path) -> Play:
 def write_jax(modes: Sequence[Acting], facts: Mapping[str, Any], path: Path) -> None:
     """Write the programs of all modes for ``jax_policy.JaxPolicy``.
 
-    They are lowered for ``PLATFORMS``, for batches of any size. What is random comes from the key.
+    They are lowered for ``PLATFORMS`` and any batch size. All randomness comes from the key.
     """
     (batch,) = export.symbolic_shape("b")
     read = [box["name"] for box in facts["observation"]]
@@ -49,7 +49,7 @@ def write_jax(modes: Sequence[Acting], facts: Mapping[str, Any], path: Path) -> 
 
 
 def exported(acting: Acting, read: Sequence[str], batch: Any) -> export.Exported:
-    """Return the program ``action, carry = f(obs, carry, key)`` of the observations it reads."""
+    """Return the program ``action, carry = f(obs, carry, key)`` for the observations it reads."""
     obs, carry, key = acting.arguments(batch)
     shapes = dict(zip(acting.boxes, obs, strict=True))
 
@@ -71,9 +71,9 @@ def _export(function: Callable[..., Any], *args: Any) -> export.Exported:
 
 
 def write_onnx(network: Network, facts: Mapping[str, Any], path: Path) -> Play:
-    """Write the network as an ONNX model, and return it as ``onnxruntime`` plays it on one core.
+    """Write the network as an ONNX model; return it as played by ``onnxruntime`` on one core.
 
-    The metadata are the model's property ``jaxrl``, as JSON.
+    The metadata are stored as JSON in the model's property ``jaxrl``.
 
     Raises:
         ImportError: without the extra ``export``.

@@ -1,4 +1,4 @@
-"""Play policy.jaxexport with JAX alone: copy this file and policy.jaxexport to where they go.
+"""Play policy.jaxexport with JAX alone: copy this file and policy.jaxexport where needed.
 
     policy = JaxPolicy("policy.jaxexport")            # or mode="sample"
     action = policy(obs)                              # with mode="sample": policy(obs, key)
@@ -6,9 +6,9 @@
     carry = policy.start(n)                           # policies with a memory: n episodes
     action, carry = policy.step(carry, obs, key)
 
-``obs[..., *O]`` is an observation as the environment gives it, or a dictionary of its entries;
-``action[..., *A]`` is in the environment's units. ``policy.metadata`` says what they are. Policies
-that denoise draw noise from their key in both modes; without one it is always the same noise.
+``obs[..., *O]`` is an observation as returned by the environment, or a dictionary of its entries;
+``action[..., *A]`` is in the environment's units. ``policy.metadata`` describes both. Policies that
+denoise draw noise from their key in both modes; without a key, the noise is always the same.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class JaxPolicy:
         self._act, self._start = jax.jit(made[0]), jax.jit(made[-1]) if made[1:] else None
 
     def __call__(self, obs: Any, key: Any = None) -> Any:
-        """Return actions ``[..., *A]`` for ``obs[..., *O]``, of a policy without memory."""
+        """Return actions ``[..., *A]`` for ``obs[..., *O]``, for a policy without memory."""
         if self.metadata["memory"][self.mode]:
             raise ValueError(
                 "the policy has a memory: carry = start(n), then step(carry, obs, key)"
@@ -45,18 +45,18 @@ class JaxPolicy:
         return action.reshape((*leading, *action.shape[1:]))
 
     def start(self, n: int = 1, key: Any = None) -> Any:
-        """Return the memory with which ``n`` episodes begin."""
+        """Return the initial memory of ``n`` episodes."""
         if self._start is None:
             return []
         key = jax.random.key(0) if key is None else key
         return self._start(key, jnp.zeros(n, bool))
 
     def step(self, carry: Any, obs: Any, key: Any = None) -> Any:
-        """Return actions ``[n, *A]`` for ``obs[n, *O]``, and the memory of the next step."""
+        """Return actions ``[n, *A]`` for ``obs[n, *O]``, and the memory for the next step."""
         return self._act(self._rows(obs)[0], carry, self._key(key))
 
     def _rows(self, obs: Any) -> Any:
-        """Return what the program takes, ``[B, *O]``, and the axes that B stands for."""
+        """Return the program's inputs, ``[B, *O]``, and the axes that B stands for."""
         rows: list[Any] = []
         leading: tuple[int, ...] = ()
         for box in self.metadata["observation"]:

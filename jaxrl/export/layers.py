@@ -1,7 +1,7 @@
-"""Layers that stay one operation: where a policy calls them, its program names them.
+"""Keeps layers as single operations: a policy's program calls them by name.
 
-While a policy is traced, each ``Dense``, ``LayerNorm`` and convolution is made a call of its own,
-whose name stands for the operation. What they compute is unchanged.
+While a policy is traced, each ``Dense``, ``LayerNorm`` and convolution becomes a separate call,
+whose name identifies the operation. Their results are unchanged.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from jaxrl.nn.products import dense_product
 class Layer(NamedTuple):
     """An operation on one value, with the arrays and options of the layer.
 
-    ``rank`` is the number of axes of the value that the layer was called with. Where the program
-    has another one, ``vmap`` has changed the layer.
+    ``rank`` is the number of axes of the layer's input. If it differs in the program, ``vmap`` has
+    changed the layer.
     """
 
     operation: str
@@ -34,7 +34,7 @@ class Layer(NamedTuple):
 
 @contextmanager
 def named_layers() -> Iterator[dict[str, Layer]]:
-    """While the context lasts, calls of layers have names; yield what the names stand for."""
+    """Inside the context, layer calls have names; yields the mapping of names to operations."""
     layers: dict[str, Layer] = {}
 
     def intercept(
@@ -58,7 +58,7 @@ def named_layers() -> Iterator[dict[str, Layer]]:
 
 
 def _layer(module: nn.Module) -> Layer | None:
-    """Return the operation that a module is, if it is one, and if its parameters are known."""
+    """Return the operation that a module represents, if any and if its parameters are known."""
     found: Any = _AS_LAYER.get(type(module))
     if found is None:
         return None

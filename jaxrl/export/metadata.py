@@ -1,4 +1,4 @@
-"""Metadata of an exported policy: its task, its observations and its actions."""
+"""Metadata of an exported policy: its task, observations and actions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ UNITS = "the environment's own: the scaling from the policy's [-1, 1] is inside,
 
 
 def metadata(acting: Acting, env: Any, inputs: Sequence[str]) -> dict[str, Any]:
-    """Return the facts as JSON; ``inputs`` are the observations that the policy reads, in order.
+    """Return the metadata as JSON; ``inputs`` are the observations the policy reads, in order.
 
     An environment may have ``dt`` (seconds per step), ``observation_names`` and ``action_names``
-    (one for each element); those of MuJoCo's tasks are read from their models. What is not known is
-    null, and so is an infinite bound.
+    (one per element); for MuJoCo tasks these are read from the model. Unknown values and infinite
+    bounds are null.
     """
     names = observation_names(env)
     observation = [
@@ -52,7 +52,7 @@ def metadata(acting: Acting, env: Any, inputs: Sequence[str]) -> dict[str, Any]:
 def _version() -> str:
     try:
         return version("jaxrl")
-    except PackageNotFoundError:  # it is on the path, and not installed
+    except PackageNotFoundError:  # on the path, but not installed
         return "unknown"
 
 
@@ -67,7 +67,7 @@ def _box(name: str, box: Box) -> dict[str, Any]:
 
 
 def _bound(bound: np.ndarray) -> Any:
-    """Return a bound as nested lists; as one number where all elements have the same."""
+    """Return a bound as nested lists, or as one number if all elements are equal."""
     finite = [float(x) if np.isfinite(x) else None for x in bound.reshape(-1)]
     if len(set(finite)) == 1:
         return finite[0]
@@ -79,7 +79,7 @@ def _fitting(names: Sequence[str | None] | None, box: Box) -> list[str | None] |
 
 
 def control_interval(env: Any) -> float | None:
-    """Return the seconds from one action to the next, if the environment says."""
+    """Return the seconds between actions, if the environment defines them."""
     for each in (env, getattr(env, "env", None)):
         if isinstance(found := getattr(each, "dt", None), int | float):
             return float(found)
@@ -87,7 +87,7 @@ def control_interval(env: Any) -> float | None:
 
 
 def action_names(env: Any) -> Sequence[str] | None:
-    """Return a name for each element of the actions, if the environment says."""
+    """Return a name for each action element, if the environment defines them."""
     given: Sequence[str] | None = getattr(env, "action_names", None)
     model = _model(env)
     if given is not None or model is None:
@@ -96,7 +96,7 @@ def action_names(env: Any) -> Sequence[str] | None:
 
 
 def _actuator(model: Any, i: int) -> str:
-    """Return the name of an actuator; without one, that of what it moves."""
+    """Return the name of an actuator, or else of the part it moves."""
     import mujoco
 
     actuator = model.actuator(i)
@@ -107,13 +107,13 @@ def _actuator(model: Any, i: int) -> str:
 
 
 def _model(env: Any) -> Any:
-    """Return the ``mujoco.MjModel`` of an environment, or of Brax's inside of it, or None."""
+    """Return the ``mujoco.MjModel`` of an environment or its inner Brax environment, or None."""
     system = getattr(getattr(env, "env", None), "sys", None)
     return getattr(env, "mj_model", None) or getattr(system, "mj_model", None)
 
 
 def observation_names(env: Any) -> Sequence[str | None] | None:
-    """Return a name for each element of the observation, if the environment says."""
+    """Return a name for each observation element, if the environment defines them."""
     given: Sequence[str | None] | None = getattr(env, "observation_names", None)
     task = getattr(env, "task", None)
     if given is not None or not hasattr(task, "reads"):
@@ -122,9 +122,9 @@ def observation_names(env: Any) -> Sequence[str | None] | None:
 
 
 def _readings(task: Any) -> list[str | None]:
-    """Return names of what a task of ``mjx/`` observes; None where it computes something else.
+    """Return the names of a ``mjx/`` task's observation elements; None for computed elements.
 
-    Its ``observe`` is called on readings in which every number is another one.
+    The task's ``observe`` is called on readings in which all numbers are distinct.
     """
     import mujoco
 
@@ -136,7 +136,7 @@ def _readings(task: Any) -> list[str | None]:
         like = np.asarray(getattr(data if hasattr(data, field) else model, field))
         reading = np.zeros(like.shape)
         for index in np.ndindex(like.shape):
-            mark = next(marks) / 65_536  # exact, and so small that no task clips it
+            mark = next(marks) / 65_536  # exact, and too small to be clipped
             reading[index] = mark
             name = f"{field} {_place(model, field, index)}"
             names |= {mark: name, np.sin(mark): f"sin {name}", np.cos(mark): f"cos {name}"}
@@ -146,7 +146,7 @@ def _readings(task: Any) -> list[str | None]:
 
 
 def _place(model: Any, field: str, index: tuple[int, ...]) -> str:
-    """Return what an element of one of MuJoCo's arrays belongs to: a joint, body, or number."""
+    """Return the owner of an element of a MuJoCo array: a joint, body, or number."""
     first, rest = index[0], "".join(f"[{i}]" for i in index[1:])
     if field in ("qpos", "qvel", "qfrc_actuator", "qfrc_constraint"):
         starts = model.jnt_qposadr if field == "qpos" else model.jnt_dofadr

@@ -1,10 +1,10 @@
-"""Play policy.npz with numpy alone: copy this file and policy.npz to where they are needed.
+"""Play policy.npz with numpy alone: copy this file and policy.npz where needed.
 
     policy = NumpyPolicy("policy.npz")
     action = policy(obs)
 
-``obs[..., *O]`` is an observation as the environment gives it, or a dictionary of its entries;
-``action[..., *A]`` is in the environment's units. ``policy.metadata`` says what they are.
+``obs[..., *O]`` is an observation as returned by the environment, or a dictionary of its entries;
+``action[..., *A]`` is in the environment's units. ``policy.metadata`` describes both.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SAME = """absolute add arctan argmax argmin ceil cos divide equal exp expm1 floo
 greater_equal isfinite less less_equal log log1p logical_and logical_not logical_or matmul maximum
 minimum multiply negative not_equal positive power sign sin sqrt square subtract take tan tanh
 transpose where"""
-OPERATIONS: dict[str, Any] = {  # a file can call these, and nothing else
+OPERATIONS: dict[str, Any] = {  # a file can call only these
     **{name: getattr(np, name) for name in SAME.split()},
     "dense": lambda x, kernel, bias: x @ kernel + bias,
     "layer_norm": layer_norm,
@@ -59,7 +59,7 @@ OPERATIONS: dict[str, Any] = {  # a file can call these, and nothing else
 
 
 def run(operations: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Compute each ``[name, inputs, output, options]`` on arrays; add its output to ``values``."""
+    """Compute each ``[name, inputs, output, options]`` on arrays; add the output to ``values``."""
     for name, inputs, output, options in operations:
         values[output] = OPERATIONS[name](*(values[each] for each in inputs), **options)
     return values

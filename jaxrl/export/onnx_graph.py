@@ -15,7 +15,7 @@ from jaxrl.export.operations import Network, Operation
 OPSET = 20  # the first with Gelu
 IR_VERSION = 9
 
-# Operations that are one node, whose options are its attributes.
+# Operations that map to one node, with their options as its attributes.
 _NODES = {
     "absolute": "Abs",
     "add": "Add",
@@ -59,7 +59,7 @@ _EXTREMES = {"argmax": "ArgMax", "argmin": "ArgMin"}
 
 
 def model(network: Network, facts: Mapping[str, Any]) -> onnx.ModelProto:
-    """Return the model: its inputs are observations ``[batch, *O]``, its output ``action``."""
+    """Return the model; inputs are observations ``[batch, *O]``, the output is ``action``."""
     graph = _Graph(network)
     for operation in network.operations:
         graph.add(operation)
@@ -88,7 +88,7 @@ def _dtype(name: str) -> int:
 
 
 class _Graph:
-    """Nodes, and the arrays that they read."""
+    """Nodes and the arrays that they read."""
 
     def __init__(self, network: Network) -> None:
         self.nodes: list[Any] = []
@@ -122,7 +122,7 @@ class _Graph:
     def _one(self, output: str) -> str:
         return self._array(f"{output}_one", np.ones((), np.float32))
 
-    # Operations that are no single node
+    # Operations that are not a single node
 
     def _dense(self, inputs: Any, output: str) -> None:
         x, kernel, bias = inputs

@@ -1,4 +1,4 @@
-"""A policy as a list of operations on arrays, which numpy's reader plays and ONNX's writer writes.
+"""A policy as a list of array operations, used by the numpy reader and the ONNX writer.
 
 The operations are those of ``numpy_policy.OPERATIONS``.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Operation(NamedTuple):
-    """``output = name(*inputs, **options)``. Values go by names; options are JSON."""
+    """``output = name(*inputs, **options)``. Values are referred to by name; options are JSON."""
 
     name: str
     inputs: tuple[str, ...]
@@ -20,7 +20,7 @@ class Operation(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A policy from named observations ``[B, *O]`` to ``output``, the action ``[B, *A]``."""
+    """A policy that maps named observations ``[B, *O]`` to ``output``, the action ``[B, *A]``."""
 
     inputs: tuple[str, ...]
     operations: list[Operation]
@@ -29,7 +29,7 @@ class Network(NamedTuple):
 
 
 def needed(network: Network) -> Network:
-    """Return the network without what its output does not depend on."""
+    """Return the network without operations that do not affect its output."""
     wanted, kept = {network.output}, []
     for operation in reversed(network.operations):
         if operation.output in wanted:

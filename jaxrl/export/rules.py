@@ -1,4 +1,4 @@
-"""The equations of JAX's programs that have operations, and what each becomes."""
+"""Translation of JAX equations that correspond to operations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from jaxrl.export.shapes import SHAPE_RULES, TOGETHER
 from jaxrl.export.values import Refused, result, sizes
 
-# Calls of functions, and where their programs are.
+# Function calls, and where their programs are stored.
 CALLS = {
     "jit": ("jaxpr",),
     "pjit": ("jaxpr",),
@@ -24,7 +24,7 @@ CALLS = {
     "checkpoint": ("jaxpr",),
 }
 
-# Functions of one array by their names in programs, and the operations that they may be.
+# Functions of one array by their names in programs, and their possible operations.
 FUNCTIONS = {
     "relu": "relu",
     "silu": "swish",
@@ -93,7 +93,7 @@ def _same(walk: Any, equation: Any, *values: Any) -> list[Any]:
 
 
 def _rows(walk: Any, equation: Any) -> Any:
-    raise Refused(TOGETHER)  # the number of rows, as a number
+    raise Refused(TOGETHER)  # the number of rows, used as a number
 
 
 def _rsqrt(walk: Any, equation: Any, x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The equations that move numbers and compute none, and what each becomes."""
+"""Translation of JAX equations that only move numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOGETHER = "computes with the rows of a batch together"
 
 
 def _reshaped(walk: Any, value: Any, shape: Shape) -> Any:
-    """Return a value in another shape, in which at most the batch is None."""
+    """Return a value in another shape, where at most the batch axis is None."""
     if value.shape == shape:
         return value
     if shape.count(None) > 1 or (None in shape) != (None in value.shape):
@@ -87,7 +87,7 @@ def _dynamic_slice(walk: Any, equation: Any, x: Any, *starts: Any) -> Any:
     ]
     for axis, (start, size, _) in enumerate(bounds):
         if isinstance(size, int):
-            first = min(max(start, 0), aval.shape[axis] - size)  # as XLA moves it inside
+            first = min(max(start, 0), aval.shape[axis] - size)  # clamped as in XLA
             bounds[axis] = (first, first + size, 1)
     return _sliced(walk, walk.full(x, aval), aval, bounds)
 
@@ -104,7 +104,7 @@ def _split(walk: Any, equation: Any, x: Any) -> list[Any]:
 
 
 def _sliced(walk: Any, x: Any, aval: Any, bounds: list[tuple[int, Any, int]]) -> Any:
-    """Return ``x[start:stop:step, ...]`` of all axes; all of the batch."""
+    """Return ``x[start:stop:step, ...]`` over all axes; the batch axis is kept whole."""
     made, kept = [], []
     for size, (start, stop, step) in zip(aval.shape, bounds, strict=True):
         whole = not isinstance(size, int)
@@ -117,7 +117,7 @@ def _sliced(walk: Any, x: Any, aval: Any, bounds: list[tuple[int, Any, int]]) ->
 
 
 def _gather(walk: Any, equation: Any, x: Any, index: Any) -> Any:
-    """Indices that are known: one place, or several along one axis."""
+    """Known indices: one position, or several along one axis."""
     params, aval = equation.params, equation.invars[0].aval
     numbers, shape = params["dimension_numbers"], sizes(aval)
     axes, dropped = numbers.start_index_map, numbers.collapsed_slice_dims

@@ -1,9 +1,9 @@
-"""From a policy to its list of operations: its program is traced, and each equation translated.
+"""Converts a policy to a list of operations: traces its program and translates each equation.
 
-Nothing is assumed of the agent, its wrappers or its networks, a user's own included: what acts is
-what is exported. Arrays that do not depend on the observation are computed here. Axes that a value
-is only repeated along are left out until an operation needs them, so that batches may have any
-size.
+Nothing is assumed about the agent, its wrappers or its networks, including a user's own: the code
+that acts is what is exported. Arrays that do not depend on the observation are computed here. Axes
+along which a value is only repeated are omitted until an operation needs them, so that batches may
+have any size.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def trace(acting: Acting) -> Network:
     """Return the policy as operations.
 
     Raises:
-        UsageError: for a policy that draws random numbers, has a memory, or computes what has no
-            operation.
+        UsageError: for a policy that draws random numbers, has a memory, or uses a computation
+            without an operation.
     """
     (batch,) = export.symbolic_shape("b")
     with named_layers() as layers:
@@ -64,14 +64,14 @@ class Walk:
         self._names: dict[int, str] = {}
 
     def network(self, inputs: tuple[str, ...], output: str) -> Network:
-        """Return the operations so far, as a network whose output has the name ``action``."""
+        """Return the operations so far as a network whose output is named ``action``."""
         *rest, last = needed(Network(inputs, self.operations, self.arrays, output)).operations
         return Network(inputs, [*rest, last._replace(output="action")], self.arrays, "action")
 
     def emit(self, name: str, *values: Any, **options: Any) -> Any:
-        """Return the output of an operation; it is computed now if all of its inputs are known.
+        """Return the output of an operation, computed now if all its inputs are known.
 
-        Raises Refused for inputs that are.
+        Raises Refused if an input is Refused.
         """
         for each in values:
             if isinstance(each, Refused):
@@ -87,7 +87,7 @@ class Walk:
         return Value(output, joined(values))
 
     def _name(self, value: Any) -> str:
-        """Return the name of a value, under which arrays are kept."""
+        """Return the name of a value; arrays are stored under it."""
         if isinstance(value, Value):
             return value.name
         if id(value) not in self._names:
@@ -96,9 +96,9 @@ class Walk:
         return self._names[id(value)]
 
     def full(self, value: Any, aval: Any) -> Any:
-        """Return the value with all of the axes of ``aval``, along which it may be repeated.
+        """Return the value with all axes of ``aval``, repeated along them if necessary.
 
-        Raises Refused if it is, or if it is to be repeated for the rows of a batch.
+        Raises Refused if the value is Refused, or would have to be repeated over the batch.
         """
         if isinstance(value, Refused):
             raise value
@@ -149,9 +149,9 @@ class Walk:
         return _computed(equation, given)
 
     def _call(self, name: str | None, inner: Any, given: list[Any]) -> list[Any]:
-        """Return the outputs of a function: of one operation if it is one, else of its own.
+        """Return a function's outputs, as one operation if possible, else from its own program.
 
-        Functions with a derivative of their own have no name.
+        Functions with a custom derivative have no name.
         """
         unknown = [i for i, x in enumerate(given) if not isinstance(x, np.ndarray)]
         avals = [inner.jaxpr.invars[i].aval for i in unknown]
@@ -168,7 +168,7 @@ class Walk:
         return self.program(inner, given)
 
     def _is(self, operation: str, inner: Any) -> bool:
-        """Whether a function of one array does what an operation does, by its values."""
+        """Whether a function of one array equals an operation, judged by its values."""
         grid = np.linspace(-20.0, 20.0, 401, dtype=np.float32)
         shape = sizes(inner.jaxpr.invars[0].aval)
         walk = Walk({})
@@ -182,7 +182,7 @@ class Walk:
 
 
 def _computed(equation: Any, given: list[Any]) -> list[Any]:
-    """Return what an equation of known arrays computes; raise Refused if it is one of others."""
+    """Return the result of an equation of known arrays; raise Refused for other inputs."""
     known = all(isinstance(x, np.ndarray) for x in given)
     if not known or any(None in sizes(var.aval) for var in equation.outvars):
         name = equation.primitive.name
@@ -195,7 +195,7 @@ def _computed(equation: Any, given: list[Any]) -> list[Any]:
 
 
 def _known(x: Any) -> Any:
-    """Return an array of numbers; keys of random numbers are refused."""
+    """Return an array of numbers; random keys are refused."""
     if jax.dtypes.issubdtype(getattr(x, "dtype", None), jax.dtypes.extended):
         return Refused(RANDOM)
     return np.asarray(x, jax.dtypes.canonicalize_dtype(np.asarray(x).dtype))

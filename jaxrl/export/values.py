@@ -1,4 +1,4 @@
-"""Values of a policy's program, as its translation into operations knows them."""
+"""Values in a policy's program during its translation into operations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Shape = tuple[int | None, ...]
 class Value(NamedTuple):
     """A value computed from the observation.
 
-    In its shape the batch is None, and an axis that it is only repeated along may be 1.
+    In its shape the batch is None, and axes along which it is only repeated may be 1.
     """
 
     name: str
@@ -19,14 +19,14 @@ class Value(NamedTuple):
 
 
 class Refused(Exception):
-    """A value that no operation gives; its text says why: a verb and its object.
+    """A value that no operation produces; the text says why, as a verb and its object.
 
-    It stands for the value, on which the action may not depend, and is raised where it is needed.
+    It is a placeholder for the value, which must not affect the action; using it raises it.
     """
 
 
 def sizes(aval: Any) -> Shape:
-    """Return a shape in which the batch, a symbol, is None."""
+    """Return a shape with the symbolic batch replaced by None."""
     return tuple(size if isinstance(size, int) else None for size in aval.shape)
 
 
@@ -39,10 +39,10 @@ def joined(values: Sequence[Any]) -> Shape:
 
 
 def shaped(made: Any, aval: Any) -> Any:
-    """Return what an operation made, with the shape that its program says."""
+    """Return an operation's result with the shape given by its program."""
     return made._replace(shape=sizes(aval)) if isinstance(made, Value) else made
 
 
 def result(made: Any, equation: Any) -> Any:
-    """Return the value of an equation's only output, with the shape that its program says."""
+    """Return the value of an equation's only output, with the shape given by its program."""
     return shaped(made, equation.outvars[0].aval)

@@ -7,8 +7,8 @@
 
 ``number`` fields are pytree leaves, so ``vmap`` sweeps them. ``size``, ``choice``, ``flag``,
 ``interval`` and ``words`` fields are static. Parts are nested dataclasses. A hyper-parameter's name
-is the path of fields to it, such as ``critic.hidden_dims``; wrappers and trainers add nothing to
-it. Wherever a name is asked for, its end is enough if only one hyper-parameter has that end.
+is its path of fields, such as ``critic.hidden_dims``; wrappers and trainers add nothing to it.
+Wherever a name is expected, a suffix is enough if it is unique.
 """
 
 from jaxrl.hyper.declarations import (

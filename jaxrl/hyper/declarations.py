@@ -1,4 +1,4 @@
-"""Declarations of hyper-parameters as the fields of dataclasses."""
+"""Declarations of hyper-parameters as dataclass fields."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jaxrl.require import (
 
 T = TypeVar("T")
 _PLAIN = (int, float, str, bool, type(None))
-_KEY = "hyper"  # of a field's metadata
+_KEY = "hyper"  # in a field's metadata
 
 
 class Declaration(NamedTuple):
@@ -43,11 +43,11 @@ def number(
     optional: bool = False,
     help: str = "",
 ) -> Any:
-    """Declare a number in ``[low, high]``, or more than ``above``.
+    """Declare a number in ``[low, high]``, or greater than ``above``.
 
     None is allowed if it is the default, or with ``optional``.
 
-    A pytree leaf: it can be swept, and changes without compiling again.
+    It is a pytree leaf: it can be swept, and changing it does not recompile.
     """
 
     def check(name: str, value: Any) -> None:
@@ -59,9 +59,9 @@ def number(
 
 
 def size(default: Any, low: int = 1, high: int = INT32_MAX, *, help: str = "") -> Any:
-    """Declare an integer, or a tuple of them, of at least ``low``. None as default allows None.
+    """Declare an integer of at least ``low``, or a tuple of them. None as default allows None.
 
-    Those of numpy and JAX are integers too.
+    Integers of numpy and JAX are accepted too.
     """
 
     def check(name: str, value: Any) -> None:
@@ -125,7 +125,7 @@ def words(default: tuple[str, ...], *, help: str = "") -> Any:
 
 
 def part(default: Any, *, help: str = "") -> Any:
-    """Declare a part: a dataclass with hyper-parameters of its own."""
+    """Declare a part: a dataclass with its own hyper-parameters."""
 
     def check(name: str, value: Any) -> None:
         if not is_node(value):
@@ -137,7 +137,7 @@ def part(default: Any, *, help: str = "") -> Any:
 
 
 def bound(default: Any = None) -> Any:
-    """Declare what ``bind`` finds out: static, neither an option nor recorded."""
+    """Declare a value that ``bind`` determines: static, neither an option nor recorded."""
     return struct.field(pytree_node=False, default=default, metadata={_KEY: None}, repr=False)
 
 
@@ -147,7 +147,7 @@ def held() -> Any:
 
 
 def same_as(cls: type, name: str) -> Any:
-    """Declare a field of a dataclass of options as ``cls`` declares the one of that name."""
+    """Declare a field of an options dataclass in the same way as ``cls`` declares ``name``."""
     field = next(field for field in dataclasses.fields(cls) if field.name == name)
     return dataclasses.field(default=field.default, metadata=field.metadata)
 
@@ -162,7 +162,8 @@ def _declared(default: Any, declaration: Declaration, leaf: bool = False) -> Any
 def dataclass(cls: type[T]) -> type[T]:
     """Make a frozen dataclass and pytree, with its declared fields listed in the docstring.
 
-    Static fields given as numpy's or JAX's numbers are kept as Python's, which hash and are JSON.
+    Static fields given as numpy or JAX numbers are stored as Python numbers, which are hashable and
+    valid JSON.
     """
     own: Any = getattr(cls, "__post_init__", None)
     if own is None:
@@ -187,7 +188,7 @@ def dataclass(cls: type[T]) -> type[T]:
 
 
 def simplify(node: Any) -> None:
-    """Replace the values of a frozen dataclass's declared static fields by Python's own."""
+    """Convert a frozen dataclass's declared static fields to Python's own types."""
     for field in dataclasses.fields(node):
         if declaration(field) and not field.metadata.get("pytree_node", True):
             value = getattr(node, field.name)
@@ -196,16 +197,16 @@ def simplify(node: Any) -> None:
 
 
 def declaration(field: dataclasses.Field) -> Declaration | None:
-    """Return a field's declaration; None for fields without one, and for bound ones."""
+    """Return a field's declaration; None for undeclared and bound fields."""
     found: Declaration | None = field.metadata.get(_KEY)
     return found
 
 
 def is_node(value: Any) -> bool:
-    """Whether a value is an instance of a dataclass, as parts and inner agents are."""
+    """Whether a value is a dataclass instance, like parts and inner agents."""
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def is_option(field: dataclasses.Field) -> bool:
-    """Whether a field is a hyper-parameter or a part, and not found out by ``bind``."""
+    """Whether a field is a hyper-parameter or a part, not determined by ``bind``."""
     return field.metadata.get(_KEY, True) is not None

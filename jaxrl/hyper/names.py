@@ -1,4 +1,4 @@
-"""Hyper-parameters by their names: found, replaced and checked, wherever they live in a tree."""
+"""Finding, replacing and checking hyper-parameters by name, anywhere in a tree."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class _Entry(NamedTuple):
-    """A hyper-parameter: the fields to it, and its own."""
+    """A hyper-parameter: the path of fields to it, and its own field."""
 
     path: tuple[str, ...]
     field: dataclasses.Field
@@ -29,7 +29,7 @@ class _Entry(NamedTuple):
 
 
 def _entries(node: Any, path: tuple[str, ...] = ()) -> Iterator[_Entry]:
-    """The hyper-parameters of ``node`` and of the dataclasses that are its pytree children."""
+    """The hyper-parameters of ``node`` and of its dataclass children."""
     for field in dataclasses.fields(node):
         if not is_option(field):
             continue
@@ -41,7 +41,7 @@ def _entries(node: Any, path: tuple[str, ...] = ()) -> Iterator[_Entry]:
 
 
 def numbers(node: Any) -> dict[str, Any]:
-    """Return all hyper-parameters that are numbers, and so can be swept: ``{name: value}``."""
+    """Return all numeric hyper-parameters, which can be swept: ``{name: value}``."""
     return {e.name: e.value for e in _entries(node) if e.leaf and e.value is not None}
 
 
@@ -51,18 +51,18 @@ def names(node: Any) -> list[str]:
 
 
 def matches(name: str, known: Sequence[str]) -> list[str]:
-    """Return the known names that ``name`` may mean: itself, or else all that end in it."""
+    """Return the known names that ``name`` may mean: itself, else all names that end in it."""
     if name in known:
         return [name]
     return [each for each in known if each.endswith(f".{name}")]
 
 
 def replace(node: T, values: Mapping[str, Any]) -> T:
-    """Return a copy of ``node`` with the named numbers replaced, wherever they live.
+    """Return a copy of ``node`` with the named numbers replaced, wherever they are.
 
     Raises:
-        UsageError: for a name that is unknown or ambiguous, that is static, or whose value is
-            None, which is no number to replace.
+        UsageError: for a name that is unknown, ambiguous or static, or whose value is None and so
+            not a number to replace.
     """
     entries = {entry.name: entry for entry in _entries(node)}
     for name, value in values.items():
@@ -98,10 +98,10 @@ def _set(node: Any, path: tuple[str, ...], value: Any) -> Any:
 
 
 def override(node: T, settings: Mapping[str, Any]) -> T:
-    """Return a copy of ``node`` with nested settings, as ``{"critic": {"hidden_dims": (64, 64)}}``.
+    """Return ``node`` with nested settings such as ``{"critic": {"hidden_dims": (64, 64)}}``.
 
     Raises:
-        UsageError: for a name that is no hyper-parameter, and for settings inside of a number.
+        UsageError: for a name that is not a hyper-parameter, and for settings nested in a number.
     """
     known = [field.name for field in filter(is_option, dataclasses.fields(cast(Any, node)))]
     changed: dict[str, Any] = {}
@@ -117,9 +117,10 @@ def override(node: T, settings: Mapping[str, Any]) -> T:
 
 
 def check(node: Any, *, numbers: bool = True) -> None:
-    """Raise UsageError for the first hyper-parameter, at any depth, that its declaration refuses.
+    """Raise UsageError for the first hyper-parameter at any depth that its declaration refuses.
 
-    Traced numbers pass. Without ``numbers``, none is checked: JAX may have put anything there.
+    Traced numbers pass. Without ``numbers``, no numbers are checked: JAX may have put anything
+    there.
     """
     for entry in _entries(node):
         declared = declaration(entry.field)

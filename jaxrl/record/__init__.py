@@ -1,4 +1,4 @@
-"""The record of a run: its folder, checkpoints, metrics file, the policies in it, and datasets."""
+"""The record of a run: its folder, checkpoints, metrics file, policies, and datasets."""
 
 from jaxrl.record.policy import Policy, load_policy
 from jaxrl.record.recorder import from_replay, record

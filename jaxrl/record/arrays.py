@@ -1,4 +1,4 @@
-"""Arrays in files: orbax writes and reads them, here and without other processes."""
+"""Arrays in files, written and read by orbax in this process alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxrl.record.names import plainly_named
 
 @contextlib.contextmanager
 def _orbax() -> Iterator[Any]:
-    """Import orbax (0.4 s) and silence it: it logs 60 lines of an error that it also raises."""
+    """Import orbax (0.4 s) and silence it: it logs 60 lines for an error that it also raises."""
     import orbax.checkpoint as ocp
 
     logger = logging.getLogger("absl")
@@ -30,7 +30,7 @@ def _orbax() -> Iterator[Any]:
 
 
 def _checkpointer(ocp: Any) -> Any:
-    """Return orbax's checkpointer; it writes here, and does not wait for other processes."""
+    """Return an orbax checkpointer that writes here and does not wait for other processes."""
     if not processes.several():
         return ocp.PyTreeCheckpointer()
     own = processes.index()
@@ -42,7 +42,7 @@ def _checkpointer(ocp: Any) -> Any:
 
 
 def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays by path into ``folder``, which does not exist."""
+    """Write arrays by path into ``folder``, which must not exist."""
     filled = {path: array for path, array in arrays.items() if array.size}  # orbax refuses empty
     if filled:
         with (

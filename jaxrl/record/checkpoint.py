@@ -1,8 +1,8 @@
 """Checkpoints of a whole run: orbax stores the arrays, ``manifest.json`` verifies them.
 
 ``DIRECTORY/ITERATION/`` holds ``state/`` (orbax: a flat dictionary from a leaf's path to its array)
-and the manifest with the caller's ``meta``. A checkpoint is written whole or not at all. Of a state
-on devices of several processes, each of them writes its part: ``part-0.npz``, ``part-1.npz``, ...
+and the manifest with the caller's ``meta``. A checkpoint is written atomically. If the state is on
+devices of several processes, each process writes its part: ``part-0.npz``, ``part-1.npz``, ...
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from jaxrl.types import PyTree
 
 
 class CheckpointError(RunError):
-    """A checkpoint cannot be written, or none can be read; the message is one line."""
+    """A checkpoint cannot be written, or none can be read. The message is one line."""
 
 
 class Restored(NamedTuple):
-    """A restored checkpoint: ``state`` as the template's tree, its ``meta``, and its number."""
+    """A restored checkpoint: ``state`` with the template's structure, ``meta``, and its number."""
 
     state: PyTree
     meta: dict[str, Any]
@@ -45,10 +45,10 @@ def save(directory: Path | str, iteration: int, state: PyTree, meta: dict, keep:
     """Write ``directory/ITERATION``, then delete all but the newest ``keep``; return its path.
 
     ``state`` is any tree of arrays and typed keys, on any number of devices; ``meta`` must be
-    serialisable as JSON. All processes of a run call this together.
+    JSON-serialisable. All processes of a run call this together.
 
     Raises:
-        CheckpointError: if anything fails, a full disk included; the earlier checkpoints are then
+        CheckpointError: if anything fails, including a full disk. Earlier checkpoints are then
             unchanged. All processes raise it.
     """
     directory = Path(directory).absolute()
@@ -59,7 +59,7 @@ def save(directory: Path | str, iteration: int, state: PyTree, meta: dict, keep:
         if together:
             leaves = _write_parts(temporary, state)
             processes.from_first(partial(_complete, temporary, final, iteration, meta, leaves))
-        else:  # each process has all of it
+        else:  # each process has the whole state
             processes.from_first(partial(_write_whole, temporary, final, iteration, meta, state))
     except Exception as error:
         reason = manifests.reason(error)
@@ -110,7 +110,7 @@ def _make_anew(folder: Path) -> None:
 
 
 def _small(arrays: dict[str, np.ndarray], leaves: dict[str, dict]) -> dict[str, dict]:
-    """Return the entries of the small arrays, which are read back once they are written."""
+    """Return the entries of the small arrays, which are read back after writing."""
     limit = manifests.LARGE_BYTES
     return {path: leaf for path, leaf in leaves.items() if arrays[path].nbytes <= limit}
 
@@ -118,7 +118,7 @@ def _small(arrays: dict[str, np.ndarray], leaves: dict[str, dict]) -> dict[str, 
 def _complete(
     temporary: Path, final: Path, iteration: int, meta: dict, leaves: dict[str, dict]
 ) -> None:
-    """Add the manifest, and give the checkpoint its name."""
+    """Add the manifest and give the checkpoint its final name."""
     manifests.write(temporary, iteration, meta, leaves)
     for path in [*temporary.rglob("*"), temporary]:
         sync(path)
@@ -137,16 +137,15 @@ def restore(
 
     Args:
         directory: the folder of the checkpoints.
-        template: a tree of ``ShapeDtypeStruct`` as ``jax.eval_shape`` returns it. The result has
-            its structure, and exactly its shapes and dtypes: nothing is ever cast. A function
-            returns the template for a ``meta``. None returns ``{"agent/params/...": array}``.
+        template: a tree of ``ShapeDtypeStruct`` as returned by ``jax.eval_shape``. The result has
+            exactly its structure, shapes and dtypes: nothing is ever cast. May be a function from
+            ``meta`` to the template. With None, the result is ``{"agent/params/...": array}``.
         iteration: the checkpoint to read; default the newest intact one.
-        prefix: read only this subtree (``"agent"``); the template describes it alone.
-        report: called with one line for each damaged checkpoint, before the next older one is
-            tried.
+        prefix: read only this subtree (``"agent"``); the template describes only this subtree.
+        report: called with one line per damaged checkpoint, before the next older one is tried.
 
     Raises:
-        CheckpointError: if no checkpoint is intact, or it does not fit the template.
+        CheckpointError: if no checkpoint is intact, or the checkpoint does not fit the template.
     """
     directory = Path(directory).absolute()
     saved = available(directory)[::-1]
@@ -173,7 +172,7 @@ def available(directory: Path | str) -> list[int]:
 
 
 def clean(directory: Path | str) -> None:
-    """Remove leftovers of a killed process; call it before the first save of a process."""
+    """Remove a killed process's leftovers; call this before a process's first save."""
     directory = Path(directory)
     for old in directory.glob(".old-*"):  # killed between the two renames of a replacement
         final = old.with_name(old.name.removeprefix(".old-"))
@@ -202,7 +201,7 @@ def _check_fit(folder: Path, saved: dict[str, dict], template: dict[str, Any]) -
 
 
 def _read_leaves(folder: Path, leaves: dict[str, dict]) -> dict[str, np.ndarray]:
-    """Restore leaves as ``read_arrays``, whoever wrote them."""
+    """Restore leaves like ``read_arrays``, whichever process wrote them."""
     whole = {path: leaf for path, leaf in leaves.items() if "parts" not in leaf}
     split = {path: leaf for path, leaf in leaves.items() if "parts" in leaf}
     arrays = read_arrays(folder / "state", whole)
@@ -232,7 +231,7 @@ def _load(folder: Path, template: Any, prefix: str) -> tuple[PyTree, dict]:
         values: dict[str, Any] = dict(_read_leaves(folder, leaves))
     except manifests.Damaged:
         raise
-    except Exception as error:  # orbax raises many kinds
+    except Exception as error:  # orbax raises many types
         raise manifests.Damaged(manifests.reason(error)) from None
     for path, leaf in leaves.items():
         if "impl" in leaf:
@@ -254,7 +253,7 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def _prune(directory: Path, iteration: int, keep: int) -> None:
-    """Keep the newest ``keep`` up to ``iteration``; later ones are of another history and stay."""
+    """Keep the newest ``keep`` up to ``iteration``; later ones, of another history, stay."""
     earlier = [each for each in available(directory) if each < iteration]
     for each in earlier[: max(len(earlier) - keep + 1, 0)]:
         doomed = directory / f".tmp-{each}-{os.getpid()}"  # renamed first: never half a checkpoint

@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its configuration, and the rules of resuming in it."""
+"""The folder of a run: its lock, its configuration, and the rules for resuming in it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from jaxrl.record.names import check_path
 CONFIG, METRICS, TIMING = "config.json", "metrics.jsonl", "timing.jsonl"
 CHECKPOINTS, SUMMARY, CURVES = "checkpoints", "summary.json", "curves.png"
 LOCK = ".lock"
-ADDED = "added"  # the folder of a run of the seeds that are being added
-JOINED = "joined"  # the folder of a whole record that is about to replace the run's
+ADDED = "added"  # the folder of the run that trains added seeds
+JOINED = "joined"  # the folder of a complete record that is about to replace the run's
 
 # Options that may change on resume: length, evaluation, logging.
 FREE = {
@@ -33,9 +33,9 @@ FREE = {
     "max_nonfinite",
     "log",
 }
-# Entries that are only recorded; a change is worth a note, since bits may differ.
+# Entries that are only recorded; a change is reported, since bits may differ.
 RECORDED = {"placement", "device", "versions", "git", "command"}
-_SHOWN = 6  # differences that a message lists
+_SHOWN = 6  # maximum differences listed in a message
 
 
 def sync(path: Path) -> None:
@@ -48,7 +48,7 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "w") as file:
@@ -95,9 +95,9 @@ def differences(
 
 
 def _few(changed: list[str], command: str | None) -> str:
-    """Join differences, the environment's first; of many, the first, and how the run was started.
+    """Join differences, the environment's first; if many, a few and the run's original command.
 
-    Many differ where the run's own options are not given again.
+    Many differ if the run's own options are not given again.
     """
     first = sorted(changed, key=lambda each: not each.startswith("env ("))
     if len(first) <= _SHOWN:
@@ -107,7 +107,7 @@ def _few(changed: list[str], command: str | None) -> str:
 
 
 def _without_repetition(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration without what repeats the last phase, whose length is free."""
+    """Return a configuration without entries that repeat the last phase, whose length is free."""
     if "phases" not in config:
         return dict(config)
     *earlier, last = config["phases"]
@@ -117,16 +117,16 @@ def _without_repetition(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def finish_joining(run: Path) -> None:
-    """Move a joined record to its place in ``run``, whose lock the caller holds.
+    """Move a joined record to its place in ``run``; the caller holds the lock.
 
-    A crash on the way leaves it to be finished (``mend``).
+    After a crash, ``mend`` finishes the move.
     """
     joined = run / JOINED
     if (joined / CHECKPOINTS).is_dir():
         if (run / CHECKPOINTS).is_dir():
             os.rename(run / CHECKPOINTS, joined / "replaced")
         os.rename(joined / CHECKPOINTS, run / CHECKPOINTS)
-    for name in (SUMMARY, CURVES):  # of fewer seeds; the session that goes on writes new ones
+    for name in (SUMMARY, CURVES):  # for fewer seeds; the continuing session writes new ones
         if (joined / CONFIG).exists():
             (run / name).unlink(missing_ok=True)
     for name in (METRICS, TIMING, CONFIG):
@@ -137,7 +137,7 @@ def finish_joining(run: Path) -> None:
 
 
 def mend(run: Path) -> None:
-    """Finish a joining that was cut short in ``run``, if there is one; call it before resuming.
+    """Finish an interrupted join in ``run``, if there is one; call this before resuming.
 
     Raises:
         RunError: if another process is writing in the folder.
@@ -148,7 +148,7 @@ def mend(run: Path) -> None:
 
 
 def _locked(path: Path) -> TextIO:
-    """Return the lock of the folder ``path``, which is held until it is closed."""
+    """Return the lock of the folder ``path``; it is held until closed."""
     lock = open(path / LOCK, "a+")  # noqa: SIM115 (open for the run)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,13 +168,13 @@ def _locked(path: Path) -> TextIO:
 class RunFolder:
     """The folder of one run, locked against other processes while this object is open.
 
-    ``path`` gets a ``config.json``; with ``resume`` it must hold one that agrees with ``config``,
-    and ``write_config`` brings it up to date.
+    ``path`` gets a ``config.json``. With ``resume`` it must contain one that agrees with
+    ``config``, and ``write_config`` updates it.
 
     Raises:
         UsageError: if the folder is not empty; with ``resume``, if there is nothing to resume or
-            the configuration differs (naming the options).
-        RunError: if another process is writing in it.
+            the configuration differs (the message names the options).
+        RunError: if another process is writing in the folder.
     """
 
     def __init__(

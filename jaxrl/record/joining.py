@@ -1,8 +1,8 @@
-"""Two records become one: that of a run so far, and that of seeds which were trained later.
+"""Joins two records: a run's so far, and that of seeds trained later.
 
-The joined record is built in a folder of its own, and one rename makes it valid. A crash before
-leaves the run as it was; after it, whoever opens the run to resume it moves the files to their
-places first (``jaxrl.record.folder.mend``).
+The joined record is built in a separate folder, and one rename makes it valid. A crash before the
+rename leaves the run unchanged. After it, opening the run to resume first moves the files to their
+places (``jaxrl.record.folder.mend``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jaxrl.rng import is_key
 
 
 class Event(NamedTuple):
-    """The rows of all members of one chunk, or one evaluation, as they are written: ``[M]``."""
+    """The rows of all members ``[M]`` for one chunk or one evaluation, as written."""
 
     kind: str
     phase: str | None
@@ -43,7 +43,7 @@ class Event(NamedTuple):
 
 
 class Record(NamedTuple):
-    """The part of a run's record that belongs to one of its checkpoints."""
+    """The part of a run's record up to one of its checkpoints."""
 
     meta: dict[str, Any]
     events: list[Event]
@@ -57,7 +57,7 @@ def members_of(config: Mapping[str, Any]) -> list[tuple[int, int]]:
 
 
 def read_record(run: Path, iteration: int) -> Record:
-    """Return what was recorded up to a checkpoint.
+    """Return the record up to a checkpoint.
 
     Raises:
         RunError: if the checkpoint's manifest is damaged, or rows are missing.
@@ -92,19 +92,19 @@ def _event(path: Path, lines: list[bytes], members: Sequence[tuple[int, int]]) -
 
 
 def join(run: Path, added: Path, config: Mapping[str, Any], iteration: int) -> None:
-    """Join the record in ``added`` with that of ``run``, under whose lock this is called.
+    """Join the record in ``added`` with that of ``run``; the caller holds the lock of ``run``.
 
-    Both have a checkpoint of ``iteration``; checkpoints that both have before it are joined too.
+    Both have a checkpoint of ``iteration``; earlier checkpoints that both have are joined too.
 
     Args:
         run: the folder of the run.
-        added: the folder of its further seeds.
-        config: the configuration of all seeds, which says their order.
+        added: the folder of the additional seeds.
+        config: the configuration with all seeds, which defines their order.
         iteration: the number of the newest checkpoint to join.
 
     Raises:
-        RunError: if the records do not fit each other or cannot be read, or the joined one cannot
-            be written. The run is then as it was.
+        RunError: if the records are incompatible or cannot be read, or the joined record cannot be
+            written. The run is then unchanged.
     """
     draft = run / f".{JOINED}-{os.getpid()}"
     for stray in run.glob(f".{JOINED}-*"):
@@ -148,7 +148,7 @@ def _build(draft: Path, run: Path, added: Path, config: Mapping[str, Any], itera
 
 
 def _try_older(draft: Path, parts: Sequence[Path], iteration: int, *args: Any) -> None:
-    """Join checkpoints that are there in case the newest is damaged, if they are intact."""
+    """Join older checkpoints, if intact, as a fallback in case the newest is damaged."""
     try:
         _join_checkpoint(draft, parts, iteration, *args)
     except RunError:
@@ -194,7 +194,7 @@ def _join_checkpoint(
 
 
 def _rows_of(parts: Sequence[Any], order: Sequence[int]) -> Any:
-    """Return the members ``[M, ...]`` of two leaves in their order; keys stay keys."""
+    """Return the members ``[M, ...]`` of two leaves in order; keys stay keys."""
     if is_key(parts[0]):
         data = _rows_of([np.asarray(jax.random.key_data(part)) for part in parts], order)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(parts[0]))
@@ -204,7 +204,7 @@ def _rows_of(parts: Sequence[Any], order: Sequence[int]) -> Any:
 def _times(
     old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], members: Sequence[int]
 ) -> list[bytes]:
-    """Return the lines of ``timing.jsonl``: the seconds of both, and the speed of all members."""
+    """Return the lines of ``timing.jsonl``: the seconds of both runs, the speed of all members."""
     by_step, lines = {row["step"]: row for row in new}, []
     for row in old:
         other = by_step.get(row["step"])

@@ -1,4 +1,4 @@
-"""The leaves of a state by path, and what a checkpoint says of each."""
+"""The leaves of a state by path, and their entries in a checkpoint."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def to_host(state: PyTree) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
 
 
 def with_data(state: PyTree) -> dict[str, tuple[Any, Any]]:
-    """Return the leaves by path, each with what is stored of it: of a key, its data."""
+    """Return the leaves by path, each with the array stored for it: for a key, its data."""
     leaves = flatten(state)[0]
     return {
         name: (leaf, jax.random.key_data(leaf) if is_key(leaf) else leaf)

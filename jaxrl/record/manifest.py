@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: shape, dtype and checksum of every leaf; size of every file.
 
-Orbax alone restores a flipped byte silently, and answers a damaged index with pages of traceback;
-so files are checked before it reads them, and arrays afterwards.
+Orbax itself restores a flipped byte silently, and fails on a damaged index with pages of traceback.
+So files are checked before it reads them, and arrays afterwards.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 
 from jaxrl.errors import RunError
 
-FORMAT, IN_PARTS = 2, 3  # the second, of states that several processes wrote
+FORMAT, IN_PARTS = 2, 3  # the second for states written by several processes
 NAME = "manifest.json"
-# Leaves above this size (replay) are not read back after saving, and files above it are checked
-# only by size before restoring: the checksums of the leaves inside cover their content.
+# Leaves above this size (replay) are not read back after saving. Larger files are only checked by
+# size before restoring: the leaves' checksums cover their content.
 LARGE_BYTES = 16 << 20
 
 
@@ -40,7 +40,7 @@ def write(folder: Path, iteration: int, meta: dict, leaves: dict[str, dict]) -> 
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Return the manifest of ``folder``; raise ``Damaged`` if it is not as it was written."""
+    """Return the manifest of ``folder``; raise ``Damaged`` if it was altered."""
     try:
         manifest = json.loads((folder / NAME).read_bytes())
         intact = manifest.pop("checksum") == _text_checksum(manifest)

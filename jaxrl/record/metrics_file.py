@@ -21,15 +21,15 @@ Row = dict[str, Any]
 class MetricsFile:
     """An append-only file of JSON rows that can be truncated to its size at a checkpoint.
 
-    Identical values give identical bytes: keys stay in the order given, floats are written by
-    ``repr`` in float64, NaN and infinities as ``null``.
+    Identical values give identical bytes: keys keep their order, floats are written with ``repr``
+    in float64, and NaN and infinities as ``null``.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open for the run)
-        self._pending = b""  # bytes that a full disk has not taken yet
+        self._pending = b""  # bytes not yet written because of a full disk
         self._drop_torn_line()
 
     def append(self, rows: Sequence[Row]) -> None:
@@ -61,7 +61,7 @@ class MetricsFile:
         self._file.truncate(size)
 
     def close(self) -> None:
-        """Write the pending bytes, and close."""
+        """Write the pending bytes and close."""
         with self._file:
             self._flush()
 
@@ -75,7 +75,7 @@ class MetricsFile:
 
 
 def plain(value: Any) -> Any:
-    """Convert mappings, lists, scalars and arrays of any library to what JSON can hold."""
+    """Convert mappings, lists, scalars and arrays of any library to JSON values."""
     if isinstance(value, Mapping):
         return {str(name): plain(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):

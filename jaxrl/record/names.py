@@ -1,4 +1,4 @@
-"""Paths whose names other libraries take for patterns, and paths that no file system takes."""
+"""Paths that other libraries misread as patterns, and paths that no file system accepts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jaxrl.errors import UsageError
 
-_PLAIN = re.compile(r"[\w./ -]*", re.ASCII)  # means itself to everyone
+_PLAIN = re.compile(r"[\w./ -]*", re.ASCII)  # means itself in every library
 _BELOW = 300  # bytes of the longest path below a run's folder, with room to spare
 
 
@@ -19,8 +19,8 @@ _BELOW = 300  # bytes of the longest path below a run's folder, with room to spa
 def plainly_named(folder: Path) -> Iterator[Path]:
     """Yield ``folder``, or a link to it if its path has more than letters, digits and ``_./ -``.
 
-    Orbax matches the paths it is given as patterns, in which ``[8]`` means ``8``, and TensorStore
-    turns backslashes into slashes and refuses bytes that are not UTF-8.
+    Orbax treats its paths as patterns, in which ``[8]`` matches ``8``. TensorStore turns
+    backslashes into slashes and refuses bytes that are not UTF-8.
     """
     if _is_plain(folder):
         yield folder
@@ -34,8 +34,8 @@ def plainly_named(folder: Path) -> Iterator[Path]:
 def check_path(option: str, path: Path) -> None:
     """Raise UsageError for a path in which no run could be saved.
 
-    Such paths hold a null character, or leave no room for the names of checkpoints. All others
-    work, if the folder of temporary files has a name without special characters.
+    Such paths contain a null character or leave no room for checkpoint names. All others work if
+    the temporary folder's name has no special characters.
     """
     text = os.fspath(path)
     if "\0" in text:

@@ -1,8 +1,9 @@
-"""The parts of a checkpoint whose state lies on devices of several processes.
+"""The parts of a checkpoint whose state is spread over several processes' devices.
 
-The devices of one process hold a box of each array (``run/placement.py``): that is its part. Copies
-of the same values count once. The parts of a process are one ``.npz`` file of their bytes, as numpy
-does not know all dtypes of JAX; orbax lets process 0 alone write arrays that are on the host.
+The devices of a process hold one box of each array (``run/placement.py``), which is the process's
+part. Copies of the same values are stored once. A process writes the bytes of its parts to one
+``.npz`` file: bytes because numpy lacks some of JAX's dtypes, and not with orbax because orbax lets
+only process 0 write host arrays.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxrl.record import manifest as manifests
 
 
 def own_part(array: Any) -> tuple[np.ndarray, list[int]] | None:
-    """Return the part of an array that this process saves, and where it starts; None for none."""
+    """Return the part of an array that this process saves and its start, or None."""
     if processes.is_here(array):
         return (np.asarray(array), [0] * np.ndim(array)) if processes.is_first() else None
     shards = [shard for shard in array.addressable_shards if shard.replica_id == 0]
@@ -34,7 +35,7 @@ def own_part(array: Any) -> tuple[np.ndarray, list[int]] | None:
 
 
 def describe(part: np.ndarray, start: list[int]) -> dict[str, Any]:
-    """Return the manifest's entry of a part."""
+    """Return a part's entry in the manifest."""
     return {
         "start": start,
         "shape": list(part.shape),
@@ -44,7 +45,7 @@ def describe(part: np.ndarray, start: list[int]) -> dict[str, Any]:
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write the parts of this process, by the paths of their leaves."""
+    """Write this process's parts, keyed by leaf path."""
     raw: dict[str, Any] = {name: each.reshape(-1).view(np.uint8) for name, each in arrays.items()}
     with open(path, "xb") as file:
         np.savez(file, **raw)
@@ -53,10 +54,10 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def read(path: Path, entries: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Return these parts of a process.
+    """Read these parts of a process.
 
     Raises:
-        Damaged: if one has other bits than it was saved with.
+        Damaged: if a part's bits differ from those saved.
     """
     found = {}
     with np.load(path) as file:
@@ -70,7 +71,7 @@ def joined(leaf: dict[str, Any], parts: list[tuple[dict[str, Any], np.ndarray]])
     """Return the whole array of a leaf from its parts and their entries.
 
     Raises:
-        Damaged: if they are not all of it.
+        Damaged: if the parts do not cover the whole array.
     """
     if sum(part.size for _, part in parts) != np.prod(leaf["shape"], dtype=int):
         raise manifests.Damaged("a part of a leaf is missing")

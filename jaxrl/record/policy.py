@@ -20,21 +20,21 @@ from jaxrl.record.rebuild import make_agent, make_env, read_config
 from jaxrl.require import require_choice, require_integer
 from jaxrl.types import Agent, Array, Environment, Key, Mode, PyTree, Spec
 
-Which = Literal["last", "best"]  # of the policies in a checkpoint
+Which = Literal["last", "best"]  # which policy of a checkpoint
 
 
 class Policy:
-    """A trained policy, in the environment's own units of actions.
+    """A trained policy, with actions in the environment's own units.
 
-    ``policy(obs, key) -> action`` serves agents without memory. ``carry = policy.start(n)`` and
-    ``action, carry = policy.step(carry, obs, key)`` play ``n`` episodes and serve all agents.
-    Statistics of observations are part of the policy.
+    ``policy(obs, key) -> action`` works for agents without memory. ``carry = policy.start(n)`` and
+    ``action, carry = policy.step(carry, obs, key)`` play ``n`` episodes and work for all agents.
+    Observation statistics are part of the policy.
 
     Attributes:
-        agent, state: the agent and its state, for ``agent.act`` and for losses of your own.
+        agent, state: the agent and its state, for ``agent.act`` and for custom losses.
         spec: the specification of the environment it was trained in.
         mode: how it acts, "greedy" or "sample".
-        evaluation: of a policy that was chosen by its best evaluation, that one: ``step``,
+        evaluation: for a policy chosen by its best evaluation, that evaluation: ``step``,
             ``iteration``, ``phase`` (the index) and ``episode_return``; else None.
     """
 
@@ -73,7 +73,7 @@ class Policy:
         return self._play(self.start(1), obs, self._key(key, "policy(obs, key)"))[0]
 
     def _reads_memory(self) -> bool:
-        """Whether actions depend on a memory; that of exploration alone is not read here."""
+        """Whether actions depend on a memory; memory used only for exploration does not count."""
         carry = jax.eval_shape(lambda: self.start(1))
         if not jax.tree.leaves(carry):
             return False
@@ -90,13 +90,13 @@ class Policy:
         return any(var is each for var in read for each in memory)
 
     def start(self, n: int = 1, key: Key | None = None) -> PyTree:
-        """Return the memory ``[n, ...]`` with which ``n`` episodes begin; ``()`` without memory."""
+        """Return the initial memory ``[n, ...]`` of ``n`` episodes; ``()`` without memory."""
         return protocol.init_carry(self.agent, jax.random.key(0) if key is None else key, n)
 
     def step(self, carry: PyTree, obs: Any, key: Key | None = None) -> tuple[Array, PyTree]:
-        """Return actions ``[n, *A]`` for ``obs[n, *O]``, and the memory of the next step.
+        """Return actions ``[n, *A]`` for ``obs[n, *O]``, and the memory for the next step.
 
-        Where an episode ends, the next one begins with a row of ``start``.
+        When an episode ends, replace its row of the memory with a row of ``start``.
 
         Raises:
             UsageError: if a sampling policy gets no key.
@@ -136,7 +136,7 @@ def load_policy(
     classes: Sequence[type] = (),
     env: Environment | None = None,
 ) -> Policy:
-    """Load the policy of a run from its newest intact checkpoint, or from that of ``iteration``.
+    """Load a run's policy from its newest intact checkpoint, or the checkpoint of ``iteration``.
 
     Args:
         run_dir: the folder of the run.
@@ -144,17 +144,17 @@ def load_policy(
         mode: "greedy", or "sample" to act as in training.
         iteration: the number of the checkpoint; default the newest intact one.
         config: the index of a configuration, if the run was a sweep.
-        checkpoint: "last", or "best" for the policy with the seed's best evaluation so far, whose
-            score is too high: it is the best of many (``jaxrl.analysis.evaluate_run`` plays it
-            afresh).
+        checkpoint: "last", or "best" for the policy at the seed's best evaluation so far. That
+            score is biased upwards, as the best of many (``jaxrl.analysis.evaluate_run`` evaluates
+            it again).
         sample_steps: another number of steps for a policy that denoises; fewer are faster.
-        classes: your own classes of agents and of their parts, beside those of the library. The
-            record names the classes that it needs; none is ever imported because of its name.
+        classes: your own classes of agents and parts, in addition to the library's. The record
+            names the classes it needs; none is ever imported because of its name.
         env: the environment it was trained in, if ``make`` does not know it by its name.
 
     Raises:
         UsageError: if the folder holds no run, the run has no such seed or configuration, a class
-            or the environment is unknown, the policy cannot take that many steps, or no best one
+            or the environment is unknown, the policy cannot use that many steps, or no best policy
             was kept.
         CheckpointError: if no checkpoint is intact.
     """
@@ -206,23 +206,23 @@ def load_policy_and_env(
 
 
 class Recorded(NamedTuple):
-    """The agent of a run, not bound, with the states of all members, and its environment."""
+    """A run's unbound agent with the states of all members, and its environment."""
 
     agent: Any
     states: PyTree  # numpy [M, ...], seeds varying fastest
     spec: Spec
     env: Environment
     seeds: list[int]
-    best: list[dict[str, Any]] | None  # the evaluations of all members that the states are of
+    best: list[dict[str, Any]] | None  # the evaluations at which the members' states were kept
 
 
 def load_members(run_dir: str | Path, *, classes: Sequence[type], instead: Spec) -> Recorded:
-    """Load the agent of a run without a sweep, and its states for all seeds, as ``load_policy``.
+    """Load the agent of a run without a sweep, and its states for all seeds, like ``load_policy``.
 
     The environment is ``instead`` if ``make`` does not know the run's own.
 
     Raises:
-        UsageError: for a run with a sweep, beside what ``load_policy`` refuses.
+        UsageError: for a run with a sweep, and for anything ``load_policy`` refuses.
         CheckpointError: if no checkpoint is intact.
     """
     folder = Path(run_dir)
@@ -240,7 +240,7 @@ def load_members(run_dir: str | Path, *, classes: Sequence[type], instead: Spec)
 class _Reader:
     """Reads the agent's states from a checkpoint; ``stored`` is the run's ``config.json``.
 
-    Seeds are those of the checkpoint, since some may have been added to the run after it.
+    Seeds are those of the checkpoint, since seeds may have been added to the run later.
     """
 
     folder: Path
@@ -254,7 +254,7 @@ class _Reader:
         return self._restore("agent", iteration, lambda meta: meta["phase"])
 
     def best(self, seed: int, iteration: int | None) -> Recorded:
-        """Return the states of the best evaluations; agent and environment are of the seed's."""
+        """Return the states at the best evaluations; agent and environment are the given seed's."""
 
         def phase(meta: Mapping[str, Any]) -> int:
             if meta.get("best") is None:
@@ -281,9 +281,9 @@ class _Reader:
     def _restore(
         self, part: str, iteration: int | None, phase: Callable[[Mapping[str, Any]], int]
     ) -> Recorded:
-        """Read a part of the checkpoint's tree; ``phase`` returns the phase of its agent."""
+        """Read a part of the checkpoint's tree; ``phase`` returns its agent's phase."""
         stored, configurations = self.stored, self.stored["sweep"] or [{}]
-        made: list[tuple[Any, Spec, Environment, list[int]]] = []  # of every checkpoint tried
+        made: list[tuple[Any, Spec, Environment, list[int]]] = []  # for every checkpoint tried
 
         def template(meta: Mapping[str, Any]) -> PyTree:
             seeds, at = self._seeds(meta), phase(meta)

@@ -1,4 +1,4 @@
-"""The provenance of a run: where and by what it was made."""
+"""The provenance of a run: the device, versions and command that produced it."""
 
 from __future__ import annotations
 

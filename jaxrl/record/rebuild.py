@@ -25,14 +25,14 @@ def _classes(module: ModuleType) -> dict[str, type]:
     return {each.__name__: each for each in own if not each.__name__.startswith("_")}
 
 
-# The library's classes that a record may name: agents, wrappers, and all kinds of parts.
+# The library's classes that a record may name: agents, wrappers, and all types of parts.
 CLASSES: dict[str, type] = {name: getattr(jaxrl.agents, name) for name in jaxrl.agents.__all__}
 for _module in (policies, diffusion, edm, flow, composition, critics, encoders, optim):
     CLASSES |= _classes(_module)
 
 
 def make_agent(config: Mapping[str, Any], classes: Sequence[type] = ()) -> Any:
-    """Return the recorded agent, made of the library's classes and of ``classes``.
+    """Return the recorded agent, built from the library's classes and ``classes``.
 
     Raises:
         UsageError: if a class is unknown, or a hyper-parameter is unknown or missing.
@@ -47,7 +47,7 @@ def make_agent(config: Mapping[str, Any], classes: Sequence[type] = ()) -> Any:
 
 
 def classes_of(agent: Any) -> list[type]:
-    """Return the classes of an agent and of its parts, as ``load_policy`` takes them."""
+    """Return the classes of an agent and its parts, for ``load_policy``."""
     fields = filter(hyper.is_option, dataclasses.fields(agent))
     parts = [getattr(agent, field.name) for field in fields]
     inner = [each for part in parts if dataclasses.is_dataclass(part) for each in classes_of(part)]
@@ -55,7 +55,7 @@ def classes_of(agent: Any) -> list[type]:
 
 
 def make_env(config: Mapping[str, Any], env: Any = None) -> Environment:
-    """Return ``env`` if it is given (a ``Spec`` alone cannot be played in), else the recorded one.
+    """Return ``env`` if given (a ``Spec`` alone cannot be played), else the recorded environment.
 
     Raises:
         UsageError: if ``make`` does not know the name.

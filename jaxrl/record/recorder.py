@@ -24,19 +24,19 @@ from jaxrl.training.rollout import play
 from jaxrl.types import Array, Box, Environment, Key, Mode, PyTree, Spec, Transition
 
 NUM_ENVS = 64  # environments stepped together, unless the caller says otherwise
-_ROWS = 1 << 16  # of one call of the program, which then meets the host
+_ROWS = 1 << 16  # per call of the program, before returning to the host
 
 
 @struct.dataclass
 class UniformAgent:
-    """An agent without a state that draws uniform actions."""
+    """A stateless agent that draws uniform actions."""
 
     spec: Spec = struct.field(pytree_node=False)
 
     def act(
         self, state: PyTree, carry: PyTree, obs: PyTree, key: Key, mode: Mode
     ) -> tuple[Array, PyTree, dict]:
-        """Return actions for ``obs[N, *O]``: uniform in [-1, 1], or over the indices."""
+        """Return actions for ``obs[N, *O]``: uniform in [-1, 1] or over the indices."""
         space, n = self.spec.action, jax.tree.leaves(obs)[0].shape[0]
         if isinstance(space, Box):
             action = jax.random.uniform(row_key(key), (n, *space.shape), minval=-1.0, maxval=1.0)
@@ -55,25 +55,25 @@ def record(
     mode: Mode | None = None,
     num_envs: int | None = None,
 ) -> Dataset:
-    """Play a policy and return whole episodes of it, actions in the agent's units.
+    """Play a policy and return whole episodes, with actions in the agent's units.
 
-    Environments are played side by side. Their first episodes come first, then their second ones:
-    an order that does not depend on how long episodes are, so that short ones are not preferred.
-    Calls with the same ``VectorEnv`` share one compiled program.
+    Environments are played in parallel. The first episodes of all environments come first, then
+    their second episodes, and so on. This order does not depend on episode lengths, so short
+    episodes are not preferred. Calls with the same ``VectorEnv`` share one compiled program.
 
     Args:
         policy: a loaded ``Policy``, a pair ``(agent, state)`` of a bound agent, or ``"uniform"``
             for uniform actions.
-        env: an environment, or a ``VectorEnv`` with a number of copies, time limit and resets of
-            its own. Without a time limit, episodes are cut after 1,000 steps.
+        env: an environment, or a ``VectorEnv`` with its own number of copies, time limit and
+            resets. Without a time limit, episodes are cut after 1,000 steps.
         key: a typed key.
-        episodes: their number.
-        steps: the transitions to reach, instead; the episode that reaches them is the last one.
+        episodes: the number of episodes.
+        steps: instead, the number of transitions to reach; the episode that reaches it is the last.
         mode: "greedy", "sample" or "explore"; default that of the ``Policy``, else "sample".
         num_envs: copies of an ``Environment``; default at most 64.
 
     Raises:
-        UsageError: for arguments that do not fit each other, or the policy of another environment.
+        UsageError: for incompatible arguments, or the policy of another environment.
         RunError: if the environment's physics does not stay finite.
     """
     if (episodes is None) == (steps is None):
@@ -123,7 +123,7 @@ def _vector_env(
 
 
 def _player(policy: Any, spec: Spec, mode: Mode | None) -> tuple[Any, PyTree, Mode]:
-    """Return agent, state and mode of what ``record`` takes as a policy."""
+    """Return the agent, state and mode of a policy given to ``record``."""
     if mode is not None:
         require_choice("mode", mode, Mode)
     if isinstance(policy, str) and policy == "uniform":
@@ -162,7 +162,7 @@ def _steps(
     mode: Mode,
     steps: int,
 ) -> tuple[VectorState, PyTree, Transition]:
-    """Take ``steps`` steps of every environment: transitions ``[T, N]``."""
+    """Take ``steps`` steps in every environment: transitions ``[T, N]``."""
 
     def act(carry: PyTree, obs: PyTree, key: Key) -> tuple[Array, PyTree, dict]:
         action, carry, _ = agent.act(state, carry, obs, key, mode)
@@ -177,7 +177,7 @@ def _steps(
 def _choose(
     ended: list[np.ndarray], episodes: int | None, steps: int | None
 ) -> list[tuple[int, int, int]] | None:
-    """Return the episodes to keep as ``(env, first step, step after the last)``, in their order.
+    """Return the episodes to keep as ``(env, first step, step after the last)``, in order.
 
     ``ended`` are flags ``[T, N]`` of consecutive steps. None if more steps are needed.
     """
@@ -200,7 +200,7 @@ def _choose(
 def _gathered(parts: list[Transition], chosen: list[tuple[int, int, int]], spec: Spec) -> Dataset:
     """Return the chosen rows of consecutive parts ``[T, N, ...]``, releasing the parts."""
     times, envs = sum(len(p.reward) for p in parts), parts[0].reward.shape[1]
-    to = np.full((times, envs), -1, np.int64)  # the row of the dataset that a step becomes
+    to = np.full((times, envs), -1, np.int64)  # the dataset row of each step
     size = 0
     for env, first, after in chosen:
         to[first:after, env] = np.arange(size, size + after - first)
@@ -219,13 +219,13 @@ def _dataset(rows: Transition, spec: Spec) -> Dataset:
 
 
 def from_replay(store: Replay, spec: Spec) -> Dataset:
-    """Return the transitions of a replay buffer, one environment after another, in time's order.
+    """Return a replay buffer's transitions, one environment after another, in temporal order.
 
-    The first episode of an environment may lack its beginning, where the buffer has overwritten it;
-    the last one is truncated where it was still running.
+    An environment's first episode may lack its beginning if the buffer has overwritten it; its last
+    episode is truncated if it was still running.
 
     Args:
-        store: the buffer, its rows ``[S, N, ...]``, and the number of steps written to it.
+        store: the buffer with its rows ``[S, N, ...]`` and the number of steps written.
         spec: the specification of its environment.
 
     Raises:

@@ -1,7 +1,7 @@
 """The rows of a run's record: one per member, for training or for evaluation.
 
-A run trains a *population*: the runs trained together (configurations x seeds). A *member* is one
-of them.
+A run trains a *population*: the set of runs trained together (configurations x seeds). Each is a
+*member*.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FIRST = ("episode_return", "episode_length", "episodes")
 
 
 class Member(NamedTuple):
-    """One run of the population: a configuration of the sweep, and a seed."""
+    """One run of the population: a configuration of the sweep and a seed."""
 
     config: int
     sweep: Mapping[str, float]
@@ -34,13 +34,13 @@ class Member(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The member in words: ``seed 0``, or ``seed 0 with gamma=0.9``."""
+        """The member as text: ``seed 0``, or ``seed 0 with gamma=0.9``."""
         values = " ".join(f"{name}={value:g}" for name, value in self.sweep.items())
         return f"seed {self.seed}" + (f" with {values}" if values else "")
 
 
 class Position(NamedTuple):
-    """How far every member of a run is. ``step`` counts in the units of the run's phases."""
+    """The progress of every member of a run. ``step`` counts in the units of the run's phases."""
 
     step: int
     env_steps: int
@@ -64,7 +64,7 @@ def train_rows(
 
 
 def _start(kind: str, member: Member, position: Position, phase: str | None) -> Row:
-    """Return the entries that every row begins with."""
+    """Return the first entries of every row."""
     named = {} if phase is None else {"phase": phase}
     return {"kind": kind, **member.label, **named, **position._asdict()}
 

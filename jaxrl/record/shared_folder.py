@@ -1,4 +1,4 @@
-"""A run's folder in a file system that all processes of the run share.
+"""A run's folder in a file system shared by all processes of the run.
 
 The first process locks the folder and writes in it; the others only read.
 """
@@ -19,7 +19,7 @@ _PATIENCE = 5.0  # seconds; a network file system may show a new file a little l
 
 
 class ReadFolder(RunFolder):
-    """The folder of a run in which another process writes."""
+    """The folder of a run that another process writes to."""
 
     def __init__(self, path: Path | str, config: Mapping[str, Any]) -> None:
         self.path = Path(path).absolute()
@@ -36,10 +36,10 @@ def open_folder(
     resume: bool,
     report: Callable[[str], Any] = print,
 ) -> RunFolder:
-    """Open the folder of a run in all of its processes, as ``RunFolder`` does in a single one.
+    """Open the folder of a run in all its processes, as ``RunFolder`` does in one process.
 
     Raises:
-        UsageError, RunError: as ``RunFolder``, in all processes; and if one does not see the
+        UsageError, RunError: as in ``RunFolder``, in all processes; also if one cannot see the
             folder.
     """
     opened: list[RunFolder] = []
@@ -51,7 +51,7 @@ def open_folder(
 
 
 def _check_shared(folder: RunFolder) -> None:
-    """Raise UsageError, in all processes, unless all of them see the folder."""
+    """Raise UsageError in all processes unless all of them see the folder."""
     until = time.monotonic() + _PATIENCE
     while not (folder.path / CONFIG).exists() and time.monotonic() < until:
         time.sleep(0.1)

@@ -1,7 +1,7 @@
 """Writers of datasets: Minari's folders and D4RL's HDF5 files, actions in the environment's units.
 
-Both keep, beside the data, the command and versions that made them, the reference scores, and a
-checksum. A file is written whole or not at all, and none is replaced.
+In addition to the data, both store the command and versions that produced it, the reference scores,
+and a checksum. Files are written atomically and never replaced.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jaxrl.record.provenance import provenance
 from jaxrl.require import shown
 from jaxrl.types import Discrete, Spec
 
-MINARI_VERSION = "0.5.0"  # of the format that we write
+MINARI_VERSION = "0.5.0"  # of the format written here
 _ID = re.compile(r"[-\w]+(/[-\w]+)*-v\d+", re.ASCII)
 _PACKING: dict[str, Any] = {"compression": "gzip", "shuffle": True}
 _LARGE_BYTES = 1 << 16
@@ -44,25 +44,25 @@ def write_minari(
     *,
     reference: Reference | None = None,
 ) -> Path:
-    """Write a Minari dataset of whole episodes, and return its folder ``PATH/data``.
+    """Write a Minari dataset of whole episodes and return its folder ``PATH/data``.
 
-    ``jaxrl.data.formats.load(path)`` returns what was written, and so does the package ``minari``,
-    which opens ``PATH`` by its last names below ``MINARI_DATASETS_PATH``. Actions are converted to
-    the environment's units in float32, so those of bounds that are no powers of two come back
-    rounded. Extras are not written.
+    ``jaxrl.data.formats.load(path)`` reads it back. So does the package ``minari``, which opens
+    ``PATH`` by its last components below ``MINARI_DATASETS_PATH``. Actions are converted to the
+    environment's units in float32, so they come back rounded unless the bounds are powers of two.
+    Extras are not written.
 
     Args:
         dataset: the dataset.
         path: a folder that does not exist yet, or is empty.
         spec: the environment's spec, with the spaces of the data.
-        metadata: further entries of ``metadata.json``, as JSON: ``env``, ``seed``, ``author``, ...
-            ``dataset_id`` is by default made of the folder's name.
-        reference: returns of a random policy and of an expert: ``ref_min_score``,
-            ``ref_max_score`` and ``ref_source``.
+        metadata: additional entries of ``metadata.json``, as JSON: ``env``, ``seed``, ``author``,
+            ... By default, ``dataset_id`` is derived from the folder's name.
+        reference: returns of a random policy and an expert: ``ref_min_score``, ``ref_max_score``
+            and ``ref_source``.
 
     Raises:
-        UsageError: if the folder holds something, the dataset does not fit ``spec``, an episode is
-            not continuous, or the metadata are no JSON.
+        UsageError: if the folder is not empty, the dataset does not fit ``spec``, an episode is not
+            continuous, or the metadata are not valid JSON.
     """
     data, folder = _checked(dataset, spec), Path(path)
     breaks = _first_break(data)
@@ -108,17 +108,17 @@ def write_d4rl(
     reference: Reference | None = None,
     next_observations: bool = True,
 ) -> Path:
-    """Write D4RL's layout of a dataset: one HDF5 file of flat arrays, and return its path.
+    """Write a dataset in D4RL's layout, one HDF5 file of flat arrays, and return its path.
 
-    They are ``observations``, ``actions``, ``rewards``, ``terminals``, ``timeouts`` and
-    ``next_observations``, a row for each transition. Readers that follow D4RL, ours too, drop the
-    rows at time-outs and the last one; ``write_minari`` loses none. They do without
-    ``next_observations``, which may be left out. Other arguments are those of ``write_minari``; the
-    metadata are JSON in the file's attribute ``jaxrl``.
+    The arrays are ``observations``, ``actions``, ``rewards``, ``terminals``, ``timeouts`` and
+    ``next_observations``, with one row per transition. Readers that follow D4RL, including ours,
+    drop the rows at time-outs and the last row; ``write_minari`` loses none. These readers do not
+    need ``next_observations``, which may be omitted. Other arguments are as in ``write_minari``;
+    the metadata are stored as JSON in the file's attribute ``jaxrl``.
 
     Raises:
-        UsageError: as ``write_minari``; and for dictionaries of observations, which have no place
-            in this layout.
+        UsageError: as in ``write_minari``; also for dictionary observations, which this layout does
+            not support.
     """
     import h5py
 
@@ -155,7 +155,7 @@ def _checked(dataset: Dataset, spec: Spec) -> Dataset:
 
 
 def _first_break(data: Dataset) -> int | None:
-    """Return the first row whose next observation is not the next row's of its episode."""
+    """Return the first row whose next observation differs from the next row of its episode."""
     inside = ~(data.terminated | data.truncated)
     for obs, next_obs in zip(
         jax.tree.leaves(data.obs), jax.tree.leaves(data.next_obs), strict=True
@@ -174,7 +174,7 @@ def _described(
     metadata: Mapping[str, Any] | None,
     reference: Reference | None,
 ) -> dict[str, Any]:
-    """Return the metadata that both layouts have."""
+    """Return the metadata common to both layouts."""
     own: dict[str, Any] = {"max_steps": spec.max_steps, **provenance()}
     action = to_agent(to_environment(np.asarray(data.action), spec.action), spec.action)
     own["checksum"] = checksum(data._replace(action=action, extras={}))  # type: ignore[arg-type]
@@ -222,7 +222,7 @@ def _write_episodes(path: Path, data: Dataset, spec: Spec) -> None:
 
 
 def _write_observations(group: Any, data: Dataset, rows: slice) -> None:
-    """Write the ``T+1`` observations of an episode, by entry if they are dictionaries."""
+    """Write the ``T+1`` observations of an episode, per entry for dictionaries."""
 
     def all_rows(obs: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
         return np.concatenate([obs[rows], next_obs[rows.stop - 1 : rows.stop]])
@@ -236,13 +236,13 @@ def _write_observations(group: Any, data: Dataset, rows: slice) -> None:
 
 
 def _write_array(group: Any, name: str, array: np.ndarray) -> None:
-    """Write an array; the table that a packed one needs is larger than what a small one saves."""
+    """Write an array; small arrays are not compressed, since the chunk table would cost more."""
     packing = _PACKING if array.nbytes >= _LARGE_BYTES else {}
     group.create_dataset(name, data=array, **packing)
 
 
 def _whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a file or folder under another name, and then give it its own."""
+    """Let ``write`` create a file or folder under a temporary name, then rename it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     inner = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:

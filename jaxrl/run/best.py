@@ -1,4 +1,4 @@
-"""The best policies of a run so far: every member's agent at its best evaluation."""
+"""The best policies of a run so far: each member's agent at its best evaluation."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import numpy as np
 from jaxrl.record.metrics_file import Row, plain
 from jaxrl.types import Array, PyTree, TrainState
 
-KEPT = ("step", "episode_return")  # of an evaluation's row
+KEPT = ("step", "episode_return")  # columns kept from an evaluation row
 
 
 class Best:
-    """The agents ``[M, ...]`` of the best evaluations so far, and which evaluations these were.
+    """The agents ``[M, ...]`` at their best evaluations so far, and information on the evaluations.
 
-    Only the agent's state is kept: environments and replay buffer are not needed to act. Of equal
-    returns the first counts, and those that are not finite are below all others.
+    Only the agent's state is kept: acting needs no environments or replay buffer. Among equal
+    returns the first counts. Non-finite returns rank below all others.
 
     Attributes:
         agent: the states of the agents on the devices; ``()`` before the first evaluation.
-        evaluations: an entry for each member: ``iteration``, ``phase`` (the index), ``step`` and
+        evaluations: one entry per member with ``iteration``, ``phase`` (the index), ``step`` and
             ``episode_return``; None where nothing is kept.
     """
 
@@ -33,7 +33,7 @@ class Best:
         self.evaluations: list[Row] | None = None
 
     def update(self, agent: PyTree, rows: Sequence[Row], iteration: int, phase: int) -> None:
-        """Take the members whose evaluation, one of ``rows[M]``, is better than all before."""
+        """Keep the members whose evaluation in ``rows[M]`` is their best so far."""
         found = [
             plain({"iteration": iteration, "phase": phase} | {name: row[name] for name in KEPT})
             for row in rows
@@ -44,7 +44,7 @@ class Best:
         else:
             pairs = zip(found, self.evaluations, strict=True)
             better = np.array([_score(new) > _score(old) for new, old in pairs])
-        if better.any():  # a copy, since the next chunk is written over ``agent``
+        if better.any():  # a copy, since the next chunk overwrites ``agent``
             self.agent = _chosen(better, agent, self.agent)
             own = zip(better, found, self.evaluations, strict=True)
             self.evaluations = [new if is_better else old for is_better, new, old in own]
@@ -66,12 +66,12 @@ def _chosen(better: Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def with_best(ts: TrainState, best: PyTree) -> dict[str, Any]:
-    """Return the tree that a checkpoint holds: the parts of the state, and ``best``."""
+    """Return the tree stored in a checkpoint: the fields of the state, and ``best``."""
     return {**ts._asdict(), "best": best}
 
 
 def without_best(tree: dict[str, Any]) -> tuple[TrainState, PyTree]:
-    """Return the state and the agents of the best evaluations in a checkpoint's tree."""
+    """Return the state and the best agents from a checkpoint's tree."""
     parts = dict(tree)
     best = parts.pop("best")
     return TrainState(**parts), best

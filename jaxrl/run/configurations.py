@@ -1,4 +1,4 @@
-"""The checks of all configurations of a run before it begins."""
+"""Checks of all configurations before a run begins."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The programs of a run on the devices of its placement. No algorithm knows about it.
+"""The programs of a run on the devices of its placement. Algorithms are unaware of this.
 
 The members of a run (configurations x seeds) are spread over devices first, which needs no
-communication. The remaining devices share the environments of each member, which only needs sums
-of gradients and statistics. Within a device the members are one ``vmap``; large gradient steps on a
-CPU take turns instead.
+communication. The remaining devices share each member's environments, which only requires summing
+gradients and statistics. Within a device the members run under one ``vmap``; on a CPU, members with
+large gradient steps are trained one after another instead.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from jaxrl.types import Array, Key, Mode, PyTree, TrainState
 
 _MEMBER: Any = P(MEMBER)
 
-# Rows of a batch x bytes of an agent. With TD3 and batches of 256, turns gain nothing at 64x64
-# (70 MB), and 8 % at 128x128 (240 MB).
+# Batch rows x agent bytes. With TD3 and batches of 256, taking turns gains nothing at 64x64 (70
+# MB), and 8 % at 128x128 (240 MB).
 LARGE = 120_000_000
 
-# The mesh axes of the leading axes of a stacked TrainState.
+# The mesh axes for the leading axes of a stacked TrainState.
 STATE = TrainState(
     agent=P(MEMBER),
     env=P(MEMBER, SHARD),
@@ -49,7 +49,7 @@ class Compiled(NamedTuple):
     """The programs of a run, ready to call."""
 
     chunk: Callable[..., tuple[TrainState, Metrics]]
-    evaluate: Callable[..., Evaluation] | None = None  # without an environment
+    evaluate: Callable[..., Evaluation] | None = None  # None without an environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +77,12 @@ class Programs:
     def takes_turns(self, ts: TrainState) -> bool:
         """Return whether the members of a device are trained one after another.
 
-        A CPU multiplies one pair of large matrices faster than several pairs in a batch, and the
-        networks of one member stay in its cache. Environments are stepped faster together: there
-        has to be a gradient step for each of their steps.
+        A CPU multiplies one pair of large matrices faster than a batch of several pairs, and one
+        member's networks stay in the cache. Environments are stepped faster together, so taking
+        turns requires a gradient step for each environment step.
         """
         trainer = self.trainer
-        rows = getattr(trainer, "batch_size", 0)  # of trainers that learn from batches
+        rows = getattr(trainer, "batch_size", 0)  # for trainers that learn from batches
         work = rows * nbytes(ts.agent) // ts.key.shape[0]
         steps = trainer.steps_per_iteration // trainer.env.num_envs
         learns = trainer.gradient_steps_per_iteration >= steps and work >= LARGE
@@ -91,9 +91,9 @@ class Programs:
     def init(
         self, sweep: dict[str, Array], keys: Key, data: PyTree = (), policies: PyTree = ()
     ) -> TrainState:
-        """Return the initial states ``[M, ...]``, with ``policies[M, ...]`` to start from if given.
+        """Return the initial states ``[M, ...]``, starting from ``policies[M, ...]`` if given.
 
-        Then they are as behind a phase of no steps that has trained these policies.
+        Given policies are treated as the result of an earlier phase of zero steps.
         """
 
         def start(sweep: dict[str, Array], key: Key, policy: PyTree, data: PyTree) -> TrainState:
@@ -112,7 +112,7 @@ class Programs:
     def continue_from(
         self, sweep: dict[str, Array], ts: TrainState, data: PyTree = ()
     ) -> TrainState:
-        """Return the first states of this phase, from the last ones of the phase before."""
+        """Return the first states of this phase, given the last states of the previous phase."""
 
         def go_on(sweep: dict[str, Array], ts: TrainState, data: PyTree) -> TrainState:
             return self._member(sweep).continue_from(ts, data)
@@ -131,7 +131,7 @@ class Programs:
     ) -> tuple[TrainState, Metrics]:
         """Train every member for ``iterations``; return states and metrics ``[M, ...]``.
 
-        ``first`` is the number of the phase's iterations before.
+        ``first`` is the number of iterations the phase has already run.
         """
 
         def advance(
@@ -145,9 +145,9 @@ class Programs:
         return place(ts, sweep, data, iterations, first)
 
     def evaluate(self, sweep: dict[str, Array], ts: TrainState, keys: Key) -> Evaluation:
-        """Run episodes of ``eval_mode`` from the same ``keys[E]`` for every member: ``[M, E]``.
+        """Run episodes in ``eval_mode`` from the same ``keys[E]`` for every member: ``[M, E]``.
 
-        The episodes are spread over the shards if their number divides.
+        The episodes are spread over the shards if their number divides evenly.
         """
 
         def play(sweep: dict[str, Array], ts: TrainState, keys: Key) -> Evaluation:
@@ -179,15 +179,15 @@ class Programs:
         return self.placement.put(policies, STATE.agent)
 
     def put_data(self, data: PyTree) -> PyTree:
-        """Put a dataset onto the devices: one copy on each, whatever the number of members."""
+        """Put a dataset onto the devices: one copy on each, shared by all members."""
         return self.placement.put(data, P())
 
 
 def in_turn(f: Callable, shared: int = 0) -> Callable:
     """Return ``f(state, ...) -> (state, metrics)`` over members, one after another.
 
-    The last ``shared`` arguments are the same for all. Every member's result is bit for bit that of
-    training alone, and its state is replaced in place.
+    The last ``shared`` arguments are the same for all. Every member's result is bit-identical to
+    training it alone, and its state is updated in place.
     """
 
     def run(states: PyTree, *args: PyTree) -> PyTree:
@@ -211,7 +211,7 @@ def in_turn(f: Callable, shared: int = 0) -> Callable:
 
 
 def over_members(f: Callable, shared: int = 0) -> Callable:
-    """Return the ``vmap`` of ``f`` whose last ``shared`` arguments are the same for all members.
+    """Return the ``vmap`` of ``f``; its last ``shared`` arguments are the same for all members.
 
     A single member runs without ``vmap``: a batch of one is a different, slower program.
     """

@@ -1,4 +1,4 @@
-"""Runs over several processes, usually one per host or device: starting them, and losing one."""
+"""Runs over several processes, usually one per host or device: start-up and lost processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxrl.run.meeting import Meeting, meet
 
 EXAMPLE = "10.0.0.1:1234 2 0"
 _LOST = re.compile(r"gloo|nccl|coordination|heartbeat|connection (reset|closed)", re.IGNORECASE)
-_LONGEST_END = 3600  # seconds in which process 0 may draw pictures, when the others have ended
+_LONGEST_END = 3600  # seconds that process 0 may take to draw figures after the others have ended
 _meeting: Meeting | None = None
 
 
@@ -30,23 +30,23 @@ def initialize(
     initialization_timeout: int = 300,
     heartbeat_timeout: int = 30,
 ) -> None:
-    """Join the processes of a run, before JAX computes anything; calling it again does nothing.
+    """Join the processes of a run before JAX computes anything. A second call does nothing.
 
-    It is ``jax.distributed.initialize`` with errors of one line. Without arguments, SLURM, Open
-    MPI, Kubernetes and Cloud TPU say which processes there are, as JAX detects them. ``run`` and
-    ``sweep`` then train on the devices of all processes, each of which calls them alike.
+    This is ``jax.distributed.initialize`` with one-line errors. Without arguments, JAX detects the
+    processes from SLURM, Open MPI, Kubernetes or Cloud TPU. ``run`` and ``sweep`` then train on the
+    devices of all processes; every process must make the same calls.
 
     Args:
         coordinator_address: ``HOST:PORT`` of process 0, which opens the port.
         num_processes: the number of processes.
-        process_id: the number of this one, from 0.
+        process_id: the number of this process, from 0.
         initialization_timeout: seconds to wait for the other processes.
-        heartbeat_timeout: seconds after which a process that is not heard of counts as lost.
+        heartbeat_timeout: seconds without a heartbeat after which a process counts as lost.
 
     Raises:
         UsageError: for arguments that cannot work, if nothing is detected, or after JAX's first
             computation.
-        RunError: if the other processes are not there in time, or the port is taken.
+        RunError: if the other processes do not join in time, or the port is taken.
     """
     from jax._src import xla_bridge  # there is no public function
 
@@ -81,7 +81,9 @@ def initialize(
 
 
 def _detected(given: tuple, timeout: int) -> tuple:
-    """Return address, number of processes, that of this one and its devices, as JAX finds them."""
+    """Return address, number of processes, this process's number and its devices, as JAX finds
+    them.
+    """
     from jax._src.clusters import ClusterEnv  # there is no public function
 
     address, count, number = given
@@ -90,23 +92,23 @@ def _detected(given: tuple, timeout: int) -> tuple:
         found: tuple = ClusterEnv.auto_detect_unset_distributed_params(
             address, count, number, None, None, timeout
         )
-    except (ValueError, RuntimeError) as error:  # the API of Kubernetes refuses, for instance
+    except (ValueError, RuntimeError) as error:  # for instance, the Kubernetes API refuses
         raise RunError(f"distributed: {reason(error)}") from None
     if None in found[:3]:
         raise UsageError(
             "distributed found no job of SLURM, Open MPI, Kubernetes or Cloud TPU; give address, "
             f"number of processes and number of this one, as --distributed {EXAMPLE}"
         )
-    chosen = "JAX_LOCAL_DEVICE_IDS" in os.environ  # which JAX reads itself
+    chosen = "JAX_LOCAL_DEVICE_IDS" in os.environ  # JAX reads it itself
     return (*found[:3], None if chosen else found[3])
 
 
 def from_words(words: Sequence[str]) -> None:
-    """Join the processes of a run, as ``--distributed`` says: no words, or ``HOST:PORT NUM ID``.
+    """Join the processes of a run as given by ``--distributed``: no words or ``HOST:PORT NUM ID``.
 
     Raises:
         UsageError: for other words.
-        RunError: as ``initialize``.
+        RunError: as in ``initialize``.
     """
     if not words:
         return initialize()
@@ -130,7 +132,7 @@ def _check(address: str, count: int, number: int) -> None:
 
 
 def check_alike(config: Mapping[str, Any]) -> None:
-    """Raise UsageError, in all processes, unless all of them were given the same configuration."""
+    """Raise UsageError in all processes unless all have the same configuration."""
     given = {name: value for name, value in config.items() if name not in RECORDED}
     first, *others = processes.gathered(given)
     for number, other in enumerate(others, start=1):
@@ -143,7 +145,7 @@ def check_alike(config: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def loss_reported(resumable: bool) -> Iterator[None]:
-    """Turn what JAX raises when another process has ended into a RunError of one line."""
+    """Turn JAX's errors about an ended process into a one-line RunError."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -158,9 +160,9 @@ def loss_reported(resumable: bool) -> Iterator[None]:
 
 
 def end(code: int, line: str) -> None:
-    """Print a line and end this process at once, if it is one of several.
+    """Print a line and end this process at once if it is one of several.
 
-    An ordinary exit waits for the others, which would not come.
+    A normal exit would wait for the other processes, which never arrive.
     """
     if _meeting is not None:
         _meeting.end(code, line)

@@ -1,8 +1,9 @@
-"""Seeds that are added to a recorded run.
+"""Adding seeds to a recorded run.
 
-They are trained alone, from the beginning to where the run's newest checkpoint is, over the chunks
-and evaluations that it has recorded. They are a run in the folder ``added``, which is killed and
-resumed like any other. Then both records are joined, and the run goes on with all seeds.
+New seeds are first trained alone, from the beginning to the run's newest checkpoint, with the same
+chunks and evaluations as the recorded run. This is a run in the folder ``added``, which can be
+killed and resumed like any other. Then both records are joined, and the run continues with all
+seeds.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from jaxrl.run.placement import Placement
 from jaxrl.run.schedule import Recorded
 from jaxrl.run.session import Session
 
-EVALUATED = {"eval_episodes", "eval_mode"}  # which added seeds must have in common with the others
+EVALUATED = {"eval_episodes", "eval_mode"}  # added seeds must share these settings with the others
 AddedSession = Callable[[Plan, Placement, Mapping[str, Any], Sequence[Member], bool], Session]
 
 
 def new_seeds(run_dir: str | Path, seeds: Sequence[int]) -> list[int]:
-    """Return those of ``seeds`` that the run in ``run_dir`` does not have.
+    """Return the ``seeds`` that the run in ``run_dir`` does not have.
 
-    They are none if the folder holds no run, which ``RunFolder`` then says.
+    Returns none if the folder holds no run; ``RunFolder`` then reports that.
 
     Raises:
-        UsageError: if the run has seeds that are not among ``seeds``.
+        UsageError: if the run has seeds that are not in ``seeds``.
     """
     try:
         recorded = json.loads((Path(run_dir) / CONFIG).read_text())["seeds"]
@@ -60,15 +61,15 @@ def named(seeds: Sequence[int]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Extension:
-    """The seeds that are added to a run.
+    """Seeds to be added to a run.
 
     Attributes:
         run_dir: the folder of the run.
-        plan: of the whole run.
+        plan: the plan of the whole run.
         config: the configuration of the whole run, with all seeds.
-        members: of the new seeds alone.
-        placement: of these members.
-        session: makes the session that trains them; its last argument is whether it begins anew.
+        members: the members of the new seeds only.
+        placement: the placement of these members.
+        session: makes the session that trains them; its last argument says whether it starts fresh.
         report: called with a line for the user.
     """
 
@@ -87,17 +88,17 @@ class Extension:
 
     @property
     def folder(self) -> Path:
-        """The folder in which they are trained."""
+        """The folder in which the new seeds are trained."""
         return self.run_dir.absolute() / ADDED
 
     def make(self, interrupted: Callable[[], int | None]) -> None:
-        """Train the new seeds and join them; a session cut short goes on where it was.
+        """Train the new seeds and join them to the run; an interrupted session resumes.
 
         Raises:
-            UsageError: if the run cannot be joined; nothing has been written then.
+            UsageError: if the seeds cannot be joined; nothing has been written then.
             Interrupted: after a signal, with a checkpoint of the new seeds.
-            RunError: if training cannot go on, or the records cannot be joined. The run is then as
-                it was.
+            RunError: if training cannot continue, or the records cannot be joined. The run is then
+                unchanged.
         """
         if processes.several():
             raise UsageError("seeds are added by one process; start the run on one host")
@@ -133,7 +134,7 @@ class Extension:
             )
 
     def _newest(self) -> tuple[Record, int]:
-        """Return the record up to the newest intact checkpoint, and its iteration."""
+        """Return the record up to the newest intact checkpoint, and that checkpoint's iteration."""
         folder, found = self.run_dir / CHECKPOINTS, None
         if checkpoint.available(folder):
             found = checkpoint.restore(folder, None, prefix="agent", report=self.report)
@@ -158,7 +159,7 @@ class Extension:
         return read_record(self.run_dir, iteration), iteration
 
     def _train(self, record: Record, iteration: int, interrupted: Callable[[], int | None]) -> None:
-        """Train the new seeds up to ``iteration``, as the others have been."""
+        """Train the new seeds up to ``iteration``, in the same way as the others."""
         kept = checkpoint.available(self.run_dir / CHECKPOINTS)
         plan = repeated(self.plan, record, iteration, kept)
         own = {"seeds": self.seeds, "placement": self.placement.describe()}
@@ -181,9 +182,9 @@ class Extension:
 
 
 def repeated(plan: Plan, record: Record, iteration: int, kept: Sequence[int]) -> Plan:
-    """Return the plan that ends at ``iteration`` and makes the events of a record once more.
+    """Return the plan that ends at ``iteration`` and repeats the events of a record.
 
-    ``kept`` are the iterations of the checkpoints that the record still has.
+    ``kept`` are the iterations of the checkpoints still in the record.
     """
     last: Stage = plan.stages[record.meta["phase"]]
     stages = []

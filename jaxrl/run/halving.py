@@ -1,7 +1,7 @@
-"""Successive halving: all configurations train a little, the best ones go on, and so forth.
+"""Successive halving: all configurations train briefly, the best continue, and so on.
 
 Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
-Optimization", with continuation: survivors keep their states and train on.
+Optimization", with continuation: survivors keep their states and continue training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Scores = Sequence[float] | Sequence[tuple[float, ...]] | np.ndarray
 
 
 class Rung(NamedTuple):
-    """``keep`` configurations train until ``share`` of the run's whole length is done."""
+    """``keep`` configurations train until ``share`` of the full run length is done."""
 
     keep: int
     share: float
@@ -28,14 +28,14 @@ class Rung(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Halving:
-    """Keep the best ``1 / eta`` of the configurations at each rung; the last one is a whole run.
+    """Keep the best ``1 / eta`` of the configurations at each rung; the last rung is a full run.
 
-    Rung ``k = 0 .. K`` keeps ``floor(n eta^-k)`` configurations and trains them until
-    ``eta^(k - K)`` of the run is done, with ``K = floor(log_eta n)``, or ``rungs - 1`` if that is
-    less: with fewer rungs, the first is longer and more configurations finish.
+    Rung ``k = 0 .. K`` keeps ``floor(n eta^-k)`` configurations and trains them until ``eta^(k -
+    K)`` of the run is done. ``K`` is ``floor(log_eta n)``, or ``rungs - 1`` if that is less. With
+    fewer rungs, the first is longer and more configurations finish.
 
     Raises:
-        UsageError: for ``eta`` of at most 1, or less than two rungs.
+        UsageError: for ``eta`` of at most 1, or fewer than two rungs.
     """
 
     eta: float = 2.0
@@ -64,17 +64,17 @@ class Halving:
 
 
 def cost(ladder: Sequence[Rung]) -> float:
-    """Return the steps of all rungs, as a share of those of training all configurations whole."""
+    """Return the steps of all rungs as a share of training all configurations fully."""
     before = [0.0, *(rung.share for rung in ladder)]
     steps = sum(rung.keep * (rung.share - done) for rung, done in zip(ladder, before, strict=False))
     return steps / ladder[0].keep
 
 
 def highest(scores: Scores, count: int) -> list[int]:
-    """Return the indices of the ``count`` highest scores in ascending order of the index.
+    """Return the indices of the ``count`` highest scores, in ascending order.
 
-    NaN is the lowest score. Scores may be tuples: what comes later decides between equals. Of
-    scores that are equal altogether, the first are taken.
+    NaN is the lowest score. Scores may be tuples, whose later elements break ties. Among fully
+    equal scores, the first are taken.
     """
     keys = np.reshape(np.asarray(scores, float), (len(scores), -1))
     keys = np.where(np.isnan(keys), -np.inf, keys)
@@ -85,10 +85,10 @@ def highest(scores: Scores, count: int) -> list[int]:
 def train_rungs(
     ladder: Sequence[Rung], train: Callable[[int, list[int]], tuple[Scores, Any]]
 ) -> list[tuple[list[int], Scores, Any]]:
-    """Train rung after rung, each with the best of the one before.
+    """Train the rungs in order, each with the best candidates of the previous one.
 
     ``train(k, candidates) -> (scores, outcome)`` trains the candidates to the end of rung ``k``.
-    Returns for each rung its candidates, their scores, and the outcome.
+    For each rung, returns its candidates, their scores and the outcome.
     """
     alive, found = list(range(ladder[0].keep)), []
     for k in range(len(ladder)):

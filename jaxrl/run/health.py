@@ -1,4 +1,4 @@
-"""Numbers that are not finite: when a run warns about them, and when it stops."""
+"""Non-finite numbers: when a run warns about them, and when it stops."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ MAX_NAMES = 3  # members named in one line
 
 
 class DivergenceGuard:
-    """A check of a session's training rows for numbers that are not finite.
+    """Checks a session's training rows for non-finite numbers.
 
     Args:
-        members: the runs trained together; they are independent.
+        members: the independent runs trained together.
         config: the run's configuration, with ``max_skipped`` and ``max_nonfinite``.
         report: called with a line for the user.
         saved: returns the iterations of the checkpoints.
-        stops: whether the run ends where numbers exceed their limits. A sweep goes on: which of its
-            members diverge is one of its results.
+        stops: whether the run ends when limits are exceeded. A sweep continues: which members
+            diverge is one of its results.
     """
 
     def __init__(

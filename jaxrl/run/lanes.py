@@ -1,4 +1,4 @@
-"""The training of a variant's population, leg by leg."""
+"""Training a variant's population, leg by leg."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def _is_begun(folder: Path | None) -> bool:
 
 
 class Lane:
-    """The training of one variant's population.
+    """Trains one variant's population.
 
     Args:
         variant: the static configuration.
-        configurations: the values of numbers that the sweep tries.
-        settings: of every leg's run.
-        folder: the folder of the legs' folders; None keeps everything in memory.
+        configurations: the numeric values that the sweep tries.
+        settings: the run settings of every leg.
+        folder: the parent of the legs' folders; None keeps everything in memory.
         bar: the sweep's progress bar.
     """
 
@@ -70,14 +70,14 @@ class Lane:
                 settings, eval_every=self.full.periods("eval_every")
             )
         self.programs: dict[tuple, Any] = {}
-        self.compile_seconds = 0.0  # of programs that were compiled to know their memory
+        self.compile_seconds = 0.0  # for programs that were compiled to measure their memory
         self._states: dict[str, TrainState] = {}
         self._checksum: str | None = None
 
     # Checks and sizes
 
     def check(self, seeds: Sequence[int]) -> None:
-        """Raise UsageError for what cannot work, before anything is compiled."""
+        """Raise UsageError for settings that cannot work, before anything is compiled."""
         for each in self.trainers:
             check_configurations(each, self.configurations)
             each.check()
@@ -98,11 +98,11 @@ class Lane:
         if self.variant.policy_from is None:
             return None
         found = PolicyFrom(Path(self.variant.policy_from), self.trainers[0], members)
-        found.policies  # noqa: B018 (it refuses what does not fit)
+        found.policies  # noqa: B018 (raises if the policies do not fit)
         return found
 
     def placement(self, members: int) -> Placement:
-        """Return the placement: members over as many devices as divide them, with no sharing.
+        """Return the placement: members over as many devices as divide them, without sharding.
 
         Raises:
             UsageError: for more devices than there are.
@@ -112,7 +112,7 @@ class Lane:
     def most_members(self, wanted: int) -> tuple[int, str]:
         """Return the members that fit in memory at once, at most ``wanted``, and a line about it.
 
-        The programs compiled for that are kept for the first leg of this size.
+        The programs compiled for this are kept for the first leg of this size.
         """
         stage, settings = self.full.stages[-1], self.settings
 
@@ -139,7 +139,7 @@ class Lane:
     # Training
 
     def plan(self, leg: Leg) -> Plan:
-        """Return the plan of a leg. It is that of the whole run, cut off at its end."""
+        """Return the plan of a leg: the plan of the whole run, cut off at the leg's end."""
         if self.full.named:
             return self.full
         (stage,) = self.full.stages
@@ -157,13 +157,13 @@ class Lane:
         session: Callable[..., Session] = Session,
         keep: bool = False,
     ) -> Outcome:
-        """Train a leg to its end, or read how it ended; ``origin`` has the states it begins with.
+        """Train a leg to its end, or read its recorded outcome; it starts from ``origin``'s states.
 
-        With ``keep`` its last states can be asked for, even without a folder.
+        With ``keep``, its last states stay available even without a folder.
 
         Raises:
             Interrupted: after a signal, with a checkpoint.
-            RunError: if training cannot go on.
+            RunError: if training cannot continue.
         """
         plan, configurations = self.plan(leg), [self.configurations[c] for c in leg.configurations]
         members = [
@@ -195,15 +195,15 @@ class Lane:
         return outcome(leg, rows, summary, extra, self.settings.max_skipped)
 
     def forget(self, legs: Sequence[Leg]) -> None:
-        """Drop the states of legs that are in memory."""
+        """Drop the in-memory states of legs."""
         for leg in legs:
             self._states.pop(leg.name, None)
 
     def states(self, leg: Leg, rows: Sequence[int]) -> TrainState:
-        """Return the last states of these members of a leg that has ended, on the host or not.
+        """Return the last states of these members of a finished leg, on the host or on devices.
 
         Raises:
-            CheckpointError: if its checkpoint is not intact.
+            CheckpointError: if the leg's checkpoint is not intact.
         """
         if self.folder is None:
             state = self._states[leg.name]

@@ -1,8 +1,8 @@
-"""The parts of a sweep: variants, legs, and how a leg ended.
+"""The parts of a sweep: variants, legs and their outcomes.
 
-A *variant* is a static configuration, whose programs compile once. A *leg* is a part of its
-population, trained as one program from one iteration to another. Each leg is a run with a folder of
-its own, which resumes like any other.
+A *variant* is a static configuration; its programs compile once. A *leg* is a part of its
+population, trained as one program from one iteration to another. Each leg is a run with its own
+folder and can be resumed like any other.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from jaxrl.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A static configuration: what ``run`` gets, and the static choices that name it.
+    """A static configuration: the arguments of ``run``, and the static choices that name it.
 
     Attributes:
         trainer: the trainer, or phases.
-        total_steps: the length of a run; phases have their own.
-        choices: the static choices by name, as ``{"num-envs": "8"}``.
-        data, reference, policy_from: as ``run`` takes them.
+        total_steps: the length of a run; phases define their own.
+        choices: the static choices by name, e.g. ``{"num-envs": "8"}``.
+        data, reference, policy_from: as in ``run``.
     """
 
     trainer: Trainer | Sequence[Phase]
@@ -48,14 +48,14 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The choices in words: ``num-envs=8``, or an empty string."""
+        """The choices as text: ``num-envs=8``, or an empty string."""
         return " ".join(f"{name}={value}" for name, value in self.choices.items())
 
 
 class Leg(NamedTuple):
     """A part of a variant's population, trained from iteration ``begins`` to ``ends``."""
 
-    name: str  # of its folder
+    name: str  # its folder's name
     configurations: list[int]  # indices; seeds vary fastest among the members
     seeds: list[int]
     begins: int
@@ -68,7 +68,7 @@ class Leg(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a leg ended: scores and returns of its members ``[M]``, and what it cost."""
+    """The outcome of a leg: scores and returns of its members ``[M]``, and its cost."""
 
     leg: Leg
     scores: NDArray[np.float64]
@@ -80,7 +80,7 @@ class Outcome(NamedTuple):
 
 
 def outcome(leg: Leg, rows: Sequence[Row], summary: dict, extra: dict, max_skipped: int) -> Outcome:
-    """Return how a leg ended, from the rows, the summary and the lineage of its run."""
+    """Return the outcome of a leg from its run's rows, summary and lineage."""
     count = len(leg.members)
     returns = evaluations(rows, count)
     diverged = diverged_members(rows, count, max_skipped)
@@ -91,7 +91,7 @@ def outcome(leg: Leg, rows: Sequence[Row], summary: dict, extra: dict, max_skipp
 
 
 def finished(folder: Path | None, plan: Plan) -> tuple[list[Row], dict | None, dict]:
-    """Return rows, summary and lineage of a leg that has ended; no summary if it has not."""
+    """Return a leg's rows, summary and lineage; the summary is None if it has not finished."""
     if folder is None or not (folder / SUMMARY).exists():
         return [], None, {}
     summary = json.loads((folder / SUMMARY).read_text())
@@ -109,7 +109,7 @@ def finished(folder: Path | None, plan: Plan) -> tuple[list[Row], dict | None, d
 def divide(
     configurations: Sequence[int], seeds: Sequence[int], most: int
 ) -> list[tuple[list[int], list[int]]]:
-    """Return parts of at most ``most`` members, as even as can be: (configurations, seeds) each.
+    """Return parts of at most ``most`` members, as even as possible: (configurations, seeds) each.
 
     The seeds of a configuration stay together if they fit.
     """

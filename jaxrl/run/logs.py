@@ -16,7 +16,7 @@ from jaxrl.record.metrics_file import Row, plain
 
 
 class Writer(Protocol):
-    """A place that shows rows beside ``metrics.jsonl``."""
+    """A destination for rows in addition to ``metrics.jsonl``."""
 
     def write(self, rows: Sequence[Row]) -> None: ...
 
@@ -27,7 +27,7 @@ class Writer(Protocol):
 
 
 class TensorBoardWriter:
-    """Events in ``RUN_DIR/tensorboard``: each member is one run of the dashboard."""
+    """Events in ``RUN_DIR/tensorboard``: each member is one run in the dashboard."""
 
     def __init__(self, run_dir: Path | str) -> None:
         from tensorboardX import SummaryWriter
@@ -35,10 +35,10 @@ class TensorBoardWriter:
         self._make = SummaryWriter
         self._folder = Path(run_dir) / "tensorboard"
         self._members: dict[str, Any] = {}
-        self._purge_step: int | None = None  # earlier events from this step on are void
+        self._purge_step: int | None = None  # earlier events from this step on are invalid
 
     def rewind(self, step: int) -> None:
-        """Make dashboards drop events of earlier files after ``step``."""
+        """Make dashboards drop events after ``step`` from earlier files."""
         self._purge_step = step + 1
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -61,8 +61,8 @@ class WandbWriter:
     """One Weights & Biases run with metrics such as ``seed0/eval/episode_return``.
 
     Offline unless the environment variable ``WANDB_MODE`` says otherwise. A file in the run's
-    folder keeps the identity of the W&B run, so that a resumed run continues it. A run of seeds
-    that are added to another, in whose folder ``whole`` all files are, is a W&B run of its own.
+    folder stores the W&B run id, so that a resumed run continues it. Seeds added to a run form a
+    separate W&B run; all its files are in ``whole``, the folder of the full run.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class WandbWriter:
             self._run.log(values, step=step)
 
     def rewind(self, step: int) -> None:
-        """Do nothing: W&B itself takes no step twice."""
+        """Do nothing: W&B itself ignores repeated steps."""
 
     def close(self) -> None:
         """Finish the run."""
@@ -133,9 +133,9 @@ def make_writers(
     resume: bool = False,
     whole: Path | None = None,
 ) -> list[Writer]:
-    """Return the event writers of these names; raise ``UsageError`` as ``check_writers`` does.
+    """Return the event writers with these names; raise ``UsageError`` as ``check_writers`` does.
 
-    ``whole`` is the folder of the run that ``run_dir`` is a part of, if it is one.
+    ``whole`` is the folder of the full run if ``run_dir`` is a part of one.
     """
     check_writers(names)
     return [WRITERS[name](run_dir, config, resume, whole) for name in names]

@@ -1,9 +1,9 @@
-"""The meeting of a run's processes before JAX starts, and the notice that one of them has ended.
+"""Connects a run's processes before JAX starts, and detects when one of them has ended.
 
-JAX's own service ends a process by a C++ abort where another never comes, and hears of one that
-ended only when its heartbeats are overdue. So the processes meet over TCP first: each has a
-connection to process 0, at the address and port that JAX's service uses afterwards, and keeps it.
-The system closes the connections of a process that ends, however it ends.
+JAX's own service aborts in C++ if another process never joins, and notices an ended process only
+when its heartbeats are overdue. So the processes connect over TCP first: each opens a connection to
+process 0, at the address and port that JAX's service uses afterwards, and keeps it open. When a
+process ends for any reason, the system closes its connections.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 
 from jaxrl.errors import RunError, UsageError
 
-GRACE = 1.0  # seconds in which process 0, whose end ends all others, lets them speak first
+GRACE = 1.0  # seconds process 0 waits for others' messages; its end ends them all
 _GOODBYE, _GO, _LOST = b".", b"go", b"lost"
-_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds, and tries
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds and tries
 
 
 class Meeting:
-    """The connections of this process to the others of a run.
+    """This process's connections to the other processes of a run.
 
     Attributes:
-        number, count: of this process, and of all.
+        number, count: the number of this process, and how many there are.
         lost: the number of a process that has ended, or None.
     """
 
@@ -38,7 +38,7 @@ class Meeting:
         self.number, self.count = number, count
         self.lost: int | None = None
         self._connections = connections
-        self._last_word = threading.Lock()  # of the one thread that ends this process
+        self._last_word = threading.Lock()  # held by the one thread that ends this process
         self._noticed = threading.Event()
         for connection in connections.values():
             connection.settimeout(None)
@@ -50,14 +50,14 @@ class Meeting:
         atexit.register(self._leave)
 
     def line(self) -> str | None:
-        """Return a line about a process that has just ended, or None if none is known to have."""
+        """Return a line about a process that has just ended, or None if there is none."""
         self._noticed.wait(GRACE / 2)
         if self.lost is None:
             return None
         return f"process {self.lost} of this run has ended, and so does process {self.number}"
 
     def end(self, code: int, text: str) -> None:
-        """Print a line and end this process, without waiting for the others as exits do."""
+        """Print a line and end this process, without a normal exit's wait for the others."""
         if not self._last_word.acquire(blocking=False):
             time.sleep(60)  # the other thread ends the process
         os.write(2, f"{text}\n".encode())
@@ -90,7 +90,7 @@ class Meeting:
         self._noticed.set()
         if self.number == 0:
             self._tell(_LOST + str(number).encode())
-            time.sleep(GRACE)  # it may have ended for a reason that this process finds too
+            time.sleep(GRACE)  # this process may find the same reason itself
         name = os.path.basename(sys.argv[0])
         self.end(1, f"{name}: {self.line()}; start all again with --resume")
 
@@ -102,18 +102,18 @@ class Meeting:
                 continue
 
     def _leave(self) -> None:
-        """Say goodbye at an ordinary exit; after an exception that nobody caught, just end."""
+        """Say goodbye at a normal exit; after an uncaught exception, just end."""
         if hasattr(sys, "last_value"):
             self.end(1, f"process {self.number} ends after this error")
         self._tell(_GOODBYE)
 
 
 def meet(address: str, count: int, number: int, timeout: float) -> Meeting:
-    """Wait until all processes are there, and return their connections.
+    """Wait until all processes have joined, and return their connections.
 
     Raises:
         UsageError: if two processes have the same number, or disagree on how many there are.
-        RunError: if the port is taken, or somebody is missing after ``timeout`` seconds.
+        RunError: if the port is taken, or a process is missing after ``timeout`` seconds.
     """
     host, _, port = address.rpartition(":")
     until = time.monotonic() + timeout
@@ -133,7 +133,7 @@ def meet(address: str, count: int, number: int, timeout: float) -> Meeting:
 
 
 def _gather(port: int, count: int, until: float, timeout: float) -> dict[int, socket.socket]:
-    """Return the connections of processes 1, 2, ... once all have come."""
+    """Return the connections to processes 1, 2, ... once all have joined."""
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     try:
@@ -155,7 +155,7 @@ def _gather(port: int, count: int, until: float, timeout: float) -> dict[int, so
                 ) from None
             opened.callback(connection.close)
             number, its_count = _greeting(connection)
-            if number is None:  # not one of us
+            if number is None:  # not a process of this run
                 continue
             if its_count != count or not 0 < number < count or number in found:
                 raise UsageError(
@@ -179,7 +179,7 @@ def _greeting(connection: socket.socket) -> tuple[int | None, int | None]:
 
 
 def _join(host: str, port: int, until: float, number: int, count: int) -> socket.socket:
-    """Return a connection to process 0 once all have come."""
+    """Return a connection to process 0 once all have joined."""
     connection = socket.create_connection((host, port), _left(until))
     connection.sendall(json.dumps([number, count]).encode())
     connection.settimeout(_left(until))

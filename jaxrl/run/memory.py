@@ -1,4 +1,4 @@
-"""Memory that is too small for a run: sizes refused before it begins, and one-line errors."""
+"""Insufficient memory: refusing sizes before a run begins, and one-line errors."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from jaxrl.memory import free_over, gib, nbytes
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import PyTree
 
-EPISODE_BYTES = 32  # of keys, returns and lengths
+EPISODE_BYTES = 32  # for keys, returns and lengths
 
 
 def check_states(trainers: Sequence[Trainer], members: int, episodes: int, devices: int) -> None:
-    """Refuse agents, or evaluations, whose bare states cannot fit in memory.
+    """Refuse agents or evaluations whose states alone cannot fit in memory.
 
-    Rollouts and replay buffers are checked by their trainers (``check_memory``). Only shapes of the
-    agents are traced, and of no environment, which may take long.
+    Rollouts and replay buffers are checked by their trainers (``check_memory``). Only the shapes of
+    agents are traced. Environments are not, since that may take long.
 
     Raises:
-        UsageError: with the size, and one that fits.
+        UsageError: with the size, and a size that fits.
     """
     free = free_over(devices)
     if free is None:
@@ -49,13 +49,13 @@ def check_states(trainers: Sequence[Trainer], members: int, episodes: int, devic
 
 
 def check_dataset(data: PyTree, devices: int) -> None:
-    """Refuse a dataset that cannot fit in memory: every device holds one copy, for all members.
+    """Refuse a dataset that cannot fit in memory; each device holds one copy for all members.
 
     Raises:
         UsageError: with the sizes.
     """
     free, needed = free_over(1), nbytes(data)
-    copies = devices if jax.default_backend() == "cpu" else 1  # CPU devices share their memory
+    copies = devices if jax.default_backend() == "cpu" else 1  # CPU devices share memory
     if free is not None and copies * needed > free:
         raise UsageError(
             f"the dataset needs {gib(needed)} on each of {devices} devices, and {gib(free)} are "
@@ -65,7 +65,7 @@ def check_dataset(data: PyTree, devices: int) -> None:
 
 @contextmanager
 def out_of_memory_reported(config: Mapping[str, Any]) -> Iterator[None]:
-    """Turn XLA's running out of memory into a RunError that names the sizes to lower."""
+    """Turn XLA's out-of-memory errors into a RunError that names the sizes to lower."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -1,10 +1,11 @@
-"""Population-based training: the worst members go on from the best, with other hyper-parameters.
+"""Population-based training: the worst members copy the best, with changed hyper-parameters.
 
-Jaderberg et al. 2017, "Population Based Training of Neural Networks". A population is all members
-of one seed, one for each configuration; several seeds are independent populations in one program.
-After every interval a member of the lowest quantile becomes a copy of a random one of the highest:
-``take`` along the members' axis of everything but the key. Its hyper-parameters are then perturbed,
-or drawn anew. The result is a schedule of values. It is recorded, and can be replayed.
+Jaderberg et al. 2017, "Population Based Training of Neural Networks". A population consists of all
+members of one seed, one per configuration. Several seeds are independent populations in one
+program. After every interval, each member of the lowest quantile becomes a copy of a random member
+of the highest quantile: ``take`` along the member axis of everything except the key. Its
+hyper-parameters are then perturbed or resampled. The resulting schedule of values is recorded and
+can be replayed.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from jaxrl.run.session import Session
 from jaxrl.run.spaces import Space
 from jaxrl.types import Array, Key, TrainState
 
-Lineage = list[dict[str, Any]]  # of each interval's end: iteration, step, parents, values, scores
+Lineage = list[dict[str, Any]]  # at each interval's end: iteration, step, parents, values, scores
 
 
 class Decision(NamedTuple):
-    """Who goes on from whom, and with which values; members are ``[C, P]``.
+    """Which parent each member continues from, and with which values; members are ``[C, P]``.
 
-    ``C`` is the number of members of a population, ``P`` that of populations. ``parents`` are
+    ``C`` is the number of members per population, ``P`` the number of populations. ``parents`` are
     indices into the members of the same population.
     """
 
@@ -46,12 +47,13 @@ class PBT:
     """The settings of population-based training.
 
     Attributes:
-        spaces: where explored values may lie, for every swept hyper-parameter.
-        interval: steps from one exploit to the next; default a twentieth of the run.
-        quantile: the part of a population that is replaced, and the part that replaces it.
-        factors: of perturbation, with equal chances; a list's values move to a neighbour instead.
-        resample: the chance that a value is drawn anew and not perturbed.
-        seed: of the choices.
+        spaces: the allowed values of every swept hyper-parameter.
+        interval: steps between exploits; default a twentieth of the run.
+        quantile: the fraction of a population that is replaced, and the fraction that replaces it.
+        factors: perturbation factors, equally likely; values from a list move to a neighbour
+        instead.
+        resample: the probability that a value is resampled instead of perturbed.
+        seed: the seed of these random choices.
 
     Raises:
         UsageError: for a value that cannot work.
@@ -72,7 +74,7 @@ class PBT:
             raise UsageError(f"factors are {self.factors}; give two above 0, as 1.2 0.8")
 
     def check(self, configurations: Sequence[Mapping[str, float]]) -> None:
-        """Raise UsageError unless there is a population, and its values lie in the spaces."""
+        """Raise UsageError unless there is a population and its values are in the spaces."""
         if len(configurations) < 2:
             raise UsageError(
                 "pbt needs a population, and there is one configuration; give more, as 16 of them"
@@ -90,8 +92,9 @@ class PBT:
     def decide(self, key: Key, scores: Array, values: dict[str, Array]) -> Decision:
         """Return the decision for populations of scores ``[C, P]`` and values ``{name: [C, P]}``.
 
-        The ``ceil(quantile C)`` lowest, at most half, each get a random parent among as many
-        highest, if its score is better than theirs. Scores may be minus infinity, but not NaN.
+        Each of the ``ceil(quantile C)`` lowest members (at most half) gets a random parent among
+        equally many of the highest, if the parent's score is better. Scores may be minus infinity,
+        but not NaN.
         """
         keys = jax.random.split(key, scores.shape[1])
         over = jax.vmap(self._decide_one, in_axes=(0, 1, 1), out_axes=1)
@@ -105,7 +108,7 @@ class PBT:
         replaced = min(math.ceil(self.quantile * size), size // 2)
         if not replaced:
             return jnp.arange(size), values
-        order = jnp.argsort(scores)  # stable: of equal scores, the first are lower
+        order = jnp.argsort(scores)  # stable: among equal scores, the first rank lower
         lower, upper = order[:replaced], order[size - replaced :]
         key, choice = jax.random.split(key)
         chosen = upper[jax.random.randint(choice, (replaced,), 0, replaced)]
@@ -136,7 +139,7 @@ class PBT:
 def take(ts: TrainState, index: Array) -> TrainState:
     """Return the states ``[M, ...]`` of the members ``index[M]``; every member keeps its key.
 
-    So copies of one member go on with random numbers of their own.
+    So copies of a member continue with their own random numbers.
     """
     taken: TrainState = jax.tree.map(lambda x: x[index], ts)
     return taken._replace(key=ts.key)
@@ -146,10 +149,10 @@ class PBTSession(Session):
     """A session whose members are populations; after each interval they exploit and explore.
 
     Args:
-        args, options: as those of ``Session``. The members are configurations x populations.
+        args, options: as for ``Session``. The members are configurations x populations.
         pbt: the settings, or None to replay.
         interval: iterations from one exploit to the next.
-        decisions: those of another run to repeat, by iteration.
+        decisions: another run's decisions to repeat, by iteration.
     """
 
     def __init__(
@@ -166,10 +169,9 @@ class PBTSession(Session):
 
     @cached_property
     def keys(self) -> Key:
-        """The keys of all members ``[M]``: of its seed in the first configuration, others folded.
+        """The keys of all members ``[M]``: the seed's key in the first configuration, else folded.
 
-        Members of a population must not have the same random numbers, as its copies would remain
-        equal.
+        Members of a population must not share random numbers, or copies would remain equal.
         """
         seeds = jnp.array([member.seed for member in self.members])
         slots = jnp.array([member.config for member in self.members])
@@ -178,7 +180,7 @@ class PBTSession(Session):
 
     @property
     def lineage(self) -> Lineage:
-        """The decisions after each interval so far."""
+        """The decisions so far, one per interval."""
         found: Lineage = self.records.extra.setdefault("lineage", [])
         return found
 
@@ -229,7 +231,7 @@ class PBTSession(Session):
         return ts
 
     def _scores(self) -> np.ndarray:
-        """The scores of the members ``[C, P]`` over the interval that has ended."""
+        """The scores of the members ``[C, P]`` over the last interval."""
         rows, count = self.records.rows, len(self.members)
         played = [row["episode_return"] for row in rows if row["kind"] == "eval"]
         returns = np.reshape(np.array(played, float), (-1, count))
@@ -247,7 +249,7 @@ class PBTSession(Session):
 
 @np.vectorize
 def _shortest(x: Any) -> float:
-    """Return the shortest decimal number that is ``x`` in float32."""
+    """Return the shortest decimal number that rounds to ``x`` in float32."""
     return float(str(np.float32(x)))
 
 
@@ -263,9 +265,9 @@ def decisions_of(lineage: Lineage) -> dict[int, Decision]:
 
 
 class Schedule(NamedTuple):
-    """The values that led to one member: ``first``, and those from each iteration on."""
+    """The values that led to one member: ``first``, then changes by iteration."""
 
-    slot: int  # of the ancestor in the first interval
+    slot: int  # the ancestor's slot in the first interval
     first: dict[str, float]
     later: dict[int, dict[str, float]]
 
@@ -285,7 +287,7 @@ def schedule(
 ) -> Schedule:
     """Return the schedule of the member that ended in ``slot`` of ``population``.
 
-    ``configurations`` are those that the population began with.
+    ``configurations`` are the population's initial ones.
     """
     later: dict[int, dict[str, float]] = {}
     for each in reversed(lineage):

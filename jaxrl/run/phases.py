@@ -1,4 +1,4 @@
-"""Phases: the parts of a run, checked together and planned before the first one compiles."""
+"""Phases: the parts of a run, checked together and planned before any of them compiles."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from jaxrl.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A part of a run: a trainer, the minimum number of its steps, and a name.
+    """A part of a run: a trainer, its minimum number of steps, and a name.
 
-    Steps are counted in the trainer's ``unit``. Agent state, key and the counts of steps pass on
-    to the next phase; environments, memory and replay buffer start anew.
+    Steps are counted in the trainer's ``unit``. Agent state, key and step counts are passed to the
+    next phase; environments, agent memory and replay buffer start anew.
     """
 
     trainer: Trainer
@@ -42,12 +42,12 @@ class Stage:
     name: str | None
     schedule: Schedule
     index: int  # among the stages
-    first: int  # iterations of all stages before
-    before: Position  # at the end of the stage before
+    first: int  # iterations of all earlier stages
+    before: Position  # at the end of the previous stage
 
     @property
     def last(self) -> int:
-        """The number of the stage's last iteration, counted over the run."""
+        """The stage's last iteration, counted over the run."""
         return self.first + self.schedule.total
 
     def position(self, done: int) -> Position:
@@ -60,7 +60,7 @@ class Stage:
         )
 
     def iteration(self, step: int) -> int:
-        """Return the number of iterations of the run after which ``position`` has this step."""
+        """Return the run's iteration after which ``position`` has this step."""
         made = step - self.before.step - self.trainer.first_step
         return self.first + made // self.trainer.units_per_iteration
 
@@ -69,7 +69,7 @@ class Stage:
         return self.first + self.schedule.next(done - self.first)
 
     def due(self, done: int, event: str) -> bool:
-        """Return whether an event (``"eval_every"``) is due; at the end of a stage, all are."""
+        """Return whether an event (``"eval_every"``) is due; all are due at the end of a stage."""
         return self.schedule.due(done - self.first, event)
 
 
@@ -77,8 +77,8 @@ class Stage:
 class Plan:
     """The stages of a run, in order. A run without phases is one stage without a name.
 
-    ``begins`` is the number of iterations that were made before, where a run without phases goes on
-    from the states of others.
+    ``begins`` is the number of iterations already done, for a run without phases that continues
+    from other runs' states.
     """
 
     stages: tuple[Stage, ...]
@@ -101,17 +101,19 @@ class Plan:
 
     @property
     def unit(self) -> str:
-        """The unit of steps in all stages, or "steps" where they differ."""
+        """The unit of steps in all stages, or "steps" if they differ."""
         units = {stage.trainer.unit for stage in self.stages}
         return units.pop() if len(units) == 1 else "steps"
 
     def position(self, done: int) -> Position:
-        """Return the position after ``done`` iterations; between two stages, the earlier's last."""
+        """Return the position after ``done`` iterations; between two stages, the end of the
+        earlier.
+        """
         stage = next(stage for stage in self.stages if done <= stage.last)
         return stage.position(done)
 
     def trained(self) -> tuple[int, int]:
-        """Return the steps and gradient steps of all iterations of a member, without warm-ups."""
+        """Return a member's steps and gradient steps over all iterations, without warm-ups."""
         counts = [stage.schedule.total for stage in self.stages]
         counts[0] -= self.begins
         trainers = [stage.trainer for stage in self.stages]
@@ -134,8 +136,8 @@ def as_phases(trainer: Trainer | Sequence[Phase], total_steps: int | None) -> li
     """Return the phases of ``run(trainer, total_steps)`` or ``run([Phase(...), ...])``.
 
     Raises:
-        UsageError: for steps that are missing, given twice, or no positive integers; for phases
-            without names or with equal ones.
+        UsageError: for steps that are missing, given twice, or not positive integers; for phases
+            with missing or duplicate names.
     """
     if isinstance(trainer, Trainer):
         if total_steps is None:
@@ -166,7 +168,7 @@ def make_plan(
     log_every: int | None,
     checkpoint_every: int | None,
 ) -> Plan:
-    """Return the plan of ``phases``; the periods are as ``run`` takes them.
+    """Return the plan of ``phases``; the periods are as in ``run``.
 
     Raises:
         UsageError: for phases that are too short.
@@ -200,7 +202,7 @@ def _schedule(
 
 
 def check_one_agent(phases: Sequence[Phase]) -> None:
-    """Raise UsageError unless all phases train one class of agents with states of one structure."""
+    """Raise UsageError unless all phases train one agent class with one state structure."""
     first, *others = phases
     wanted = _agent_state(first.trainer) if others else {}
     for phase in others:
@@ -226,7 +228,7 @@ def check_one_agent(phases: Sequence[Phase]) -> None:
 
 
 def _agent_state(trainer: Trainer) -> dict[str, str]:
-    """Return shape and dtype of every leaf of the agent's state, by its path."""
+    """Return the shape and dtype of every leaf of the agent's state, by path."""
     state: PyTree = jax.eval_shape(trainer.agent.init, jax.random.key(0))
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"

@@ -1,7 +1,7 @@
 """Placement: which devices compute which part of a run.
 
-Members (configurations x seeds) are spread over devices first, then the environments of each.
-Devices are those of all processes of a distributed run, as many from each.
+Members (configurations x seeds) are spread over devices first, then each member's environments. The
+devices are those of all processes of a distributed run, equally many from each.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ MEMBER, SHARD = "member", "shard"
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A mesh of ``members`` groups of members x ``shards`` of every member's environments.
+    """A mesh: ``members`` groups of members x ``shards`` of every member's environments.
 
-    It has the first devices of each process of a distributed run, or, with ``processes`` 1, those
-    of this process alone: then every process computes the same.
+    The mesh uses the first devices of each process of a distributed run. With ``processes`` 1 it
+    uses this process's devices only, and every process computes the same.
     """
 
     members: int = 1
@@ -40,7 +40,7 @@ class Placement:
 
     @property
     def mesh(self) -> Mesh:
-        """The devices as a mesh of this shape. Those of one process are a rectangle of it."""
+        """The devices as a mesh of this shape. Each process's devices form a rectangle in it."""
         each = self.members * self.shards // self.processes
         rows = math.gcd(self.members, self.processes)
         columns = self.processes // rows
@@ -63,7 +63,7 @@ class Placement:
         return {**mesh, "platform": jax.default_backend()}
 
     def put(self, tree: PyTree, spec: P) -> PyTree:
-        """Put a tree onto the devices. It is on the host, or on devices of this mesh already."""
+        """Put a tree onto the devices. The tree is on the host or already on this mesh."""
         if self.members * self.shards == 1:
             return jax.device_put(tree)
         sharding = NamedSharding(self.mesh, spec)
@@ -72,12 +72,12 @@ class Placement:
         return jax.tree.map(partial(_put_far, sharding=sharding), tree)
 
     def put_if_far(self, tree: PyTree, spec: P) -> PyTree:
-        """Put small arguments onto devices of several processes; JAX puts those of one itself."""
+        """Put small arguments onto several processes' devices; JAX handles a single process."""
         return self.put(tree, spec) if self.processes > 1 else tree
 
 
 def _put_far(x: Any, sharding: NamedSharding) -> Array:
-    """Put an array onto devices of several processes, each of which has all of it."""
+    """Put an array onto devices of several processes; each process has the whole array."""
     if not processes.is_here(x):
         moved: Array = processes.moved(x, sharding)
         return moved
@@ -87,9 +87,9 @@ def _put_far(x: Any, sharding: NamedSharding) -> Array:
 def choose(trainers: Sequence[Trainer], members: int, devices: int | None = None) -> Placement:
     """Choose the placement of ``members`` runs on ``devices``, the same for all ``trainers``.
 
-    A given number of devices (of each process) is used or refused. By default all are used, except
-    those that the sizes do not divide over; environments are not sharded if a trainer gains nothing
-    by it (``Trainer.shares_environments``), unless some process had nothing to do otherwise.
+    A given number of devices (per process) is either used or refused. By default all devices are
+    used, as far as the sizes divide over them. Environments are not sharded if a trainer gains
+    nothing from it (``Trainer.shares_environments``), unless a process would otherwise be idle.
 
     Raises:
         UsageError: for more devices than there are, or sizes that do not divide over them.
@@ -120,9 +120,9 @@ def choose(trainers: Sequence[Trainer], members: int, devices: int | None = None
 
 
 def _meshes(members: int, most: int, count: int, gains: bool) -> Iterator[tuple[int, int]]:
-    """Yield shapes of meshes over ``count`` processes, the best first.
+    """Yield mesh shapes over ``count`` processes, best first.
 
-    Members over as many devices as divide them, then their environments over as many as are left.
+    Members use as many devices as divide them; their environments use the remaining devices.
     """
     for groups in (d for d in range(min(most, members), 0, -1) if members % d == 0):
         shards = range(most // groups, 0, -1) if gains else range(1, most // groups + 1)
@@ -133,9 +133,10 @@ def _meshes(members: int, most: int, count: int, gains: bool) -> Iterator[tuple[
 
 
 def members_alone(members: int, devices: int | None = None) -> Placement:
-    """Choose the placement of members over at most ``devices`` of each process, with no sharding.
+    """Choose the placement of members on at most ``devices`` per process, without sharding.
 
-    Members that do not divide over the processes are trained by each of them, with equal results.
+    If the members do not divide over the processes, every process trains all of them, with equal
+    results.
 
     Raises:
         UsageError: for more devices than there are.
@@ -148,10 +149,11 @@ def members_alone(members: int, devices: int | None = None) -> Placement:
 
 
 def _available(devices: int | None) -> int:
-    """Return the number of devices of each process that may be used.
+    """Return the number of devices per process that may be used.
 
     Raises:
-        UsageError: if ``devices`` are more than there are, or processes have different numbers.
+        UsageError: if ``devices`` exceeds the devices available, or processes have different
+        numbers of devices.
     """
     available, count = jax.local_device_count(), processes.count()
     if count > 1 and jax.device_count() != available * count:

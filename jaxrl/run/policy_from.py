@@ -1,4 +1,4 @@
-"""Starting from the policy of an earlier run, whatever agent trained it."""
+"""Starting from the policy of an earlier run, which any agent may have trained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jaxrl.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class PolicyFrom:
-    """The run whose policies the members of another, trained by ``trainer``, start from."""
+    """The earlier run whose policies the members trained by ``trainer`` start from."""
 
     run_dir: Path
     trainer: Trainer
@@ -37,8 +37,8 @@ class PolicyFrom:
         """The policies that the members start from, on the host: ``[M, ...]``.
 
         Raises:
-            UsageError: if there is no such run, it has no policy, or not one of the same family,
-                of the same sizes, and with observations normalised alike.
+            UsageError: if there is no such run, it has no policy, or its policy has another family,
+                other sizes, or different observation normalisation.
         """
         agent, spec = self.trainer.agent, self.trainer.env.spec
         try:
@@ -54,7 +54,7 @@ class PolicyFrom:
         return jax.tree.map(lambda x: np.asarray(x)[rows], learnt)
 
     def _check_shapes(self, learnt: LearntPolicy) -> None:
-        """Raise UsageError unless the agent's state is of the same shapes with these policies."""
+        """Raise UsageError unless the agent's state keeps its shapes with these policies."""
         agent = self.trainer.agent
         fresh = jax.eval_shape(agent.init, jax.random.key(0))
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), learnt)
@@ -77,10 +77,11 @@ def _shapes(tree: PyTree) -> tuple[list, Any]:
 
 
 def check_alike(earlier: Any, agent: Any, run: str) -> None:
-    """Raise UsageError unless the policy of ``earlier`` can be that of ``agent``; both are bound.
+    """Raise UsageError unless ``agent`` can use the policy of ``earlier``; both are bound.
 
-    Their families are the same, or that of ``agent`` names the other as one it ``starts_from``. All
-    their static fields are the same, except for those that the family calls ``changeable``.
+    The policy families must be equal, or the family of ``agent`` must list the other in
+    ``starts_from``. All static fields must be equal, except those the family declares
+    ``changeable``.
     """
     old, new = (protocol.innermost(each).policy for each in (earlier, agent))
     if type(old) not in (type(new), getattr(new, "starts_from", None)):
@@ -108,7 +109,7 @@ def _normalises(agent: Any) -> bool:
 
 
 def differences(old: Any, new: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield name and both values of every field that makes parameters mean something else."""
+    """Yield the name and both values of every field that changes the parameters' meaning."""
     free = getattr(old, "changeable", ()) + getattr(new, "changeable", ())
     for field in dataclasses.fields(old):
         was, now = getattr(old, field.name), getattr(new, field.name)

@@ -1,4 +1,4 @@
-"""The population of a run: its seeds and configurations, counted before they are listed."""
+"""The population of a run: its seeds and configurations, counted before being listed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from collections.abc import Mapping, Sequence
 from jaxrl.errors import UsageError
 from jaxrl.require import INT32_MAX, require
 
-MOST = 2**16  # members of a population; each has rows of its own
+MOST = 2**16  # members of a population; each has its own rows
 
 
 def population(
     seeds: Sequence[int] | int,
     sweep: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]] | None,
 ) -> tuple[list[int], list[dict[str, float]]]:
-    """Return the seeds, and the configurations: all combinations of the swept values, or a list.
+    """Return the seeds and the configurations: all combinations of swept values, or a given list.
 
-    ``seeds`` are given, or their number; ``{"gamma": [0.9, 0.99]}`` gives two configurations, and
-    so does ``[{"gamma": 0.9}, {"gamma": 0.99}]``.
+    ``seeds`` is a list or a number of seeds. ``{"gamma": [0.9, 0.99]}`` gives two configurations,
+    and so does ``[{"gamma": 0.9}, {"gamma": 0.99}]``.
 
     Raises:
         UsageError: for seeds that are not integers from 0 to 2**31 - 1, or repeat; for a swept name
-            without values; for configurations of different names; for more than ``MOST`` members.
+            without values; for configurations with different names; for more than ``MOST`` members.
     """
     given = _sequence(seeds)
     if sweep is not None and not isinstance(sweep, Mapping):
@@ -44,7 +44,7 @@ def population(
 
 
 def _listed(configurations: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """Return configurations that were listed, as they are recorded."""
+    """Return listed configurations in the form in which they are recorded."""
     if not len(configurations):
         raise UsageError("sweep has no configurations; give some, as [{'gamma': 0.9}]")
     names = list(configurations[0])
@@ -78,7 +78,7 @@ def check_count(seeds: int, configurations: int = 1) -> None:
 
 
 def _sequence(seeds: Sequence[int] | int) -> Sequence[int]:
-    """Return the seeds; those of a number are not listed yet."""
+    """Return the seeds; for a number of seeds, a range that is not listed yet."""
     try:
         count = operator.index(seeds)  # type: ignore[arg-type]
     except TypeError:
@@ -86,7 +86,7 @@ def _sequence(seeds: Sequence[int] | int) -> Sequence[int]:
             raise UsageError(
                 f"seeds is {seeds!r}; it must be an integer, or integers, as [0, 1]"
             ) from None
-        if isinstance(seeds, range):  # which may be too long for ``len``
+        if isinstance(seeds, range):  # may be too long for ``len``
             check_count(-((seeds.start - seeds.stop) // seeds.step))
         return seeds  # type: ignore[return-value]
     check_count(count)

@@ -12,14 +12,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from jaxrl._output import Lasting, joined
 
-PLAIN_SECONDS = 10.0  # between two lines of progress where nothing can be redrawn
+PLAIN_SECONDS = 10.0  # between two progress lines if nothing can be redrawn
 
 
 class ProgressBar:
     """A line of progress: steps, steps/s, latest return, time left.
 
-    Where no terminal or notebook can redraw it, a plain line is printed at most every 10 seconds
-    and at the end. Create it when training begins: the time left is estimated from then on.
+    If no terminal or notebook can redraw the bar, a plain line is printed at most every 10 seconds
+    and at the end. Create the bar when training begins: the time left is estimated from then on.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class ProgressBar:
         if not quiet and _can_redraw(self._console):
             self._progress = Progress(
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=None),  # takes the space left by the texts
+                BarColumn(bar_width=None),  # takes the space left by the text columns
                 TextColumn("{task.fields[status]}", markup=False),
                 console=self._console,
             )
@@ -44,7 +44,7 @@ class ProgressBar:
             self._progress.start()
 
     def update(self, step: int, speed: float, episode_return: float | None = None) -> None:
-        """Show that every member has reached ``step``, at ``speed`` steps/s of all together."""
+        """Show that every member has reached ``step``, at a total ``speed`` in steps/s."""
         if self._quiet:
             return
         now = time.monotonic()
@@ -66,7 +66,7 @@ class ProgressBar:
             self._console.print(joined(text), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Stop, leaving the last state of the bar on the screen."""
+        """Stop, leaving the bar's last state on the screen."""
         if self._progress is not None:
             self._progress.stop()
 

@@ -1,4 +1,4 @@
-"""Scores of the members and configurations of a sweep, and what is left to say about the best."""
+"""Scores of the members and configurations of a sweep, and the bias of the best score."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from jaxrl.analysis.statistics import bootstrap_ci, iqm
 
-WINDOW = 2  # evaluations whose mean is the score of a member
+WINDOW = 2  # evaluations averaged for a member's score
 
 Floats = NDArray[np.float64]
 
 
 def member_scores(returns: Floats, diverged: NDArray[np.bool_]) -> Floats:
-    """Return the scores ``[M]`` from evaluations ``[evaluations, M]`` and who ``[M]`` diverged.
+    """Return the scores ``[M]``, given evaluations ``[evaluations, M]`` and diverged flags ``[M]``.
 
-    A score is the mean return of the last ``WINDOW`` evaluations, and minus infinity for a member
-    that diverged or whose returns are not finite.
+    A score is the mean return of the last ``WINDOW`` evaluations. It is minus infinity for a member
+    that diverged or has non-finite returns.
     """
     scores = np.mean(np.asarray(returns, float)[-WINDOW:], axis=0)
     return np.where(diverged | ~np.isfinite(scores), -np.inf, scores)
@@ -31,8 +31,8 @@ def diverged_members(
 ) -> NDArray[np.bool_]:
     """Return which members ``[M]`` have diverged by the end of these rows of a run.
 
-    These are the ones that skipped ``max_skipped`` gradients in a row up to the end, and the ones
-    whose last evaluation met numbers that were not finite.
+    A member has diverged if its last ``max_skipped`` gradients were all skipped, or if its last
+    evaluation met non-finite numbers.
     """
     train = [row for row in rows if row["kind"] == "train"][-members:]
     skipped = [row.get("skipped_in_a_row") or 0 for row in train] or [0] * members
@@ -49,9 +49,9 @@ def _not_finite(row: Mapping[str, Any]) -> bool:
 def configuration_score(per_seed: Floats) -> dict[str, Any]:
     """Return ``score`` (the IQM), its interval, and ``mean`` of the scores ``[S]`` of all seeds.
 
-    A seed that diverged counts as the lowest. Where more of them diverged than the quarter that the
-    IQM trims, the score is minus infinity. The interval needs all seeds to be finite. The mean
-    decides between configurations of equal scores, as where a task has a highest return.
+    A diverged seed counts as the lowest. If more seeds diverged than the quarter that the IQM
+    trims, the score is minus infinity. The interval requires all seeds to be finite. The mean
+    breaks ties between equal scores, e.g. if a task has a maximum return.
     """
     finite = np.isfinite(per_seed).all()
     low, high = bootstrap_ci(per_seed) if finite else (None, None)
@@ -60,16 +60,16 @@ def configuration_score(per_seed: Floats) -> dict[str, Any]:
 
 
 def rank_key(entry: Mapping[str, Any]) -> tuple[float, float]:
-    """Return what a configuration is ranked by: its score, then its mean."""
+    """Return the ranking key of a configuration: its score, then its mean."""
     return entry["score"], entry["mean"]
 
 
 def selection_bias(entry: Mapping[str, Any], candidates: int) -> float | None:
-    """Return how much the best of ``candidates`` is overestimated if all of them are equally good.
+    """Return how much the best of ``candidates`` is overestimated if all are equally good.
 
-    It is the standard error of the score (from its interval) times the expected maximum of as many
-    standard normals (Blom 1958); None where the interval is unknown. If the best is better than
-    the others, the bias is smaller.
+    This is the standard error of the score (from its interval) times the expected maximum of
+    ``candidates`` standard normals (Blom 1958); None if the interval is unknown. If the best is
+    truly better than the others, the bias is smaller.
     """
     if entry["ci_low"] is None:
         return None
@@ -78,5 +78,5 @@ def selection_bias(entry: Mapping[str, Any], candidates: int) -> float | None:
 
 
 def expected_maximum(count: int) -> float:
-    """Return the expected maximum of ``count`` standard normals by Blom's approximation."""
+    """Return the expected maximum of ``count`` standard normals, by Blom's approximation."""
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25)) if count > 1 else 0.0

@@ -1,4 +1,4 @@
-"""The output of a session: rows, files, checkpoints, messages."""
+"""The output of a session: rows, files, checkpoints and messages."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from jaxrl.types import PyTree, TrainState
 class Records:
     """The rows of a run, its folder and event writers, and the progress bar. Use in ``opened``.
 
-    All processes of a run have the rows, and save checkpoints together. The rest is written, and
-    shown, by the first one.
+    All processes of a run have the rows and save checkpoints together. The first process writes and
+    shows everything else.
     """
 
     def __init__(self, plan: Plan, config: Mapping[str, Any], quiet: bool) -> None:
@@ -38,9 +38,9 @@ class Records:
         self.folder: RunFolder | None = None
         self.resume = False
         self.bar: ProgressBar | None = None
-        self.best: Best | None = None  # kept in checkpoints too; None where it is not wanted
-        self.unsaved: str | None = None  # the reason why the newest checkpoint could not be saved
-        self.extra: dict[str, Any] = {}  # kept in checkpoints beside what all runs have
+        self.best: Best | None = None  # also kept in checkpoints; None if not wanted
+        self.unsaved: str | None = None  # why the newest checkpoint could not be saved
+        self.extra: dict[str, Any] = {}  # kept in checkpoints in addition to what all runs have
         self.clock = {"train_seconds": 0.0, "compile_seconds": 0.0, "wall_seconds": 0.0}
         self._writers: list[Writer] = []
 
@@ -54,7 +54,7 @@ class Records:
     ) -> Iterator[None]:
         """Keep the run's folder, files and writers open while inside.
 
-        ``log_dir`` is the folder of the run that this one belongs to, for the event writers.
+        ``log_dir``, for the event writers, is the folder of the run that this one belongs to.
         """
         self.resume = resume
         with ExitStack() as stack:
@@ -102,7 +102,7 @@ class Records:
             print(one_line(text), file=Lasting(sys.stderr))
 
     def warn(self, text: str) -> None:
-        """Show the user a line that a quiet run shows too."""
+        """Show the user a line, even in a quiet run."""
         self.report(f"warning: {text}")
 
     def close_bar(self) -> None:
@@ -122,7 +122,9 @@ class Records:
             self._despite_full_disk(partial(writer.write, rows))
 
     def add_time(self, step: int, steps_per_second: float) -> None:
-        """Record speed in a file of its own, so that resumed metrics have identical bytes."""
+        """Record the speed in a separate file, so that the metrics of a resumed run are
+        byte-identical.
+        """
         if self.writes:
             row = {
                 "step": step,
@@ -144,10 +146,11 @@ class Records:
         return checkpoint.available(self.folder.checkpoints) if self.folder else []
 
     def save(self, ts: TrainState, done: int, stage: Stage) -> None:
-        """Save a checkpoint, or set ``unsaved`` to the reason why not; older ones stay.
+        """Save a checkpoint, or set ``unsaved`` to the reason for failure; older checkpoints stay.
 
-        ``done`` counts the iterations of the run, and ``stage`` is the one that ``ts`` belongs to:
-        between two stages it is the earlier one's last state or the later one's first.
+        ``done`` counts the iterations of the run, and ``stage`` is the stage that ``ts`` belongs
+        to. Between two stages, ``ts`` is either the earlier stage's last state or the later stage's
+        first.
         """
         if self.folder is None:
             return
@@ -184,13 +187,13 @@ class Records:
     ) -> tuple[TrainState, int, Stage] | None:
         """Return the state of the newest intact checkpoint, its iteration and its stage.
 
-        The records are truncated to it. Return None if there is no checkpoint; the run then starts
-        from the beginning. ``template`` gives the shapes of a stage's states, by its index. The
-        best agents so far are then those of the checkpoint, on the host.
+        The records are truncated to that checkpoint. Return None if there is no checkpoint; the run
+        then starts from the beginning. ``template`` gives the shapes of a stage's states, by stage
+        index. The best agents so far are restored from the checkpoint, on the host.
 
         Raises:
             UsageError: if the checkpoint is beyond the end of the run.
-            CheckpointError: if none is intact.
+            CheckpointError: if no checkpoint is intact.
         """
         assert self.folder is not None
         if not processes.from_first(self._cleaned):
@@ -228,7 +231,7 @@ class Records:
         return state, done, stage
 
     def _cleaned(self) -> list[int]:
-        """Remove leftovers of a killed process; return the iterations of the checkpoints."""
+        """Remove a killed process's leftovers; return the iterations of the checkpoints."""
         assert self.folder is not None
         checkpoint.clean(self.folder.checkpoints)
         return self.saved()
@@ -249,7 +252,7 @@ class Records:
 
     def summarise(self, members: Sequence[Any]) -> dict[str, Any]:
         """Write ``summary.json`` and ``curves.png`` (as ``summary.write``); return the summary."""
-        from jaxrl.run import summary  # it imports pandas
+        from jaxrl.run import summary  # imports pandas
 
         config = self.folder.config if self.folder else self.config
         best = None if self.best is None else self.best.evaluations

@@ -35,22 +35,22 @@ from jaxrl.types import Mode, PyTree, TrainState
 
 @dataclasses.dataclass
 class Run:
-    """The result of a run, in memory; its record is in ``run_dir`` if it had one.
+    """The result of a run, in memory; its record, if any, is in ``run_dir``.
 
-    The population is the runs trained together (configurations x seeds); a member is one of them.
+    The population is the set of runs trained together (configurations x seeds); each is a member.
     """
 
-    trainer: Trainer  # of the last phase
+    trainer: Trainer  # the trainer of the last phase
     members: list[Member]  # the population, seeds varying fastest
-    state: TrainState  # of all members, stacked [M, ...]
+    state: TrainState  # all members, stacked [M, ...]
     rows: list[Row]
     summary: dict[str, Any]
     run_dir: Path | None
 
     def frame(self, kind: str | None = None) -> Any:
-        """Return the metrics as a pandas frame, of "train" or "eval" rows or both.
+        """Return the metrics as a pandas frame with "train" rows, "eval" rows or both.
 
-        Columns are as those of ``jaxrl.analysis.load``; swept values ``sweep.learning_rate``.
+        Columns are named as in ``jaxrl.analysis.load``; swept values e.g. ``sweep.learning_rate``.
         """
         import pandas as pd
 
@@ -88,54 +88,55 @@ def run(
     log: Sequence[str] = (),
     quiet: bool = False,
 ) -> Run:
-    """Train the population (all configurations x seeds) together, and keep a record of it.
+    """Train the population (all configurations x seeds) together and keep a record.
 
-    Steps are those of one member in the trainer's ``unit`` (environment steps, or gradient steps
-    for ``Offline``), rounded up to whole iterations. With phases, each counts in its own unit, and
-    the periods below hold within each.
+    Steps are counted per member in the trainer's ``unit`` (environment steps, or gradient steps for
+    ``Offline``) and rounded up to whole iterations. With phases, each counts in its own unit, and
+    the periods below apply within each phase.
 
     Args:
-        trainer: the trainer of every member, or phases that follow each other.
-        total_steps: the minimum number of steps; phases have their own instead.
+        trainer: the trainer of every member, or a sequence of phases.
+        total_steps: the minimum number of steps; phases define their own instead.
         data: the dataset that the sampler reads, one copy for all members.
         reference: returns of a random policy and of an expert (``jaxrl.data.scores``); the summary
             then has normalised scores.
         seeds: the seeds, or their number (0, 1, ...).
-        sweep: values of hyper-parameters, by name; every combination is a configuration. Or a list
-            of configurations, as ``[{"gamma": 0.9}, {"gamma": 0.99}]``.
+        sweep: values of hyper-parameters by name, where every combination is a configuration; or a
+            list of configurations, e.g. ``[{"gamma": 0.9}, {"gamma": 0.99}]``.
         run_dir: the folder of the record; None keeps everything in memory.
-        resume: continue the run in ``run_dir`` from its newest intact checkpoint. With further
-            seeds, these are first trained alone to where the others are, and join them; killed on
-            the way, they go on where they were.
-        policy_from: the folder of an earlier run, whose policy the agent starts from. Both have the
-            same policy family and sizes, and both normalise observations or neither does. What is
-            taken is the newest checkpoint's policy (its moving average if the agent keeps one) and
-            the statistics of observations; everything else starts fresh. A seed that the earlier
-            run has too starts from that seed's policy, any other from that of its first seed.
+        resume: continue the run in ``run_dir`` from its newest intact checkpoint. Additional seeds
+            are first trained alone until they catch up, and then join the others; this can be
+            killed and resumed too.
+        policy_from: the folder of an earlier run whose policy the agent starts from. Both must have
+            the same policy family and sizes, and both must normalise observations or neither. The
+            newest checkpoint's policy (its moving average if the agent keeps one) and the
+            observation statistics are used; everything else starts fresh. A seed that the earlier
+            run also has starts from that seed's policy; any other seed starts from the policy of
+            the earlier run's first seed.
         eval_every: steps between evaluations; default a tenth of the run, or of each phase. The
             first is at step 0.
-        eval_episodes: episodes per evaluation and member, the same starts each time.
-        eval_mode: how they are played: "greedy"; "sample", from the policy's distribution; or
-            "explore", as in training. Greedy episodes of a task that always starts alike and
-            has no noise of its own are one and the same; the summary then says so.
+        eval_episodes: episodes per evaluation and member, with the same starts each time.
+        eval_mode: how evaluation episodes are played: "greedy"; "sample", from the policy's
+            distribution; or "explore", as in training. In a deterministic task with a fixed start,
+            all greedy episodes are identical; the summary then says so.
         log_every: steps between rows of metrics; default a fifth of ``eval_every``.
         checkpoint_every: steps between checkpoints; default ``eval_every``.
-        keep_best: whether checkpoints hold, beside the last agents, those of each member's best
-            evaluation so far, for ``load_policy(run_dir, checkpoint="best")``. They take the
-            memory of one more agent for each member, and no second replay buffer.
-        devices: the number of local devices; default all that the sizes divide over.
-        max_skipped: stop after this many consecutive gradient steps were skipped as not finite, for
-            every member; if only some members diverge, they are reported and the rest go on.
-        max_nonfinite: stop if more than this fraction of a chunk's environment steps was not
-            finite.
-        log: other places to log to: "tensorboard", "wandb".
+        keep_best: whether checkpoints also hold each member's agent at its best evaluation so far,
+            for ``load_policy(run_dir, checkpoint="best")``. This takes the memory of one more agent
+            per member, but no second replay buffer.
+        devices: the number of local devices; by default all that the sizes divide over.
+        max_skipped: stop once every member has skipped this many consecutive gradient steps because
+            they were not finite. If only some members diverge, they are reported and the rest
+            continue.
+        max_nonfinite: stop if more than this fraction of a chunk's environment steps is non-finite.
+        log: additional loggers: "tensorboard", "wandb".
         quiet: no progress bar and no messages.
 
     Raises:
         UsageError: for input that cannot work, before anything is compiled or written.
-        Interrupted: after SIGTERM, SIGHUP or Ctrl-C, once the chunk has ended and a checkpoint is
-            saved.
-        RunError: if training cannot go on, or the last checkpoint could not be saved.
+        Interrupted: after SIGTERM, SIGHUP or Ctrl-C, once the chunk has ended and a checkpoint has
+            been saved.
+        RunError: if training cannot continue, or the last checkpoint could not be saved.
     """
     quiet = quiet or not processes.is_first()
     settings = Settings(
@@ -189,7 +190,7 @@ def run(
         start = None
         if policy_from is not None:
             start = PolicyFrom(Path(policy_from), trainers[0], members)
-        if start is not None and begins:  # a resumed one finds the policies in its own checkpoint
+        if start is not None and begins:  # a resumed run has the policies in its checkpoint
             start.policies  # noqa: B018
         return Session(plan, placement, config, members, data, quiet, start, within)
 
@@ -218,7 +219,7 @@ def run(
 
 
 def check_data(trainers: Sequence[Trainer], data: PyTree) -> None:
-    """Raise UsageError unless there is a dataset exactly where a trainer samples from one."""
+    """Raise UsageError unless a dataset is given exactly when a trainer samples from one."""
     readers = [trainer for trainer in trainers if trainer.needs_data]
     for trainer in readers or trainers[:1]:
         trainer.check_data(data)

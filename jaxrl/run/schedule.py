@@ -1,4 +1,4 @@
-"""The schedule of a phase: when the host is in contact with the device."""
+"""The schedule of a phase: when the device returns control to the host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The length of a phase and the periods of its events, in iterations of the phase."""
+    """The length of a phase and the periods of its events, in the phase's iterations."""
 
     total: int
     log_every: int
@@ -17,28 +17,30 @@ class Schedule:
     def next(self, done: int) -> int:
         """Return the iteration at which the chunk that begins after ``done`` ends.
 
-        It depends on absolute positions alone, so a resumed run has the chunks of an uninterrupted
-        one.
+        It depends only on absolute positions, so a resumed run has the same chunks as an
+        uninterrupted one.
         """
         periods = (self.log_every, self.eval_every, self.checkpoint_every)
         return min(self.total, *((done // period + 1) * period for period in periods))
 
     def due(self, done: int, event: str) -> bool:
-        """Return whether an event (``"eval_every"``) is due after ``done``; at the end, all are."""
+        """Return whether an event (``"eval_every"``) is due after ``done``; at the end, all are
+        due.
+        """
         return done % getattr(self, event) == 0 or done == self.total
 
 
 @dataclasses.dataclass(frozen=True)
 class Recorded(Schedule):
-    """The schedule of a phase that has been recorded, to be repeated by other seeds.
+    """The schedule of a recorded phase, to be repeated with other seeds.
 
-    Lengths and periods may have changed on the way, so its events are those that there were.
-    ``total`` is where it ends now.
+    Lengths and periods may have changed during the run, so the recorded events are repeated.
+    ``total`` is the new end.
 
     Attributes:
         chunks: the iterations at which chunks ended, in ascending order.
-        evaluations: those at which evaluations were made.
-        checkpoints: those whose checkpoints the record still has.
+        evaluations: the iterations of evaluations.
+        checkpoints: the iterations of checkpoints still in the record.
     """
 
     chunks: tuple[int, ...] = ()

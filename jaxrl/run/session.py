@@ -1,4 +1,4 @@
-"""One session of a run: restore, then phase by phase compile, train in chunks, and record."""
+"""One session of a run: restore; then, for each phase, compile, train in chunks and record."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from jaxrl.types import Array, Key, PyTree, TrainState
 
 @dataclasses.dataclass
 class Within:
-    """State that a sweep hands to the sessions it consists of.
+    """State that a sweep passes to its sessions.
 
-    ``programs`` holds those of the sweep's earlier sessions, for later ones of the same shapes.
-    ``origin`` returns the states ``[M, ...]`` after ``plan.begins`` iterations that this session
-    goes on from.
+    ``programs`` holds compiled programs from the sweep's earlier sessions, for later sessions with
+    the same shapes. ``origin`` returns the states ``[M, ...]`` after ``plan.begins`` iterations,
+    from which this session continues.
     """
 
     programs: dict[tuple, Any]
@@ -43,9 +43,9 @@ class Within:
 
 
 class Session:
-    """The training of a run. Use inside ``records.opened``.
+    """Trains a run. Use inside ``records.opened``.
 
-    Iterations are counted over the whole run; ``stage`` is the one that the state belongs to.
+    Iterations are counted over the whole run; ``stage`` is the stage that the state belongs to.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class Session:
         self.within = within or Within({})
         self.stage = plan.stages[0]
         self._data, self._policy_from = data, policy_from
-        self._trained = 0  # steps of all members in this session
-        self._seconds = 0.0  # of training in this session
+        self._trained = 0  # total steps of all members in this session
+        self._seconds = 0.0  # training time in this session
 
-    # The programs' arguments are arrays, so they are created only once the folder is open.
+    # The programs' arguments are arrays, so they are only created once the folder is open.
 
     @cached_property
     def sweep(self) -> dict[str, Array]:
@@ -88,7 +88,7 @@ class Session:
         }
 
     def spread(self, values: PyTree) -> PyTree:
-        """Return arguments ``[M]`` of the programs, from values on the host."""
+        """Turn values on the host into arguments ``[M]`` of the programs."""
         return self.placement.put_if_far(jax.tree.map(jnp.asarray, values), P(MEMBER))
 
     @cached_property
@@ -108,7 +108,7 @@ class Session:
         return self.programs[0].put_data(self._data)
 
     def data(self, stage: Stage) -> PyTree:
-        """The dataset, or ``()`` for a stage that samples from none."""
+        """The dataset, or ``()`` for a stage that does not use one."""
         return self._data_on_devices if stage.trainer.needs_data else ()
 
     # Training
@@ -124,13 +124,13 @@ class Session:
         """Train to the end and return the final state."""
         records, began = self.records, time.monotonic()
         ts, done = self.start()
-        began -= records.clock["wall_seconds"]  # of earlier sessions
+        began -= records.clock["wall_seconds"]  # in earlier sessions
         if done >= self.plan.total and records.rows and self.stage is self.plan.stages[-1]:
             records.report(f"already finished at step {self.position(done).step}")
             return ts
         for stage in self.plan.stages[self.stage.index :]:
             if stage is not self.stage:
-                ts = ts._replace(env=(), carry=(), store=())  # makes room for the next ones
+                ts = ts._replace(env=(), carry=(), store=())  # frees memory for the next ones
                 ts = self.begin(stage, ts)
             if done < stage.last:
                 ts, done = self._train_stage(ts, done, began, interrupted)
@@ -161,11 +161,11 @@ class Session:
         return ts, done
 
     def between(self, ts: TrainState, done: int) -> TrainState:
-        """Return the states that the next chunk begins with, of those that the last one left."""
+        """Return the states that the next chunk starts from, given the last chunk's."""
         return ts
 
     def _stopped(self, signum: int, done: int) -> str:
-        """Return the line about a signal after ``done`` iterations."""
+        """Return the message about a signal received after ``done`` iterations."""
         text = f"stopped by signal {signum} at step {self.position(done).step}"
         if self.records.unsaved:
             since = [f" since step {self.position(at).step}" for at in self.records.saved()[-1:]]
@@ -201,12 +201,12 @@ class Session:
         data, policies = self.data(self.stage), ()
         if self._policy_from is not None:
             policies = self.programs[0].put_policies(self._policy_from.policies)
-        name = ("init", len(self.members))  # which decide the placement
+        name = ("init", len(self.members))  # the members decide the placement
         init = self._once(name, lambda: jax.jit(self.programs[0].init))
         return self._timed(lambda: init(self.sweep, self.keys, data, policies))
 
     def begin(self, stage: Stage, ts: TrainState) -> TrainState:
-        """Return the first state of the next stage, from the last one of the stage before."""
+        """Return the first state of the next stage, given the last state of the previous stage."""
         self.stage = stage
         go_on = self._once(
             ("begin", stage.index, len(self.members)),
@@ -215,7 +215,7 @@ class Session:
         return self._timed(lambda: go_on(self.sweep, ts, self.data(stage)))
 
     def compile(self, ts: TrainState) -> Compiled:
-        """Return the compiled programs of the stage's chunks and evaluations."""
+        """Return the compiled programs for the stage's chunks and evaluations."""
         programs, data = self.programs[self.stage.index], self.data(self.stage)
         return self._once(
             ("chunk", self.stage.index, len(self.members)),
@@ -223,14 +223,14 @@ class Session:
         )
 
     def _once(self, name: tuple, make: Callable[[], Any]) -> Any:
-        """Return the program of this name, made now unless an earlier session made it."""
+        """Return the program with this name; make it unless an earlier session did."""
         known = self.within.programs
         if name not in known:
             known[name] = make()
         return known[name]
 
     def _timed(self, prepare: Callable[[], Any]) -> Any:
-        """Return what ``prepare`` does; its time counts as that of compiling."""
+        """Return the result of ``prepare``; its time counts as compile time."""
         began = time.monotonic()
         prepared = jax.block_until_ready(prepare())
         self.records.clock["compile_seconds"] += time.monotonic() - began
@@ -260,12 +260,12 @@ class Session:
             speed = self._trained / self._seconds
             latest = latest_return(records.rows, len(self.members))
             records.bar.update(position.step, speed, latest)
-        before = self.position(done).env_steps if done else 0  # the first rows count the warm-up
+        before = self.position(done).env_steps if done else 0  # the first rows include the warm-up
         self.guard.check(rows, (position.env_steps - before) * len(self.members))
         return ts, target
 
     def _evaluate(self, compiled: Compiled, ts: TrainState, done: int) -> None:
-        """Evaluate all members and record it; keep the agents that were never better."""
+        """Evaluate all members and record the results; keep agents with new best evaluations."""
         rows = self.evaluate(compiled, ts, done)
         self.records.add(rows)
         if rows and self.records.best is not None:
@@ -280,7 +280,7 @@ class Session:
         return evaluation_rows(self.members, result, position, self.stage.name)
 
     def save(self, ts: TrainState, done: int) -> None:
-        """Save a checkpoint, or set ``records.unsaved`` to the reason why not."""
+        """Save a checkpoint, or set ``records.unsaved`` to the reason for failure."""
         self.records.save(ts, done, self.stage)
 
     def progress(self, done: int) -> ProgressBar:

@@ -1,4 +1,4 @@
-"""The settings of a run that have nothing to do with what it trains."""
+"""The settings of a run that are independent of what it trains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTEGERS = ("eval_every", "eval_episodes", "log_every", "checkpoint_every", "max
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Evaluation, logging, checkpoints, devices and limits, as the arguments of ``run``.
+    """Evaluation, logging, checkpoints, devices and limits, like the arguments of ``run``.
 
     Raises:
         UsageError: for a value that cannot work.
@@ -43,12 +43,12 @@ class Settings:
         require("max_nonfinite", self.max_nonfinite, 0, 1)
         require_choice("eval_mode", self.eval_mode, Mode)
         check_writers(self.log)
-        # They are recorded as JSON, which numbers of numpy and JAX are not.
+        # They are recorded as JSON, which numpy and JAX numbers do not support.
         for name in (*INTEGERS, "max_nonfinite"):
             object.__setattr__(self, name, plain(getattr(self, name)))
 
     def plan(self, phases: Sequence[Phase]) -> Plan:
-        """Return the plan of a run of these phases.
+        """Return the plan for a run with these phases.
 
         Raises:
             UsageError: for phases that are too short.
@@ -64,7 +64,7 @@ class Settings:
         checksum: str | None,
         reference: Reference | None,
     ) -> dict[str, Any]:
-        """Return the content of ``config.json`` of a run of ``plan``."""
+        """Return the content of ``config.json`` for a run of ``plan``."""
         return {
             **describe(plan),
             "data": {"checksum": checksum},
@@ -85,7 +85,7 @@ class Settings:
 def describe(plan: Plan) -> dict[str, Any]:
     """Return the entries of ``config.json`` about trainers and lengths.
 
-    With phases, those of the last one stand for the run, and ``phases`` lists all.
+    With phases, the last phase's entries stand for the run, and ``phases`` lists all of them.
     """
     phases = [
         {"name": stage.name, "steps": stage.steps, **stage.trainer.config()}

@@ -1,4 +1,4 @@
-"""Signals that end a run between two chunks, in all of its processes."""
+"""Signals that end a run between two chunks, in all its processes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jaxrl import processes
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], int | None]]:
-    """Only remember the first SIGTERM, SIGHUP or Ctrl-C while inside; a second Ctrl-C ends at once.
+    """Inside, only remember the first SIGTERM, SIGHUP or Ctrl-C; a second Ctrl-C ends at once.
 
-    A SIGHUP that is ignored, as under ``nohup``, remains so. Yields a function that returns the
-    signal's number, or None if there was no signal. All processes of a run call it together, and
-    get the signal that any of them received.
+    An ignored SIGHUP, as under ``nohup``, stays ignored. Yields a function that returns the
+    signal's number, or None if there was no signal. All processes of a run call it together and get
+    the signal that any of them received.
     """
     received: list[int] = []
 

@@ -1,4 +1,4 @@
-"""How many members fit in memory at once, by what their compiled program needs."""
+"""How many members fit in memory at once, based on their compiled program's needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxrl.run.memory import check_states
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import PyTree, TrainState
 
-MARGIN = 0.8  # of the free memory, which a program may need
+MARGIN = 0.8  # fraction of the free memory that a program may use
 
 
 def most_members(
@@ -29,10 +29,10 @@ def most_members(
     """Return the members that fit in memory at once, at most ``wanted``, and a line about it.
 
     Args:
-        wanted: the members that there are.
-        bare: raises UsageError for members whose states alone do not fit.
-        needs: compiles the program of so many members, and returns the bytes that it needs on all
-            devices together, or None if nothing tells.
+        wanted: the number of members wanted.
+        bare: raises UsageError if the states of so many members alone do not fit.
+        needs: compiles the program for so many members and returns the bytes it needs on all
+            devices together, or None if unknown.
         devices: the number of devices that so many members use.
     """
     size = wanted
@@ -57,7 +57,7 @@ def _passes(check: Callable[[int], None], size: int) -> bool:
 
 
 def check_bare(trainers: Sequence[Trainer], members: int, episodes: int, devices: int) -> None:
-    """Raise UsageError for members whose rollouts, replay buffers or states cannot fit."""
+    """Raise UsageError if the members' rollouts, replay buffers or states cannot fit."""
     for trainer in trainers:
         trainer.check_memory(members, devices)
     check_states(trainers, members, episodes, devices)
@@ -66,7 +66,7 @@ def check_bare(trainers: Sequence[Trainer], members: int, episodes: int, devices
 def shapes(
     programs: placing.Programs, names: Sequence[str], members: int, data: PyTree
 ) -> tuple[dict[str, Any], Any, TrainState]:
-    """Return the shapes of swept values, keys and states of so many members."""
+    """Return the shapes of swept values, keys and states for so many members."""
     number = jax.ShapeDtypeStruct((members,), jnp.float32)
     sweep = dict.fromkeys(names, number)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members))
@@ -76,9 +76,9 @@ def shapes(
 def analysed(
     programs: placing.Programs, names: Sequence[str], members: int, data: PyTree, episodes: int
 ) -> tuple[placing.Compiled, int | None]:
-    """Return the compiled programs of so many members, and the bytes that they need.
+    """Return the compiled programs for so many members, and the bytes that they need.
 
-    These are of all devices together; None where the compiler does not tell.
+    The bytes are for all devices together, or None if the compiler does not report them.
     """
     placement = programs.placement
     sweep, _, ts = shapes(programs, names, members, data)

@@ -1,7 +1,7 @@
-"""Values of a hyper-parameter that a sweep tries: lists and ranges, as grids and as random draws.
+"""Hyper-parameter values that a sweep tries: lists and ranges, as grids or random draws.
 
-Ranges have a scale, on which they are spaced, drawn from and perturbed: ``linear``; ``log``, for
-learning rates; and ``log1m``, the logarithm of one minus the value, for discounts.
+Grids, draws and perturbations of a range use its scale: ``linear``; ``log``, for learning rates; or
+``log1m``, the logarithm of one minus the value, for discounts.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SCALES: dict[str, tuple[Callable, Callable]] = {
     "log1m": (lambda np, x: np.log1p(-x), lambda np, x: -np.expm1(x)),
 }
 EXAMPLES = {"linear": "linear:0,0.02", "log": "log:1e-4,1e-2", "log1m": "log1m:0.9,0.999"}
-DIGITS = 5  # significant ones of the values that a range yields, so that they can be typed
+DIGITS = 5  # significant digits of a range's values, so that they are easy to type
 
 
 @dataclasses.dataclass(frozen=True)
 class Values:
-    """A list of numbers: tried one by one in a grid, and drawn with equal chances."""
+    """A list of numbers: tried one by one in a grid, and drawn with equal probability."""
 
     values: tuple[float, ...]
 
@@ -60,7 +60,7 @@ class Values:
         return values[jax.random.randint(key, shape, 0, len(self.values))]
 
     def perturb(self, value: Array, factor: Array) -> Array:
-        """Return the neighbours: the next larger where ``factor`` is above 1, smaller below."""
+        """Return neighbours: the next larger value if ``factor`` is above 1, else the smaller."""
         values = jnp.array(sorted(self.values), jnp.float32)
         nearest = jnp.argmin(jnp.abs(values - value[..., None]), axis=-1)
         moved = nearest + jnp.sign(jnp.log(factor)).astype(jnp.int32)
@@ -72,7 +72,7 @@ class Range:
     """Numbers from ``low`` to ``high`` on a ``scale``; ``count`` of them in a grid.
 
     Raises:
-        UsageError: for bounds that are no interval on the scale.
+        UsageError: for bounds that do not form an interval on the scale.
     """
 
     low: float
@@ -97,7 +97,7 @@ class Range:
             object.__setattr__(self, name, float(end))
 
     def grid(self) -> list[float]:
-        """Return ``count`` values, evenly spaced on the scale, with both ends."""
+        """Return ``count`` values, evenly spaced on the scale, including both ends."""
         if self.count is None:
             example = f"{EXAMPLES[self.scale]},8"
             raise UsageError(
@@ -133,7 +133,7 @@ class Range:
         return jnp.clip(x, jnp.float32(self.low), jnp.float32(self.high))
 
     def _typed(self, positions: np.ndarray) -> list[float]:
-        """Return the values at positions on the scale, rounded so that they can be typed."""
+        """Return the values at positions on the scale, rounded so that they are easy to type."""
         values = np.clip(SCALES[self.scale][1](np, positions), self.low, self.high)
         if self.scale == "log1m":
             return [round(1.0 - _rounded(1.0 - x), 12) for x in values]
@@ -151,14 +151,14 @@ def grid(spaces: Mapping[str, Space]) -> list[dict[str, float]]:
     """Return all combinations of the spaces' values; the last name varies fastest.
 
     Raises:
-        UsageError: for a range without a number of values.
+        UsageError: for a range without a ``count``.
     """
     values = [space.grid() for space in spaces.values()]
     return [dict(zip(spaces, each, strict=True)) for each in itertools.product(*values)]
 
 
 def draw(spaces: Mapping[str, Space], count: int, seed: int = 0) -> list[dict[str, float]]:
-    """Return ``count`` random configurations; equal seeds draw equal ones.
+    """Return ``count`` random configurations; equal seeds give equal draws.
 
     Raises:
         UsageError: for a count below 1.

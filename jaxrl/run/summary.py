@@ -25,10 +25,10 @@ def summarise(
     clock: Mapping[str, float],
     best: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Return the content of ``summary.json``. Speeds are those of all members together.
+    """Return the content of ``summary.json``. Speeds are totals over all members.
 
-    ``best`` are the evaluations of the best policies that are kept, if any. ``rows`` must end with
-    the last evaluation of every member, if there is an environment.
+    ``best`` are the evaluations of the best policies, if these are kept. ``rows`` must end with the
+    last evaluation of every member, if there is an environment.
     """
     last = [row for row in rows if row["kind"] == "eval"][-len(members) :]
     returns = [row["episode_return"] for row in last] or [None] * len(members)
@@ -83,10 +83,10 @@ def evaluations(rows: Sequence[Mapping[str, Any]], members: int) -> np.ndarray:
 
 
 def switches(rows: Sequence[Mapping[str, Any]], members: int) -> list[dict[str, Any]]:
-    """Return what each phase did to the returns that the one before it had reached.
+    """Return how each phase changed the returns reached by the previous phase.
 
-    ``dip`` is how far the worst evaluation of the phase fell below the last before it (0 if none
-    did), ``area`` the mean return over the phase's evaluations: the area under its curve.
+    ``dip`` is how far the worst evaluation of the phase fell below the last one before it (0 if
+    none did). ``area`` is the mean return over the phase's evaluations: the area under its curve.
     """
     names = [row["phase"] for row in rows if row["kind"] == "eval"][::members]
     played, found = evaluations(rows, members), []
@@ -109,7 +109,7 @@ def scores(reference: Mapping[str, Any], played: np.ndarray) -> dict[str, Any]:
     """Return normalised scores of ``played[evaluations, members]`` under three protocols.
 
     ``final`` is the last evaluation, ``last_ten`` the mean of the last ten, and ``best`` the best
-    of all: it is chosen by playing, which offline training has no means to do.
+    of all. Choosing ``best`` takes online evaluation, which is not available in offline training.
     """
     known = Reference(**reference)
     score = normalized(played, known.random, known.expert)
@@ -123,9 +123,9 @@ def scores(reference: Mapping[str, Any], played: np.ndarray) -> dict[str, Any]:
 
 
 def identical_episodes(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether in every evaluation all episodes of each member had the same return.
+    """Whether all episodes of each member had the same return in every evaluation.
 
-    They are then likely to be one episode, played several times, and no sample of returns.
+    They are then probably one episode repeated several times, not a sample of returns.
     """
     returns = [row["returns"] for row in rows if row["kind"] == "eval"]
     return bool(returns) and all(len(each) > 1 and len(set(each)) == 1 for each in returns)

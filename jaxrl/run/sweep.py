@@ -28,11 +28,11 @@ Method = Halving | PBT | None
 
 @dataclasses.dataclass
 class Sweep:
-    """The result of a sweep; its record is in ``run_dir`` if it had one.
+    """The result of a sweep; its record, if any, is in ``run_dir``.
 
     Attributes:
-        table: a row per configuration (with PBT, per member), the best first.
-        summary: the best configuration, what its score is worth, and what the sweep cost.
+        table: a row per configuration (with PBT, per member), best first.
+        summary: the best configuration, how reliable its score is, and the cost of the sweep.
         run_dir: the folder, or None.
     """
 
@@ -47,7 +47,7 @@ class Sweep:
         return pd.DataFrame(self.table)
 
     def plot(self) -> Any:
-        """Return the map of scores, or of PBT's best schedule, as a matplotlib figure."""
+        """Return the heat map of scores, or PBT's best schedule, as a matplotlib figure."""
         from jaxrl.analysis.heat_map import plot_sweep
 
         return plot_sweep(self.table, self.summary)
@@ -79,40 +79,43 @@ def sweep(
     log: Sequence[str] = (),
     quiet: bool = False,
 ) -> Sweep:
-    """Train all configurations x seeds, rank the configurations, and keep a record of it.
+    """Train all configurations x seeds, rank the configurations, and keep a record.
 
-    The members of one static configuration are one program. A configuration's score is the IQM over
-    its seeds of each seed's mean return in the last two evaluations. Members that diverge count as
-    the lowest; the others train on, and are not changed by them.
+    The members of one static configuration form one program. A seed's score is its mean return in
+    the last two evaluations; a configuration's score is the IQM over its seeds. Members that
+    diverge count as the lowest. They do not affect the others, which continue training.
 
     Args:
         trainer: the trainer of all members, or phases, or variants (static configurations).
-        total_steps: the minimum number of steps; phases and variants have their own.
-        configurations: values of numbers by name. Either spaces, of which all combinations are
-            tried, or a list of configurations, as ``jaxrl.run.spaces.draw`` returns it.
-        method: None trains all to the end; ``Halving`` drops the worst on the way; ``PBT`` changes
-            the values on the way.
-        seeds: the seeds, or their number (0, 1, ...); with PBT that of independent populations.
-        confirm: fresh seeds on which the best configuration is trained again. The score by which
-            it was chosen is the best of many, and so too high; theirs is not.
-        max_parallel: the most members trained at once; default what the compiled program's own
-            memory analysis lets fit.
-        time_one: whether to time one run alone too, over a twentieth of its length.
-        data, reference: as ``run`` takes them, unless there are variants.
+        total_steps: the minimum number of steps; phases and variants define their own.
+        configurations: numeric values by name. Either spaces, whose combinations are all tried, or
+            a list of configurations, e.g. from ``jaxrl.run.spaces.draw``.
+        method: None trains all to the end; ``Halving`` drops the worst during training; ``PBT``
+            changes the values during training.
+        seeds: the seeds, or their number (0, 1, ...); with PBT, one independent population per
+        seed.
+        confirm: fresh seeds on which the best configuration is trained again. The score that
+            selected it is the best of many and therefore biased upwards; the score on fresh seeds
+            is not.
+        max_parallel: the maximum number of members trained at once; by default as many as fit
+            according to the compiled program's memory analysis.
+        time_one: whether to also time a single run, over a twentieth of its length.
+        data, reference: as in ``run``, unless there are variants.
         run_dir: the folder of the record; None keeps everything in memory.
-        resume: continue the sweep in ``run_dir``. With further seeds, these are trained for every
-            configuration (with PBT, as further populations), unless it was halved.
+        resume: continue the sweep in ``run_dir``. Additional seeds are trained for every
+            configuration (with PBT, as additional populations). A halved sweep cannot get more
+            seeds.
         command: returns the command line that repeats a configuration, for the record.
-        eval_every: steps between evaluations; default a tenth of the run. Halving evaluates twice
-            in its first rung, and PBT twice in an interval, which cannot be changed.
-        eval_episodes, eval_mode, log_every, checkpoint_every, keep_best: as ``run`` takes them.
-        devices, max_skipped, log, quiet: as ``run`` takes them. Members are spread over devices,
-            and their environments are not.
+        eval_every: steps between evaluations; default a tenth of the run. Halving always evaluates
+            twice in its first rung, and PBT twice per interval.
+        eval_episodes, eval_mode, log_every, checkpoint_every, keep_best: as in ``run``.
+        devices, max_skipped, log, quiet: as in ``run``. Members are spread over devices, but their
+            environments are not.
 
     Raises:
         UsageError: for input that cannot work, before anything is compiled or written.
-        Interrupted: after a signal, once the chunk has ended and a checkpoint is saved.
-        RunError: if training cannot go on, or a checkpoint could not be saved.
+        Interrupted: after a signal, once the chunk has ended and a checkpoint has been saved.
+        RunError: if training cannot continue, or a checkpoint could not be saved.
     """
     settings = Settings(
         eval_every=eval_every,
@@ -156,7 +159,7 @@ def sweep(
 
 
 def _variants(trainer: Any, steps: int | None, data: PyTree, reference: Any) -> list[Variant]:
-    """Return the variants, which may be given as a trainer or as phases."""
+    """Return the variants, given as variants, a trainer or phases."""
     if isinstance(trainer, Trainer) or not all(isinstance(each, Variant) for each in trainer):
         return [Variant(trainer, steps, data=data, reference=reference)]
     variants = list(trainer)

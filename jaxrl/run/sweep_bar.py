@@ -1,4 +1,4 @@
-"""The progress bar of a sweep, over all of its legs."""
+"""The progress bar of a sweep, over all its legs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class SweepBar:
         self._bar: ProgressBar | None = None
 
     def opened(self) -> ProgressBar:
-        """Return the bar on the screen; the time left is estimated from the first call on."""
+        """Return the displayed bar; the time left is estimated from the first call on."""
         if self._bar is None:
             self._bar = ProgressBar(self.total, self._done, self._label, self._quiet)
         return self._bar
 
     def add(self, steps: int) -> None:
-        """Count the steps of a leg that has ended."""
+        """Count the steps of a finished leg."""
         self._done += steps
 
     def of(self, members: int, first: int) -> LegBar:
-        """Return the bar of a leg whose ``members`` are at step ``first``."""
+        """Return the bar for a leg whose ``members`` are at step ``first``."""
         return LegBar(self, self._done, members, first)
 
     def close(self) -> None:
@@ -35,7 +35,7 @@ class SweepBar:
 
 
 class LegBar(ProgressBar):
-    """The sweep's bar, as a leg's session sees it."""
+    """The sweep's bar from the view of a leg's session."""
 
     def __init__(self, whole: SweepBar, before: int, members: int, first: int) -> None:
         self._whole, self._before, self._members, self._first = whole, before, members, first

@@ -1,4 +1,4 @@
-"""The course of a sweep: what is trained when, and what follows from how it ended."""
+"""The course of a sweep: what is trained when, depending on earlier outcomes."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ SIZES = "sizes.json"
 
 
 def _sizes(path: Path | None) -> dict[str, int]:
-    """Return the numbers of members that lanes train at once, as they were decided before."""
+    """Return the recorded numbers of members that lanes train at once."""
     known: dict[str, int] = {}
     return json.loads(path.read_text()) if path is not None and path.exists() else known
 
 
 class Driver:
-    """The training of a sweep, from its first leg to its results."""
+    """Trains a sweep, from its first leg to its results."""
 
     def __init__(self, course: Course) -> None:
         self.course, self.plans, self.folder = course, course.plans, course.folder
@@ -71,7 +71,7 @@ class Driver:
         return table, summary
 
     def _open(self, folder: Path, resume: bool, stack: ExitStack) -> None:
-        """Lock the sweep's folder; its record then has the seeds that are added too."""
+        """Lock the sweep's folder, and add any new seeds to its record."""
         config, cohorts = self.course.config(), self.plans.cohorts
         known = config
         if resume and len(cohorts) > 1 and new_seeds(folder, self.plans.seeds):
@@ -89,7 +89,7 @@ class Driver:
             print(one_line(text), file=Lasting(sys.stderr))
 
     def _size(self, v: int, lane: Lane) -> int:
-        """Return the members of a lane that train at once, as it was decided when it began."""
+        """Return how many members of a lane train at once, as decided when it began."""
         path = None if self.folder is None else self.folder / SIZES
         known: dict[str, int] = processes.from_first(partial(_sizes, path))
         if str(v) in known:
@@ -124,7 +124,7 @@ class Driver:
         self.bar.total = round(each * len(self.plans.seeds)) + again
 
     def _parts(self, own: list[int], most: int) -> list[tuple[str, tuple]]:
-        """Return names and (configurations, seeds) of the parts in which members are trained."""
+        """Return the name and (configurations, seeds) of each part in which members are trained."""
         found = []
         for i, cohort in enumerate(self.plans.cohorts):
             since = f"seed{cohort[0]}-" if i else ""
@@ -194,7 +194,7 @@ class Driver:
         return results.table_of_populations(self.course)
 
     def _confirm(self, best: results.Best) -> Outcome:
-        """Train the best configuration, or schedule, on seeds that did not choose it."""
+        """Train the best configuration or schedule on seeds that were not used to select it."""
         plans, lane = self.plans, self.lanes[best.variant]
         first = max(plans.seeds) + 1
         fresh = list(range(first, first + plans.confirm))
@@ -214,7 +214,7 @@ class Driver:
         return self._train(lane, leg, session=session)
 
     def _time_one(self, best: results.Best) -> dict[str, float]:
-        """Time the best configuration alone over a twentieth of a run; return seconds of a run."""
+        """Time the best configuration alone over a twentieth of a run; return seconds per run."""
         lane = self.lanes[best.variant]
         stage = lane.full.stages[-1]
         programs = Programs(stage.trainer, Placement(), lane.settings.eval_mode)

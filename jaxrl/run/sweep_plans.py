@@ -22,18 +22,18 @@ from jaxrl.run.ranking import WINDOW
 from jaxrl.run.settings import Settings
 from jaxrl.run.sweep_bar import SweepBar
 
-PARTS = "parts"  # the folder of the legs' folders
-INTERVALS = 20  # of PBT in a run
+PARTS = "parts"  # the parent of the legs' folders
+INTERVALS = 20  # PBT intervals per run
 
 
 @dataclasses.dataclass(frozen=True)
 class Plans:
-    """The arguments of ``sweep``, checked one by one."""
+    """The arguments of ``sweep``, each checked."""
 
     variants: list[Variant]
     configurations: list[dict[str, float]]
     seeds: list[int]
-    cohorts: list[list[int]]  # the seeds by when they came: those of the start, those added later
+    cohorts: list[list[int]]  # the seeds in the order they were added: initial ones, later ones
     method: Halving | PBT | None
     confirm: int
     max_parallel: int | None
@@ -43,18 +43,18 @@ class Plans:
 
     @property
     def candidates(self) -> list[tuple[int, int]]:
-        """Variant and configuration of all that are compared."""
+        """The variant and configuration of every candidate."""
         count = len(self.configurations)
         return [(v, c) for v in range(len(self.variants)) for c in range(count)]
 
 
 class Course:
-    """A sweep, checked: a lane for each variant, and the iterations at which rungs end.
+    """A checked sweep: a lane for each variant, and the iterations at which rungs end.
 
-    ``outcomes`` are those of the legs that have ended.
+    ``outcomes`` are the outcomes of finished legs.
 
     Raises:
-        UsageError: for what cannot work.
+        UsageError: for settings that cannot work.
     """
 
     def __init__(self, plans: Plans, folder: Path | None) -> None:
@@ -104,7 +104,7 @@ class Course:
     # Lengths
 
     def _settings(self, lane: Lane) -> Settings:
-        """Return a lane's settings with its periods of evaluation and of checkpoints."""
+        """Return a lane's settings with its evaluation and checkpoint periods."""
         method, settings = self.plans.method, lane.settings
         units = lane.trainers[0].units_per_iteration
         if isinstance(method, Halving) and self.plans.settings.eval_every is None:
@@ -182,10 +182,10 @@ class Course:
 
 
 def cohorts_of(folder: Path | None, seeds: list[int], method: Any) -> list[list[int]]:
-    """Return the seeds by when they came to the sweep in ``folder``; new ones are the last cohort.
+    """Return the seeds in the order they joined the sweep in ``folder``; new ones come last.
 
     Raises:
-        UsageError: if the sweep has others, or cannot get new ones.
+        UsageError: if the sweep has other seeds, or cannot get new ones.
     """
     if folder is None or not (new := new_seeds(folder, seeds)):
         return _known_cohorts(folder) or [seeds]
@@ -198,7 +198,7 @@ def cohorts_of(folder: Path | None, seeds: list[int], method: Any) -> list[list[
 
 
 def _known_cohorts(folder: Path | None) -> list[list[int]]:
-    """Return the recorded cohorts; none without a record, which ``RunFolder`` then says."""
+    """Return the recorded cohorts; none without a record, which ``RunFolder`` then reports."""
     if folder is None:
         return []
     try:
@@ -209,7 +209,7 @@ def _known_cohorts(folder: Path | None) -> list[list[int]]:
 
 
 def before_added(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a sweep as it was before its last cohort came."""
+    """Return the configuration of a sweep as it was before its last cohort was added."""
     *earlier, new = config["cohorts"]
     seeds = [seed for seed in config["seeds"] if seed not in new]
     rest = {name: x for name, x in config.items() if name != "cohorts"}
@@ -217,7 +217,7 @@ def before_added(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def population_too_large(count: int, most: int) -> str:
-    """Return the line about a population of which not all members can train at once."""
+    """Return the message for a population whose members cannot all train at once."""
     return (
         f"a population of {count} members trains at once, and {most} may; "
         f"give a smaller one, or --max-parallel {count} if they fit"

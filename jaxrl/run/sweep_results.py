@@ -1,4 +1,4 @@
-"""The results of a sweep: its table, what its best score is worth, what it cost, and pictures."""
+"""The results of a sweep: its table, the reliability of its best score, its cost, and figures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Trained(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The best configuration of a sweep; with PBT the best member, whose values changed."""
+    """The best configuration of a sweep; with PBT the best member and its schedule of values."""
 
     variant: int
     configuration: dict[str, float]
@@ -47,7 +47,7 @@ class Best(NamedTuple):
 
 
 def of_configuration(outcomes: Sequence[Outcome], index: int) -> Trained:
-    """Return the members of a configuration, which several legs may have trained."""
+    """Return the members of a configuration, possibly trained in several legs."""
     columns: list[list[float]] = [[], [], []]
     for outcome in outcomes:
         for row, (c, _) in enumerate(outcome.leg.members):
@@ -59,7 +59,7 @@ def of_configuration(outcomes: Sequence[Outcome], index: int) -> Trained:
 
 
 def table_of_rungs(course: Course, rungs: Sequence[tuple]) -> list[Row]:
-    """Return a row per candidate: those of the last rung first, and by score within a rung."""
+    """Return a row per candidate: the last rung first, sorted by score within a rung."""
     rows = []
     known: set[int] = set()
     for k in reversed(range(len(rungs))):
@@ -88,7 +88,7 @@ def _row(course: Course, candidate: int, rung: int, trained: Trained, rungs: int
 
 
 def table_of_populations(course: Course) -> tuple[list[Row], Best]:
-    """Return a row per member of all populations, by score, and the best member."""
+    """Return a row per member of all populations, sorted by score, and the best member."""
     rows, members = [], []
     for v, outcome in course.outcomes:
         populations = len(outcome.leg.seeds)
@@ -156,7 +156,7 @@ def summarise(
 
 
 def _schedule(course: Course, best: Best) -> dict[str, Any]:
-    """Return the values that led to the best member, and the best of every population."""
+    """Return the values that led to the best member, and the best member of every population."""
     assert best.member is not None
     lineage, slot, population = best.member
     path = schedule(lineage, course.plans.configurations, slot, population)
@@ -171,14 +171,14 @@ def _schedule(course: Course, best: Best) -> dict[str, Any]:
         best_of_each += [float(final[scores[:, p].argmax(), p]) for p in range(populations)]
     return {
         "schedule": steps,
-        "populations": final_return(best_of_each),  # of the best member of each
+        "populations": final_return(best_of_each),  # the best member of each
     }
 
 
 def _cost(
     course: Course, variant: int, confirmed: Outcome | None, alone: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """Return what the sweep cost. Seconds are those of all sessions; ``variant`` is the best's."""
+    """Return the cost of the sweep. Seconds cover all sessions; ``variant`` is the best one's."""
     shapes = {(v, len(outcome.leg.members)) for v, outcome in course.outcomes}
     outcomes = [outcome for _, outcome in course.outcomes]
     if confirmed is not None:
@@ -212,7 +212,7 @@ def _cost(
 def write(
     course: Course, table: Sequence[Row], summary: Mapping[str, Any], report: Callable[[str], Any]
 ) -> None:
-    """Write the table, the picture, the lineage of populations, and the summary.
+    """Write the table, the figure, the populations' lineage, and the summary.
 
     Raises:
         RunError: if they cannot be written; a resumed sweep tries again.
@@ -236,7 +236,7 @@ def write(
 
 
 def _write_table(path: Path, table: Sequence[Row]) -> None:
-    """Write the table as CSV, whole or not at all. Scores of single seeds are the last column."""
+    """Write the table as CSV, atomically. Scores of single seeds are the last column."""
     text = io.StringIO()
     names = list(dict.fromkeys(name for row in table for name in row))
     writer = csv.DictWriter(text, names)

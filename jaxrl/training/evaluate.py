@@ -11,9 +11,9 @@ from jaxrl.agents import protocol
 from jaxrl.envs.vector import rescale, select
 from jaxrl.types import Array, Environment, Key, Mode, PyTree
 
-DEFAULT_LIMIT = 1000  # steps, for environments that end only by themselves
-EVALUATION_SEED = 2**31 - 1  # evaluation starts are the same for all seeds, runs, checkpoints
-_STEPS = 2**31 - 1  # more than any reset splits its key into
+DEFAULT_LIMIT = 1000  # steps, for environments without a time limit
+EVALUATION_SEED = 2**31 - 1  # gives all seeds, runs and checkpoints the same starts
+_STEPS = 2**31 - 1  # more than any reset's number of key splits
 
 
 class Evaluation(NamedTuple):
@@ -25,9 +25,10 @@ class Evaluation(NamedTuple):
 
 
 def step_key(key: Key, t: Array) -> Key:
-    """The key of step ``t`` of the episode that began with ``env.reset(key)``.
+    """The key for step ``t`` of the episode that began with ``env.reset(key)``.
 
-    ``fold_in(key, t)`` would not do: it is ``split(key, n)[t]``, which the reset may have used.
+    ``fold_in(key, t)`` would not work: it equals ``split(key, n)[t]``, which the reset may have
+    used.
     """
     return jax.random.fold_in(jax.random.fold_in(key, _STEPS), t)
 
@@ -48,7 +49,7 @@ def evaluate(
     mode: Mode = "greedy",
     max_steps: int | None = None,
 ) -> Evaluation:
-    """Run one episode from each of ``keys[E]`` to its end or to ``max_steps``, whichever is first.
+    """Run one episode from each of ``keys[E]`` until it ends or reaches ``max_steps``.
 
     Equal keys give equal starts, so evaluations are paired over seeds and checkpoints. The loop
     stops as soon as every episode has ended. An episode whose observation or reward turns
@@ -57,7 +58,7 @@ def evaluate(
     limit = max_steps or env.spec.max_steps or DEFAULT_LIMIT
     episodes = keys.shape[0]
     inner, obs = jax.vmap(env.reset)(keys)
-    carry_key = jax.vmap(step_key, (0, None))(keys, jnp.int32(limit))[0]  # no step has it
+    carry_key = jax.vmap(step_key, (0, None))(keys, jnp.int32(limit))[0]  # not used by any step
     carry = protocol.init_carry(agent, carry_key, episodes)
     zeros = jnp.zeros(episodes)
     alive = jnp.ones(episodes, bool)

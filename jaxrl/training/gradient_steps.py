@@ -1,4 +1,4 @@
-"""Gradient steps on several batches, with the actor's updates on schedule."""
+"""Gradient steps on several batches, with delayed actor updates."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jaxrl.types import Batch, Key, PyTree
 
 
 def gradient_steps(agent: Any, state: PyTree, batches: Batch, key: Key) -> tuple[PyTree, m.Metrics]:
-    """Make ``agent.update`` on each of ``batches[G, B]``.
+    """Call ``agent.update`` on each of ``batches[G, B]``.
 
-    The actor is updated on every ``policy_delay``-th, or on the last if there are fewer. The
-    schedule is part of the program: no counter is compared.
+    The actor is updated on every ``policy_delay``-th batch, or on the last if there are fewer. The
+    schedule is static: no counter is compared at run time.
 
     Raises:
-        UsageError: if more than ``policy_delay`` batches are no multiple of it.
+        UsageError: if there are more than ``policy_delay`` batches, but not a multiple of it.
     """
     count = batches.reward.shape[0]
     keys = jax.random.split(key, count)

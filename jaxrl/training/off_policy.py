@@ -1,4 +1,4 @@
-"""Off-policy training: steps into a replay buffer, gradient steps on batches out of it."""
+"""Off-policy training: steps fill a replay buffer, gradient steps use batches sampled from it."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ Warmup = Literal["uniform", "agent"]
 
 @struct.dataclass
 class OffPolicy(Trainer):
-    """Cycles of ``num_steps`` steps of every environment and ``num_updates`` gradient steps.
+    """Cycles of ``num_steps`` steps in every environment and ``num_updates`` gradient steps.
 
-    With one environment, ``num_steps=1`` and ``num_updates=1`` this is the schedule of the papers;
-    with thousands of environments and large batches it is the massively parallel one. Agents whose
-    actor is updated less often than their critics (``policy_delay``) need a ``num_updates`` that is
-    a multiple of the delay or divides it.
+    One environment, ``num_steps=1`` and ``num_updates=1`` give the schedule of the papers;
+    thousands of environments and large batches give the massively parallel one. If the actor is
+    updated less often than the critics (``policy_delay``), ``num_updates`` must be a multiple of
+    the delay or divide it.
 
-    ``sampler`` (``jaxrl.data.samplers``) is by default uniform over the replay buffer, with
-    ``n_step``; a sampler of your own says itself how many rewards it sums.
+    The default ``sampler`` (``jaxrl.data.samplers``) is uniform over the replay buffer and uses
+    ``n_step``. A custom sampler defines how many rewards it sums.
     """
 
     buffer_size: int = size(
@@ -87,12 +87,12 @@ class OffPolicy(Trainer):
 
     @property
     def steps_per_iteration(self) -> int:
-        """Environment steps of an iteration."""
+        """Environment steps per iteration."""
         return self.schedule.steps * self.env.num_envs
 
     @property
     def gradient_steps_per_iteration(self) -> int:
-        """Gradient steps of an iteration."""
+        """Gradient steps per iteration."""
         return self.schedule.gradient_steps
 
     @property
@@ -102,7 +102,7 @@ class OffPolicy(Trainer):
 
     @property
     def most_iterations(self) -> int:
-        """The steps of every environment are counted in 32 bits."""
+        """The maximum number of iterations: steps per environment are counted in 32 bits."""
         return (INT32_MAX - self.schedule.warmup_steps) // self.schedule.steps
 
     @property
@@ -150,7 +150,7 @@ class OffPolicy(Trainer):
         return f"replay buffers: {members} x {self.buffer_size:,} transitions in {gib(needed)}"
 
     def _example(self) -> Any:
-        """The shapes of one step's transitions ``[N, ...]``."""
+        """The shapes of the transitions of one step, ``[N, ...]``."""
 
         def one(key: Key) -> Transition:
             env_key, pool_key, play_key = jax.random.split(key, 3)
@@ -163,10 +163,10 @@ class OffPolicy(Trainer):
         return jax.eval_shape(one, jax.random.key(0))
 
     def iterations(self, steps: int) -> int:
-        """Return the iterations that make at least ``steps`` environment steps, warm-up included.
+        """Return the iterations needed for at least ``steps`` environment steps, including warm-up.
 
         Raises:
-            UsageError: if the warm-up makes that many.
+            UsageError: if the warm-up alone takes that many.
         """
         if steps <= self.first_step:
             raise UsageError(
@@ -178,7 +178,7 @@ class OffPolicy(Trainer):
     # Training
 
     def start(self, key: Key, agent: PyTree, data: PyTree) -> TrainState:
-        """Fresh environments, and a buffer with the transitions before learning starts."""
+        """Fresh environments, and a buffer filled with the warm-up transitions."""
         env_key, carry_key, warmup_key, key = jax.random.split(key, 4)
         env = self.env.reset(env_key)
         carry = protocol.init_carry(self.agent, carry_key, self.env.local_envs)
@@ -201,12 +201,12 @@ class OffPolicy(Trainer):
             rows = self.buffer.write(rows, transitions, written)
             return (protocol.observe(self.agent, agent, transitions), env, carry, rows), None
 
-        # A plain scan: the draws of a single rollout are in memory at a time.
+        # A plain scan: only one rollout's draws are in memory at a time.
         xs = (jax.random.split(key, (count, 2)), jnp.arange(count) * steps)
         return jax.lax.scan(piece, running, xs)[0]
 
     def _uniform(self, carry: PyTree, obs: PyTree, key: Key) -> tuple[Array, PyTree, Extras]:
-        """Act uniformly in every environment, as a rollout asks for it."""
+        """Act uniformly at random in every environment; the signature is what a rollout expects."""
         space, n = self.env.spec.action, self.env.local_envs
         if isinstance(space, Discrete):
             return jax.random.randint(row_key(key), (n,), 0, space.n), carry, {}
@@ -214,7 +214,7 @@ class OffPolicy(Trainer):
         return jax.random.uniform(row_key(key), shape, minval=-1.0), carry, {}
 
     def advance(self, ts: TrainState, data: PyTree, index: Array) -> tuple[TrainState, m.Metrics]:
-        """Cycles; each acts, writes, samples and learns."""
+        """Run the cycles: each acts, writes, samples and learns."""
         schedule = self.schedule
         pool_key, cycle_key, key = jax.random.split(ts.key, 3)
         pool = self.env.reset_pool(pool_key)

@@ -24,10 +24,10 @@ from jaxrl.types import Array, Key, PyTree, TrainState
 
 @struct.dataclass
 class Offline(Trainer):
-    """Iterations of ``num_updates`` gradient steps on a dataset; the environment only evaluates.
+    """Iterations of ``num_updates`` gradient steps on a dataset; environments are for evaluation.
 
-    The dataset is the ``data`` of ``train``, ``iteration`` and ``run``. Where there is no
-    environment, ``env`` is the ``Spec`` of one, and nothing is evaluated.
+    The dataset is the ``data`` argument of ``train``, ``iteration`` and ``run``. Without an
+    environment, ``env`` is a ``Spec``, and nothing is evaluated.
     """
 
     batch_size: int = size(256, help="transitions of a gradient step, over all shards")
@@ -40,7 +40,7 @@ class Offline(Trainer):
 
     @property
     def steps_per_iteration(self) -> int:
-        """Environment steps of an iteration: none."""
+        """Environment steps per iteration: none."""
         return 0
 
     @property
@@ -77,12 +77,12 @@ class Offline(Trainer):
         check_batches(self, self.num_updates * self.batch_size, members, devices)
 
     def start(self, key: Key, agent: PyTree, data: PyTree) -> TrainState:
-        """No environments run. Agents with statistics look at the dataset once."""
+        """Start without environments. Agents with statistics compute them from the dataset once."""
         agent = protocol.observe_dataset(self.agent, agent, train_part(data))
         return self.first_state(key, agent, (), (), ())
 
     def advance(self, ts: TrainState, data: PyTree, index: Array) -> tuple[TrainState, m.Metrics]:
-        """``num_updates`` gradient steps; of a ``Split``, a validation loss after them."""
+        """``num_updates`` gradient steps; with a ``Split``, a validation loss follows."""
         sample_key, update_key, key = jax.random.split(ts.key, 3)
         shape = (self.num_updates, self.batch_size // shard_count())
         batches = sample(self.agent, self.sampler, (), data, sample_key, shape)
@@ -98,7 +98,7 @@ class Offline(Trainer):
         return ts, metrics
 
     def _validate(self, agent: PyTree, data: Dataset, key: Key) -> m.Metrics:
-        """The loss on a batch of rows that are not learnt from, all as likely."""
+        """The loss on a batch sampled uniformly from the validation rows."""
         sample_key, loss_key = jax.random.split(jax.random.fold_in(key, 1))
         shape = (self.batch_size // shard_count(),)
         sampler = getattr(self.sampler, "uniform", UniformDataset)()

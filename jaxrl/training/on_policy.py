@@ -1,4 +1,4 @@
-"""On-policy training: a rollout, an update on it, and on."""
+"""On-policy training: rollouts and updates in turn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxrl.types import Array, Key, PyTree, TrainState
 
 @struct.dataclass
 class OnPolicy(Trainer):
-    """A rollout of ``num_steps`` steps, ``agent.update`` on it, ``agent.observe``; and again."""
+    """Repeats a rollout of ``num_steps`` steps, ``agent.update`` on it, and ``agent.observe``."""
 
     num_steps: int = size(128, help="steps of every environment between two updates")
 
@@ -34,7 +34,7 @@ class OnPolicy(Trainer):
 
     @property
     def gradient_steps_per_iteration(self) -> int:
-        """Gradient steps of one update, if the agent says; else 1."""
+        """Gradient steps per update if the agent defines them, else 1."""
         return protocol.gradient_steps(self.agent)
 
     def check(self, shards: int = 1) -> None:
@@ -61,9 +61,9 @@ class OnPolicy(Trainer):
             )
 
     def _rollout_bytes(self) -> int:
-        """The memory of one rollout, and of the fresh starts that are drawn for it, in bytes.
+        """The memory of one rollout and of the fresh starts drawn for it, in bytes.
 
-        Only shapes are traced, and no step of the environment, which may take long.
+        Only shapes are traced. The environment's step is not, since tracing it may take long.
         """
         spec = self.env.spec
 

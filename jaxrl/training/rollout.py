@@ -14,7 +14,7 @@ from jaxrl.agents import protocol
 from jaxrl.envs.vector import VectorEnv, VectorState, select
 from jaxrl.types import Array, Extras, Key, PyTree, Transition
 
-# carry, observations and a key to actions, carry and extras
+# maps carry, observations and a key to actions, carry and extras
 Act = Callable[[PyTree, PyTree, Key], tuple[Array, PyTree, Extras]]
 
 
@@ -27,10 +27,10 @@ def rollout(
     key: Key,
     steps: int,
 ) -> tuple[VectorState, PyTree, Transition, m.Metrics]:
-    """Take ``steps`` steps of every environment with the exploring policy.
+    """Take ``steps`` steps in every environment with the exploration policy.
 
-    Returns the environments' state, the agent's memory, the transitions ``[T, N]`` and the metrics
-    of the episodes that ended.
+    Returns the environment state, the agent's memory, the transitions ``[T, N]`` and the metrics of
+    finished episodes.
     """
     step_key, pool_key = rng.split_if(env.reset_mode == "pool", key)
     act, pool = exploring(agent, state), env.reset_pool(pool_key)
@@ -38,7 +38,7 @@ def rollout(
 
 
 def exploring(agent: Any, state: PyTree) -> Act:
-    """Return the exploring policy of an agent with this state."""
+    """Return the exploration policy of an agent with this state."""
 
     def act(carry: PyTree, obs: PyTree, key: Key) -> tuple[Array, PyTree, Extras]:
         return agent.act(state, carry, obs, key, "explore")
@@ -57,7 +57,7 @@ def play(
     pool: PyTree,
 ) -> tuple[VectorState, PyTree, Transition, m.Metrics]:
     """``rollout`` with any ``act``. The agent's memory restarts where an episode ended."""
-    keys = jax.random.split(key, (steps, 2))  # at once: every split takes time to compile
+    keys = jax.random.split(key, (steps, 2))  # one split: every split takes time to compile
     remembers = bool(jax.tree.leaves(carry))
 
     def step(keys: Key, running: tuple, _: None) -> tuple[tuple, tuple]:
@@ -75,7 +75,7 @@ def play(
         episodes = out.info["episode_return"], out.info["episode_length"]
         return (after, carry), (transition, episodes)
 
-    # Toy dynamics gain from longer loop bodies; unrolled physics would only compile longer.
+    # Unrolling speeds up toy dynamics; for physics it would only lengthen compilation.
     unroll = 4 if env.env.cheap else 1
     start = (env_state, carry)
     (env_state, after), (transitions, episodes) = rng.scan(
@@ -87,7 +87,7 @@ def play(
 
 
 def episode_metrics(ended: Array, returns: Array, lengths: Array) -> m.Metrics:
-    """Return and length of the episodes that ended in a rollout ``[T, N]``, and their number."""
+    """The number, returns and lengths of episodes that ended in a rollout ``[T, N]``."""
     return {
         "episode_return": m.mean_of(returns, where=ended),
         "episode_length": m.mean_of(lengths, where=ended),
@@ -96,7 +96,7 @@ def episode_metrics(ended: Array, returns: Array, lengths: Array) -> m.Metrics:
 
 
 def report_nonfinite(env_state: VectorState) -> tuple[VectorState, m.Metrics]:
-    """Return the metric of the non-finite steps since the last report, and set them to zero."""
+    """Return the count of non-finite steps since the last report as a metric, and reset it."""
     count = m.Sum(jnp.sum(env_state.nonfinite).astype(jnp.float32))
     zeros = jnp.zeros_like(env_state.nonfinite)
     return env_state._replace(nonfinite=zeros), {"nonfinite_steps": count}

@@ -1,4 +1,4 @@
-"""Batches for an agent, from whatever a sampler reads."""
+"""Batches for an agent, drawn by a sampler."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SOURCE = {
 
 
 def train_part(data: Any) -> Any:
-    """Return what is learnt from: all the data, or the first part of a ``Split``."""
+    """Return the training data: all the data, or the first part of a ``Split``."""
     return data.train if isinstance(data, Split) else data
 
 
 def sample(
     agent: Any, sampler: Any, store: Any, data: Any, key: Key, shape: tuple[int, ...]
 ) -> Batch:
-    """Return a batch ``[*shape]`` for the agent: with its discount, rewards and extras.
+    """Return a batch ``[*shape]`` with the discount, rewards and extras that the agent needs.
 
     Rewards are transformed before the sampler sums them.
 
     Raises:
-        UsageError: for a batch without what the agent reads beside the fields of a ``Batch``.
+        UsageError: if the batch lacks extra fields that the agent reads.
     """
     if isinstance(store, Replay):
         reward = protocol.learnt_reward(agent, store.rows.reward)

@@ -1,8 +1,8 @@
-"""The static schedule of off-policy training: what an iteration is made of.
+"""The static schedule of off-policy training: the structure of an iteration.
 
-A *cycle* is ``num_steps`` steps of every environment and then ``num_updates`` gradient steps.
-Cycles between which the actor stays the same are made as one: all their steps, then all their
-gradient steps. An iteration is several cycles.
+A *cycle* is ``num_steps`` steps in every environment and then ``num_updates`` gradient steps.
+Cycles between two actor updates are merged: first all their steps, then all their gradient steps.
+An iteration is several cycles.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxrl.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The sizes of a run's cycles, and those that follow from them."""
+    """The sizes of a run's cycles, and the sizes derived from them."""
 
     num_envs: int
     num_steps: int
@@ -26,17 +26,17 @@ class Schedule:
 
     @property
     def merged(self) -> int:
-        """Cycles from one update of the actor to the next, made as one."""
+        """Number of cycles merged into one: those from one actor update to the next."""
         return max(self.policy_delay // self.num_updates, 1)
 
     @property
     def block(self) -> int:
-        """Steps of every environment that are made, and written, at once."""
+        """Steps per environment that are taken and written together."""
         return self.num_steps * self.merged
 
     @property
     def cycles_per_iteration(self) -> int:
-        """``cycles``, or enough for 64 steps of every environment unless batches are large."""
+        """``cycles``, or enough for 64 steps per environment unless batches are large."""
         if self.cycles is not None:
             return self.cycles
         fitting = min(64 // self.num_steps, 2**18 // (self.num_updates * self.batch_size))
@@ -44,39 +44,40 @@ class Schedule:
 
     @property
     def blocks(self) -> int:
-        """Blocks of an iteration."""
+        """Blocks per iteration."""
         return self.cycles_per_iteration // self.merged
 
     @property
     def steps(self) -> int:
-        """Steps of every environment in an iteration."""
+        """Steps per environment in an iteration."""
         return self.cycles_per_iteration * self.num_steps
 
     @property
     def gradient_steps(self) -> int:
-        """Gradient steps of an iteration."""
+        """Gradient steps per iteration."""
         return self.cycles_per_iteration * self.num_updates
 
     @property
     def warmup(self) -> tuple[int, int]:
-        """The rollouts before the first gradient step, and the steps of every environment in each.
+        """The number of rollouts before the first gradient step, and the steps per environment in
+        each.
 
         Each is no longer than an iteration, whose random numbers fit in memory.
         """
         blocks = -(-self.learning_starts // (self.block * self.num_envs))
         least = -(-blocks // self.blocks)
-        # Up to twice as many if they make exactly what is asked for.
+        # Up to twice as many rollouts if that gives exactly the requested number of steps.
         count = next((n for n in range(least, 2 * least + 1) if blocks % n == 0), least)
         return count, -(-blocks // count) * self.block
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of every environment before the first gradient step."""
+        """Steps per environment before the first gradient step."""
         count, steps = self.warmup
         return count * steps
 
     def slots(self, buffer_size: int) -> int:
-        """Return the slots of a buffer of ``buffer_size`` transitions: a multiple of ``block``."""
+        """Return the slots of a buffer for ``buffer_size`` transitions: a multiple of ``block``."""
         return -(-buffer_size // (self.block * self.num_envs)) * self.block
 
     def check(self) -> None:

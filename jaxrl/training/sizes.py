@@ -1,4 +1,4 @@
-"""Checks of a trainer's sizes: what divides, what can be counted, what fits in memory."""
+"""Checks of a trainer's sizes: divisibility, counter ranges and memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from jaxrl.agents import protocol
 from jaxrl.errors import UsageError
 from jaxrl.memory import free_over, gib, nbytes
 
-MOST_GRADIENT_STEPS = 2**24  # of an iteration
+MOST_GRADIENT_STEPS = 2**24  # per iteration
 
 
 def check_gradient_steps(trainer: Any) -> None:
-    """Refuse more gradient steps in an iteration than keys can be drawn for at once.
+    """Refuse iterations with more gradient steps than keys that can be drawn at once.
 
     Raises:
         UsageError: with the sizes to lower, or for a hyper-parameter that its declaration refuses.
@@ -53,7 +53,7 @@ def check_batches(trainer: Any, rows: int, members: int, devices: int) -> None:
 
 
 def require_divides(option: str, number: int, shards: int) -> None:
-    """Raise UsageError unless ``number`` divides over ``shards`` devices."""
+    """Raise UsageError unless ``number`` divides evenly over ``shards`` devices."""
     if number % shards:
         raise UsageError(
             f"{option} is {number}, which does not divide over {shards} devices; "

@@ -1,4 +1,4 @@
-"""The loop over iterations that all trainers share, and evaluation."""
+"""The iteration loop shared by all trainers, and evaluation."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ INSTEAD = {
 
 @struct.dataclass
 class Trainer:
-    """An agent, its vector environment, and a static schedule: one ``iteration`` after another.
+    """An agent, its vector environment, and a static schedule of iterations.
 
-    A frozen pytree like the agents: numbers are leaves, so ``vmap`` over trainers sweeps them. The
-    constructor binds the agent to the environment's spec.
+    A trainer is a frozen pytree like the agents: numbers are leaves, so ``vmap`` over trainers
+    sweeps them. The constructor binds the agent to the environment's spec.
 
     Attributes:
         agent: the agent, wrapped or not.
@@ -44,9 +44,9 @@ class Trainer:
         axis: the mesh axis over which the environments are sharded inside ``shard_map``, or None.
 
     Raises:
-        UsageError: for an agent that learns from other data than the trainer has, or that cannot
-            work in the environment. What depends on numbers and sizes is refused by ``check``,
-            which ``init``, ``train`` and ``run`` call.
+        UsageError: for an agent that learns from different data than the trainer provides, or that
+            cannot work in the environment. Numbers and sizes are checked by ``check``, which
+            ``init``, ``train`` and ``run`` call.
     """
 
     agent: Any
@@ -55,7 +55,7 @@ class Trainer:
 
     learns_from: ClassVar[str]
     plays: ClassVar[bool] = True  # whether training needs an environment, or only its spec
-    unit: ClassVar[str] = "env_steps"  # what the length of a run counts
+    unit: ClassVar[str] = "env_steps"  # the unit of a run's length
 
     def __post_init__(self) -> None:
         hyper.simplify(self)
@@ -66,13 +66,13 @@ class Trainer:
         if not isinstance(self.env, VectorEnv):
             name = type(self.env).__name__
             raise UsageError(f"env is a {name}; give a vector of them, as VectorEnv(env, 8)")
-        if hasattr(self.agent, "bind"):  # not a placeholder that JAX puts into trees
+        if hasattr(self.agent, "bind"):  # not a placeholder that JAX uses in trees
             self._check_kind()
             hyper.check(self.agent, numbers=False)
             object.__setattr__(self, "agent", self.agent.bind(self.env.spec))
 
     def _check_kind(self) -> None:
-        """Raise UsageError for an agent that learns from what this trainer does not have."""
+        """Raise UsageError for an agent that learns from data this trainer does not provide."""
         found = protocol.learns_from(self.agent)
         if found != self.learns_from:
             raise UsageError(f"{type(protocol.innermost(self.agent)).__name__} {INSTEAD[found]}")
@@ -81,17 +81,17 @@ class Trainer:
 
     @property
     def steps_per_iteration(self) -> int:
-        """Environment steps of one iteration, over all environments and shards."""
+        """Environment steps per iteration, over all environments and shards."""
         raise AssertionError("a trainer defines its schedule")
 
     @property
     def gradient_steps_per_iteration(self) -> int:
-        """Gradient steps of one iteration."""
+        """Gradient steps per iteration."""
         raise AssertionError("a trainer defines its schedule")
 
     @property
     def units_per_iteration(self) -> int:
-        """Steps of one iteration, in the trainer's ``unit``."""
+        """Steps per iteration, in the trainer's ``unit``."""
         steps = {
             "env_steps": self.steps_per_iteration,
             "gradient_steps": self.gradient_steps_per_iteration,
@@ -100,20 +100,20 @@ class Trainer:
 
     @property
     def first_step(self) -> int:
-        """Environment steps that are made before the first iteration."""
+        """Environment steps taken before the first iteration."""
         return 0
 
     @property
     def most_iterations(self) -> int:
-        """The most iterations that a run can have, so that no counter overflows."""
+        """The maximum number of iterations, so that no counter overflows."""
         return INT32_MAX
 
     @property
     def shares_environments(self) -> bool:
-        """Whether a run gains by sharing its environments out over devices.
+        """Whether a run benefits from distributing its environments over devices.
 
-        Toy dynamics do not: the gradient sums would cost more than they save. Nor do environments
-        that use all cores by themselves, nor batches of a few hundred rows.
+        Toy dynamics do not: summing gradients would cost more than it saves. Environments that
+        already use all cores do not either, nor do batches of a few hundred rows.
         """
         env = self.env.env
         rollouts = self.learns_from == "rollouts"
@@ -130,10 +130,10 @@ class Trainer:
         return None
 
     def iterations(self, steps: int) -> int:
-        """Return the iterations that make at least ``steps`` steps in all, in the ``unit``.
+        """Return the iterations needed for at least ``steps`` steps in total, in the ``unit``.
 
         Raises:
-            UsageError: if all are made before the first iteration, or cannot be counted.
+            UsageError: if all are taken before the first iteration, or cannot be counted.
         """
         if steps <= self.first_step:
             raise UsageError(
@@ -149,7 +149,7 @@ class Trainer:
     # Checks
 
     def check(self, shards: int = 1) -> None:
-        """Raise UsageError for what cannot work together, before anything is compiled."""
+        """Raise UsageError for incompatible settings, before anything is compiled."""
         if jnp.result_type(float) == jnp.float64:
             raise UsageError(
                 "jax_enable_x64 is on, and training is in float32; unset JAX_ENABLE_X64"
@@ -164,9 +164,9 @@ class Trainer:
         return bool(getattr(self.sampling, "needs_data", False))
 
     def check_data(self, data: PyTree) -> None:
-        """Raise UsageError if the sampler needs a dataset and there is none, or the reverse.
+        """Raise UsageError if the sampler needs a dataset and there is none, or vice versa.
 
-        A dataset has to fit the environment's spec.
+        A dataset must match the environment's spec.
         """
         given, sampler = bool(jax.tree.leaves(data)), self.sampling or self
         if self.needs_data and not given:
@@ -190,7 +190,7 @@ class Trainer:
                 data.check_spec(self.env.spec)
 
     def check_memory(self, members: int, devices: int) -> str | None:
-        """Return a line about the memory that ``members`` runs need for replay, if any.
+        """Return a line about the replay memory that ``members`` runs need, if any.
 
         Raises:
             UsageError: if it cannot fit.
@@ -198,7 +198,7 @@ class Trainer:
         return None
 
     def config(self) -> dict[str, Any]:
-        """Return everything that defines the run but its seeds and length, as JSON."""
+        """Return everything that defines the run, except its seeds and length, as JSON."""
         venv = self.env
         own = [f for f in dataclasses.fields(self) if f.name not in ("agent", "env", "axis")]
         fields = {field.name: _recorded(getattr(self, field.name)) for field in own}
@@ -217,11 +217,11 @@ class Trainer:
     # Training
 
     def start(self, key: Key, agent: PyTree, data: PyTree) -> TrainState:
-        """Return the state before the first iteration, traced under the shards' axis."""
+        """Return the state before the first iteration; traced under the shard axis."""
         raise AssertionError("a trainer defines its first state")
 
     def advance(self, ts: TrainState, data: PyTree, index: Array) -> tuple[TrainState, m.Metrics]:
-        """Iteration ``index``, traced under the shards' axis; metrics of this shard alone."""
+        """Run iteration ``index``, traced under the shard axis; metrics are this shard's only."""
         raise AssertionError("a trainer defines its iteration")
 
     def first_state(
@@ -244,10 +244,10 @@ class Trainer:
             return self.start(key, self.agent.init(agent_key), data)
 
     def continue_from(self, ts: TrainState, data: PyTree = ()) -> TrainState:
-        """Return the first state of a phase that goes on with another trainer's agent.
+        """Return the first state of a phase that continues with another trainer's agent.
 
-        Agent state, key and the counts of environment and gradient steps pass on; environments,
-        carry, store and the count of iterations start anew.
+        The agent state, the key and the environment and gradient step counts are kept.
+        Environments, carry, store and the iteration count start anew.
         """
         with reducing_over(self.axis):
             self.check(shard_count())
@@ -263,11 +263,11 @@ class Trainer:
     def iteration(
         self, ts: TrainState, data: PyTree = (), index: Array | None = None
     ) -> tuple[TrainState, m.Metrics]:
-        """Make one iteration. The metrics are scalars that add up (see ``jaxrl.metrics``).
+        """Run one iteration. The metrics are scalars that can be combined (see ``jaxrl.metrics``).
 
-        ``index`` counts the iterations of this trainer from 0; default the state's count. Loops
-        give it beside the state: under ``vmap`` the state's count has an axis of members, and
-        theirs stays one number, so that a replay buffer is written in place.
+        ``index`` counts this trainer's iterations from 0; the default is the state's count. Loops
+        pass it separately: under ``vmap`` the state's count has a member axis, while ``index``
+        stays a single number, so that the replay buffer is written in place.
         """
         with reducing_over(self.axis):
             index = ts.iterations if index is None else index
@@ -281,13 +281,13 @@ class Trainer:
         iterations: Array | int,
         first: Array | None = None,
     ) -> tuple[TrainState, m.Metrics]:
-        """Make ``iterations`` iterations, with their metrics reduced to one.
+        """Run ``iterations`` iterations and combine their metrics.
 
         ``iterations`` may be traced: one program serves chunks of every length. ``first`` is the
-        number of this trainer's iterations before; default the state's.
+        number of iterations this trainer has already run; the default is the state's count.
         """
         start = ts.iterations if first is None else first
-        # Under ``jit`` the loop's body is what was traced for the shapes, and not traced again.
+        # Under ``jit`` the body was already traced for the shapes and is not traced again.
         iteration = jax.jit(lambda ts, index: self.iteration(ts, data, index), inline=True)
         _, shapes = jax.eval_shape(iteration, ts, start)
 
@@ -299,15 +299,15 @@ class Trainer:
         return jax.lax.fori_loop(0, iterations, body, (ts, m.empty_like(shapes)))
 
     def train(self, key: Key, steps: int, data: PyTree = ()) -> tuple[TrainState, dict[str, Array]]:
-        """Make a whole run of at least ``steps`` steps: one function to jit, vmap and shard.
+        """Run at least ``steps`` steps as one function that can be jitted, vmapped and sharded.
 
         Steps are counted in the trainer's ``unit``. Returns the final state and every metric per
-        iteration ``[I]``; means are NaN where there was nothing to average, as ``episode_return``
+        iteration ``[I]``. Means are NaN where there was nothing to average, e.g. ``episode_return``
         before any episode has ended.
 
         Raises:
-            UsageError: for what ``run`` refuses too: what cannot work together, does not fit in
-                memory even once, or trains for no whole number of steps.
+            UsageError: for anything ``run`` refuses too: incompatible settings, a run that does not
+                fit in memory even once, or a ``steps`` that is not a whole number.
         """
         require_integer("steps", steps)
         with reducing_over(self.axis):

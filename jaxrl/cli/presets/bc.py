@@ -1,4 +1,4 @@
-"""Presets of behaviour cloning: CORL's."""
+"""Presets of behaviour cloning, from CORL."""
 
 from jaxrl.cli.presets.offline import PAPER, SHIPPED, SMALL_POLICY
 from jaxrl.cli.presets.preset import Preset

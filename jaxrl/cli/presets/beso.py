@@ -1,4 +1,4 @@
-"""Presets of BESO: a small network for the room of goals."""
+"""Presets of BESO: a small network for the room with several goals."""
 
 from jaxrl.cli.presets.offline import SMALL_POLICY
 from jaxrl.cli.presets.preset import Preset

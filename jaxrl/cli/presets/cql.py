@@ -1,10 +1,10 @@
-"""Presets of CQL and Cal-QL: CORL's and the authors', by the family of the dataset."""
+"""Presets of CQL and Cal-QL: from CORL and the authors, by dataset family."""
 
 from jaxrl.cli.presets.offline import LOCOMOTION, PAPER, SMALL
 from jaxrl.cli.presets.preset import Preset
 
 MAZE = dict(cql_alpha=5.0, lagrange_gap=0.8, actor_learning_rate=1e-4, alpha_learning_rate=1e-4)
-# Returns of toy tasks are small: a weight of 10 leaves nothing but the conservative term.
+# Returns of toy tasks are small: with a weight of 10, only the conservative term matters.
 TOY = dict(cql_alpha=1.0, actor_learning_rate=3e-4, alpha_learning_rate=3e-4)
 
 PRESETS = [

@@ -1,7 +1,8 @@
-"""Presets of cloning with diffusion policies.
+"""Presets of behaviour cloning with diffusion policies.
 
-Those of DPPO's pre-training on locomotion, in chunks of four actions, and those of IDQL's actor on
-mazes. Departures: plain layers for DPPO's residual ones, and constant step sizes for falling ones.
+These are the settings of DPPO's pre-training on locomotion, with chunks of four actions, and of
+IDQL's actor on mazes. Differences: plain layers instead of DPPO's residual ones, and constant
+instead of decaying learning rates.
 """
 
 from jaxrl.cli.presets.offline import PAPER, SHIPPED, SMALL_POLICY

@@ -1,7 +1,7 @@
-"""Presets of Diffusion-QL: the authors', by dataset.
+"""Presets of Diffusion-QL: the authors' settings, by dataset.
 
-On pen they also take rewards to mean 0 and variance 1, which ``--reward-scale`` and
-``--reward-shift`` can do.
+On pen, the authors also standardise rewards to mean 0 and variance 1, which is possible with
+``--reward-scale`` and ``--reward-shift``.
 """
 
 from jaxrl.cli.presets.offline import LOCOMOTION, PAPER, SHIPPED, SMALL
@@ -12,7 +12,7 @@ CLIPS: dict[str, dict[str, float]] = {
     "hopper": {"medium": 9.0, "medium_replay": 4.0, "medium_expert": 5.0},
     "walker2d": {"medium": 1.0, "medium_replay": 4.0, "medium_expert": 5.0},
 }
-MAZES: dict[str, tuple[float, float]] = {  # eta, and the clip of gradients
+MAZES: dict[str, tuple[float, float]] = {  # eta, and the gradient clipping
     "umaze": (0.5, 2.0),
     "umaze-diverse": (2.0, 3.0),
     "medium-play": (2.0, 2.0),
@@ -24,7 +24,7 @@ SLOW = dict(actor_learning_rate=3e-5)
 
 
 def weights(max_grad_norm: float, **agent: float) -> Settings:
-    """Return settings of the agent with this clip of gradients."""
+    """Return agent settings with this gradient clipping."""
     return dict(agent=dict(agent, optimizer=dict(max_grad_norm=max_grad_norm)))
 
 

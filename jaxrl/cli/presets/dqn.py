@@ -1,8 +1,8 @@
 """Presets of DQN.
 
-Errors are clipped only in MinAtar, whose rewards are Atari's. In classic control the clipping gains
+Errors are clipped only in MinAtar, whose rewards are Atari's. In classic control, clipping gains
 nothing (four seeds, 500,000 steps: CartPole 500 with and without it, Acrobot -71 and -72,
-MountainCar -98 and -99), and it biases values.
+MountainCar -98 and -99) and biases values.
 """
 
 from jaxrl.cli.presets.preset import Preset

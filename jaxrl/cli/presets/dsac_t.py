@@ -1,7 +1,7 @@
 """Presets of DSAC-T.
 
-By default twenty environment steps are made for each gradient step, as the authors' distributed
-actors do.
+By default there are twenty environment steps per gradient step, as with the authors' distributed
+actors.
 """
 
 from jaxrl.cli.presets.off_policy import PAPER, PARALLEL, PENDULUM, SLOW, SUITE

@@ -1,9 +1,9 @@
-"""Presets of DSRL: small networks for the datasets shipped, and rewards as in the papers."""
+"""Presets of DSRL: small networks for the shipped datasets, and rewards as in the papers."""
 
 from jaxrl.cli.presets.offline import PAPER
 from jaxrl.cli.presets.preset import Preset
 
-# The policy and the normalisation of observations are those of flow_bc's presets.
+# The policy and the observation normalisation match flow_bc's presets.
 SMALL = dict(
     total_steps=30_000,
     buffer_size=100_000,

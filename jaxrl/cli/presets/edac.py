@@ -1,4 +1,4 @@
-"""Presets of EDAC: the ensembles and coefficients of CORL's configurations."""
+"""Presets of EDAC: ensembles and coefficients from CORL's configurations."""
 
 from jaxrl.cli.presets.offline import PAPER, SHIPPED, SMALL
 from jaxrl.cli.presets.preset import Preset

@@ -1,7 +1,6 @@
-"""Presets of fine-tuning by PPO on chains: the authors' for locomotion, and those of small tasks.
+"""Presets of fine-tuning by PPO on denoising chains: the authors' for locomotion, and small tasks.
 
-Policies are those that ``diffusion_bc.py`` and ``flow_bc.py`` clone the datasets with that come
-with the library.
+The policies are those with which ``diffusion_bc.py`` and ``flow_bc.py`` clone the shipped datasets.
 """
 
 from jaxrl.cli.presets.preset import Settings, merge, networks
@@ -15,8 +14,8 @@ FINE_TUNING: Settings = dict(
     agent={},
 )
 SMALL: Settings = dict(agent=networks(hidden_dims=(128, 128)))
-# With one action element, a mean over elements is as large as the sum that PPO clips at 0.2: the
-# authors' range of 0.01 hardly moved a clone in 120,000 steps.
+# With one action element, the mean over elements equals the sum, which PPO clips at 0.2: the
+# authors' range of 0.01 hardly changed a cloned policy in 120,000 steps.
 PENDULUM: Settings = merge(
     SMALL,
     dict(
@@ -27,7 +26,7 @@ PENDULUM: Settings = merge(
         agent=dict(gamma=0.95, clip_eps=0.1, actor_learning_rate=1e-3),
     ),
 )
-# Rollouts of the authors' size would make fifteen updates of 300,000 steps.
+# With the authors' rollout size, 300,000 steps would give only fifteen updates.
 HOPPER: Settings = dict(
     total_steps=300_000,
     num_envs=32,

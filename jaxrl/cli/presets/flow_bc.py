@@ -1,4 +1,4 @@
-"""Presets of cloning with flow policies: ReinFlow's pre-training, which is DPPO's with a flow."""
+"""Presets of cloning with flow policies: ReinFlow's pre-training, i.e. DPPO's with a flow."""
 
 from jaxrl.cli.presets.offline import PAPER, SHIPPED, SMALL_POLICY
 from jaxrl.cli.presets.preset import Preset, Settings

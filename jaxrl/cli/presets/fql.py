@@ -1,6 +1,7 @@
-"""Presets of flow Q-learning: the authors', by the family of the dataset.
+"""Presets of flow Q-learning: the authors' settings, by dataset family.
 
-They have none for locomotion, where values are divided by their size as by default.
+The authors have no settings for locomotion. There, values are divided by their magnitude, as by
+default.
 """
 
 from jaxrl.cli.presets.offline import PAPER, SHIPPED, SMALL

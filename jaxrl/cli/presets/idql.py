@@ -1,4 +1,4 @@
-"""Presets of IDQL: the authors', by the family of the dataset."""
+"""Presets of IDQL: the authors' settings, by dataset family."""
 
 from jaxrl.cli.presets.offline import LOCOMOTION, PAPER, SMALL
 from jaxrl.cli.presets.preset import Preset

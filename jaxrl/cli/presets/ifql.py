@@ -1,4 +1,4 @@
-"""Presets of IFQL: those of flow Q-learning's authors, who have no others than their defaults."""
+"""Presets of IFQL: the defaults of flow Q-learning's authors, their only settings."""
 
 from jaxrl.cli.presets.offline import PAPER, SMALL
 from jaxrl.cli.presets.preset import Preset

@@ -1,11 +1,10 @@
-"""Blocks of settings that the presets of off-policy actor-critics share.
+"""Blocks of settings shared by the presets of off-policy actor-critics.
 
-PAPER is one environment and a gradient step for each of its steps, as in the papers. PARALLEL and
-SUITE are for families whose environments come by the hundred: a few dozen gradient steps for each
-step of all environments. These are the settings that Brax and Playground tuned for their SAC; those
-of Brax were tuned on hopper and walker2d, so they are untuned for its other tasks, and both are
-untuned for other agents. The size of the buffer does not depend on the length of a run, so that
-a run can be extended.
+PAPER is one environment with one gradient step per environment step, as in the papers. PARALLEL and
+SUITE are for families that run hundreds of environments: a few dozen gradient steps per step of all
+environments. Brax and Playground tuned these settings for their SAC. Brax tuned on hopper and
+walker2d, so its settings are untuned for its other tasks; both are untuned for other agents. The
+buffer size does not depend on the run length, so that a run can be extended.
 """
 
 from jaxrl.cli.presets.preset import Preset, Settings, networks
@@ -52,7 +51,7 @@ SUITE: Settings = dict(
     agent=dict(actor_learning_rate=1e-3, critic_learning_rate=1e-3, critic=dict(layer_norm=True)),
 )
 
-# The tasks of Playground that train for twice as many steps.
+# Playground tasks that train for twice as many steps.
 SLOW = [
     Preset(f"playground/{task}", total_steps=10_000_000)
     for task in (

@@ -1,9 +1,9 @@
-"""Blocks of settings that the presets of offline agents share.
+"""Blocks of settings shared by the presets of offline agents.
 
-Patterns match the name of the environment, or that of the dataset: the file's or folder's, such as
-``hopper_medium_replay-v2``, or the whole one of a dataset that comes with the library, such as
+Patterns match the name of the environment or of the dataset. A dataset's name is its file or folder
+name, such as ``hopper_medium_replay-v2``, or the full name of a shipped dataset, such as
 ``mjx/Hopper-v5/medium-replay``. PAPER is a million gradient steps, as in the papers; SMALL is for
-the datasets that come with the library, and for toy tasks.
+the shipped datasets and toy tasks.
 """
 
 from jaxrl.cli.presets.preset import Settings, networks
@@ -20,8 +20,8 @@ PAPER: Settings = dict(
 SMALL: Settings = dict(total_steps=30_000, agent=networks(hidden_dims=(128, 128)))
 SMALL_POLICY: Settings = dict(total_steps=30_000, agent=dict(policy=dict(hidden_dims=(128, 128))))
 
-# The datasets of D4RL by family, and tasks of the library that are alike.
+# D4RL's datasets by family, and similar tasks of the library.
 LOCOMOTION = ("halfcheetah*", "hopper*", "walker2d*", "mjx/HalfCheetah*", "mjx/Hopper*",
               "mjx/Walker2d*")  # fmt: skip
-# The datasets that come with the library, and toy tasks.
+# The shipped datasets, and toy tasks.
 SHIPPED = ("gymnax/*", "maze/*", "mjx/*/*")

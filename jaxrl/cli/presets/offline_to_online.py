@@ -1,4 +1,4 @@
-"""Presets of going from a dataset to the environment; those of rewards are IQL's and Cal-QL's."""
+"""Presets of offline-to-online training; the reward settings are from IQL and Cal-QL."""
 
 from jaxrl.cli.presets.offline import LOCOMOTION
 from jaxrl.cli.presets.preset import Preset

@@ -1,9 +1,9 @@
-"""Presets of PA-RL: the authors' for mazes, and small networks for the datasets shipped."""
+"""Presets of PA-RL: the authors' settings for mazes, small networks for shipped datasets."""
 
 from jaxrl.cli.presets.offline import PAPER
 from jaxrl.cli.presets.preset import Preset
 
-# The policy and the normalisation of observations are those of diffusion_bc's presets.
+# The policy and the observation normalisation match diffusion_bc's presets.
 SMALL = dict(
     total_steps=30_000,
     buffer_size=100_000,

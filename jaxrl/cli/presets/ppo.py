@@ -2,8 +2,8 @@
 
 from jaxrl.cli.presets.preset import Preset, Settings, networks
 
-# Standing still, which the untrained policy does, earns a point for each step, and exploring makes
-# these fall within a score of steps: a horizon of 33 steps prefers a leap and a fall to standing.
+# Standing still, as the untrained policy does, earns a point per step, and exploring makes these
+# agents fall within twenty steps: with a horizon of 33 steps, leaping and falling beats standing.
 BALANCE: Settings = dict(
     num_envs=128,
     num_steps=64,

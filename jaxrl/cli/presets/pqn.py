@@ -21,8 +21,8 @@ PRESETS = [
             learning_rate=1e-4, q_lambda=0.95, epsilon_end=0.2, update_epochs=4, num_minibatches=16
         ),
     ),
-    # Chance never reaches the flag. The first values, near 0, are too high, and so lead an almost
-    # greedy policy to what it has not seen, for as long as they take to fall to -1 / (1 - gamma).
+    # Random actions never reach the flag. Initial values, near 0, are too optimistic, so a nearly
+    # greedy policy explores unseen states until its values fall to -1 / (1 - gamma).
     Preset(
         "gymnax/MountainCar-v0",
         reward_scale=1.0,

@@ -1,4 +1,4 @@
-"""Presets: settings for the environments that match a pattern, and their merging."""
+"""Presets: settings for environments that match a pattern, and how they are merged."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Settings = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Preset:
-    """Settings for the environments, or datasets, whose names match ``pattern``.
+    """Settings for environments or datasets whose names match ``pattern``.
 
-    The names of settings are those of a script's options; those under ``agent`` are
-    hyper-parameters, nested as the agent and its parts are. Shared blocks of settings come first
-    and are overridden by the keywords:
+    Settings have the names of a script's options; settings under ``agent`` are hyper-parameters,
+    nested like the agent and its parts. Shared blocks of settings come first and are overridden by
+    the keywords:
     ``Preset("brax/*", PARALLEL, batch_size=512, agent=dict(gamma=0.997))``.
     """
 
@@ -30,15 +30,15 @@ class Preset:
 
 
 def networks(**settings: Any) -> Settings:
-    """Return the same settings for the policy and for the critic."""
+    """Return the same settings for the policy and the critic."""
     return {"policy": dict(settings), "critic": dict(settings)}
 
 
 def lookup(presets: Sequence[Preset], *names: str) -> Settings:
-    """Return the settings for an environment, and for a dataset if its name is given too.
+    """Return the settings for an environment and, if named, for a dataset.
 
-    They are those of all presets that match one of the names, merged deeply in order. Later presets
-    override earlier ones, so the more specific patterns come last.
+    All presets that match one of the names are deep-merged in order. Later presets override earlier
+    ones, so more specific patterns come last.
     """
     return merge(
         *(
@@ -50,7 +50,7 @@ def lookup(presets: Sequence[Preset], *names: str) -> Settings:
 
 
 def merge(*blocks: Mapping[str, Any]) -> Settings:
-    """Merge dictionaries deeply: nested ones are merged, other values are replaced by later ones.
+    """Deep-merge dictionaries: nested ones are merged, other values are replaced by later ones.
 
     The result shares nothing with the arguments.
     """

@@ -3,7 +3,7 @@
 from jaxrl.cli.presets.off_policy import PAPER, PARALLEL, PENDULUM, SLOW, SUITE
 from jaxrl.cli.presets.preset import Preset
 
-# The target of Brax's SAC: half the entropy of the paper.
+# The target entropy of Brax's SAC: half of the paper's.
 HALF_ENTROPY = dict(agent=dict(target_entropy=-0.5))
 
 PRESETS = [

@@ -1,25 +1,25 @@
-"""Gymnasium's MuJoCo v5 tasks, and four of v4, on three engines.
+"""Gymnasium's MuJoCo v5 tasks, and four v4 tasks, on three engines.
 
-Options of every task, beside the arguments of its Gymnasium class, with their names and defaults
-(but for ``render_mode``; v4 tasks take those that v5 added too, such as ``xml_file``):
+Every task takes the arguments of its Gymnasium class, with the same names and defaults (except
+``render_mode``; v4 tasks also take arguments added in v5, such as ``xml_file``), and:
 
 - ``engine``: ``"mjx"`` (JAX: any device, differentiable), ``"warp"`` (MuJoCo Warp: NVIDIA GPUs),
   ``"c"`` (MuJoCo itself: the CPU's cores). Default ``"c"`` on a CPU, else ``"mjx"``.
-- ``exact``: of engine ``"c"``. True unless said: Gymnasium's trajectories bit for bit. False:
-  ``mujoco.rollout``, which agrees to the solver's tolerance; for tasks that read positions and
-  velocities alone (HalfCheetah, Hopper, InvertedPendulum, Swimmer, Walker2d).
-- ``iterations``, ``ls_iterations``: the most iterations of the constraint solver and of its line
-  search. Default for MJX and Warp 4 and 8 (Ant 6 and 8, HumanoidStandup 8 and 16), where more
-  changes nothing that float32 can show; the XML's for C.
-- ``naconmax``: of engine ``"warp"``. For how many contacts of all environments together there is
-  room; more are dropped. Default room for 16,384 environments.
-- ``margin``: ``"current"``, or ``"legacy"`` for contact margins as before MuJoCo 3.5, under which
-  most published scores of Hopper, Ant and Humanoid were made.
-- ``randomize``: see ``jaxrl.envs.randomize.Randomize``; a dictionary of it will do.
+- ``exact``: for engine ``"c"``. True (default): Gymnasium's trajectories bit for bit. False:
+  ``mujoco.rollout``, which agrees to the solver's tolerance; only for tasks that read nothing but
+  positions and velocities (HalfCheetah, Hopper, InvertedPendulum, Swimmer, Walker2d).
+- ``iterations``, ``ls_iterations``: the maximum iterations of the constraint solver and of its line
+  search. Default for MJX and Warp: 4 and 8 (Ant 6 and 8, HumanoidStandup 8 and 16), beyond which
+  float32 shows no change. Default for C: the XML's values.
+- ``naconmax``: for engine ``"warp"``. The maximum number of contacts over all environments; further
+  contacts are dropped. Default: room for 16,384 environments.
+- ``margin``: ``"current"``, or ``"legacy"`` for contact margins as before MuJoCo 3.5, with which
+  most published scores of Hopper, Ant and Humanoid were obtained.
+- ``randomize``: a ``jaxrl.envs.randomize.Randomize`` or a dictionary of its fields.
 - ``max_steps``: the time limit.
 
-On MJX, Humanoid and HumanoidStandup are solved by Newton's method instead of PGS, which MJX lacks.
-For reverse-mode gradients through MJX say ``iterations=1``.
+On MJX, Humanoid and HumanoidStandup use Newton's method instead of PGS, which MJX lacks. For
+reverse-mode gradients through MJX, set ``iterations=1``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _MODULES = {
     "Swimmer": "swimmer",
     "Walker2d": "walker2d",
 }
-# Those of D4RL's datasets, which hold on to v4's rewards, observations and models.
+# The tasks of D4RL's datasets, which keep v4's rewards, observations and models.
 _V4 = ("Ant", "HalfCheetah", "Hopper", "Walker2d")
 TASKS = (*(f"{name}-v5" for name in _MODULES), *(f"{name}-v4" for name in _V4))
 
@@ -124,10 +124,10 @@ def make(
 
 
 def choose_engine(name: str, engine: str | None) -> EngineName:
-    """The engine to use: the one asked for if it can run here, or the default of this machine.
+    """The engine to use: the requested one if it can run here, or this machine's default.
 
     Raises:
-        UsageError: unknown engine, or one that cannot run here.
+        UsageError: unknown engine, or an engine that cannot run here.
     """
     known = get_args(EngineName)
     if engine is not None and engine not in known:

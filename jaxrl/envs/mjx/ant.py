@@ -12,10 +12,10 @@ from jaxrl.types import Array, Key
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ant(Healthy):
-    """Observes positions (but for x and y), velocities and contact forces: ``[105]``.
+    """Observes positions (except x and y), velocities and contact forces: ``[105]``.
 
-    In v4 contact forces are neither observed nor paid for, ``[27]``, unless ``use_contact_forces``
-    says so; then those of the world, all 0, are observed too: ``[111]``.
+    In v4, contact forces are neither observed nor part of the reward, ``[27]``, unless
+    ``use_contact_forces`` is set; then the world's forces, all 0, are observed too: ``[111]``.
     """
 
     xml_file: str = "ant.xml"
@@ -36,7 +36,7 @@ class Ant(Healthy):
 
     READS: ClassVar[tuple[str, ...]] = ("qpos", "qvel", "xpos")
     V4: ClassVar[Mapping[str, Any]] = {"main_body": "torso"}
-    ITERATIONS: ClassVar[tuple[int, int]] = (6, 8)  # 4 fall short in a tenth of the steps
+    ITERATIONS: ClassVar[tuple[int, int]] = (6, 8)  # 4 are too few in a tenth of the steps
 
     @property
     def uses_forces(self) -> bool:

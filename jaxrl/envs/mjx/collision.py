@@ -1,4 +1,4 @@
-"""Corrections of MJX's contacts: of capsules with planes, and with cylinders."""
+"""Corrections of MJX's contacts: capsules with planes and with cylinders."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def plane_capsule(model: Any, data: Any, _: Any, geom: jax.Array) -> tuple[Any, 
     """Two contacts for each pair ``geom[P, 2]``: distance ``[2P]``, position and frame.
 
     The first tangent is the capsule's axis projected onto the plane, as in MuJoCo's C engine. MJX
-    takes a fixed direction instead where the axis is steeper than 60 degrees; with pyramidal
-    friction cones another tangent is another force.
+    uses a fixed direction instead if the axis is steeper than 60 degrees. With pyramidal friction
+    cones, a different tangent means a different force.
     """
     import mujoco.mjx._src.math as math
 
@@ -38,14 +38,14 @@ def plane_capsule(model: Any, data: Any, _: Any, geom: jax.Array) -> tuple[Any, 
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), contacts)
 
 
-plane_capsule.ncon = 2  # type: ignore[attr-defined]  # MJX asks each collider how many it gives
+plane_capsule.ncon = 2  # type: ignore[attr-defined]  # MJX reads each collider's number of contacts
 
 
 def capsule_cylinder(model: Any, data: Any, _: Any, geom: jax.Array) -> tuple[Any, Any, Any]:
     """One contact for each pair ``geom[P, 2]``: distance ``[P]``, position and frame.
 
-    It is where the capsule's axis is nearest to the cylinder, as in MuJoCo's C engine. MJX searches
-    by gradient descent from two places, gives two contacts, and none of them is near enough.
+    The contact is where the capsule's axis is nearest to the cylinder, as in MuJoCo's C engine. MJX
+    runs gradient descent from two places and returns two contacts, neither accurate enough.
     """
     import mujoco.mjx._src.math as math
 
@@ -81,8 +81,8 @@ def _from_cylinder(point: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Ar
 def _nearest(middle: jax.Array, reach: jax.Array, size: jax.Array) -> jax.Array:
     """Where on ``middle + t reach``, ``-1 <= t <= 1``, a cylinder at 0 is nearest: ``t``.
 
-    The distance is convex along the line: bisection finds both ends of where it is least, and of an
-    axis along the cylinder's side the middle is taken.
+    The distance is convex along the line. Bisection finds both ends of the nearest interval; if the
+    axis runs along the cylinder's side, the middle of the interval is used.
     """
 
     def bisect(flat: jax.Array) -> jax.Array:
@@ -104,7 +104,7 @@ capsule_cylinder.ncon = 1  # type: ignore[attr-defined]
 
 @contextlib.contextmanager
 def corrected() -> Iterator[None]:
-    """MJX programs traced inside have the corrected contacts; others stay as they are."""
+    """MJX programs traced inside use the corrected contacts; others are unchanged."""
     from mujoco.mjx._src import collision_driver
     from mujoco.mjx._src.types import GeomType
 

@@ -1,4 +1,4 @@
-"""The correction of ``collision.plane_capsule`` for MuJoCo Warp, whose kernels are MJX's."""
+"""The correction of ``collision.plane_capsule`` for MuJoCo Warp, whose kernels mirror MJX."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 @functools.cache
 def correct_warp() -> None:
-    """Put it into Warp's table of collisions, for good: kernels are made when they first run.
+    """Install it permanently in Warp's collision table: kernels are built when they first run.
 
-    All that this process steps with Warp from here on has it, Playground's tasks included.
+    From then on, it applies to everything this process steps with Warp, including Playground's
+    tasks.
     """
     import warp as wp
     from mujoco.mjx.third_party.mujoco_warp._src import collision_primitive
@@ -36,7 +37,7 @@ def correct_warp() -> None:
         second, there = plane_sphere(normal, place, middle - axis * half, radius)
         return wp.vec2(first, second), mat23f(*at, *there), frame
 
-    # Warp compiles the source of functions, and finds what they call by the names in their module.
+    # Warp compiles the source of functions and looks up their callees by name in the module.
     own: Any = collision_primitive.plane_capsule_wrapper.func
     names = own.__globals__ | {"plane_capsule": wp.func(plane_capsule)}
     wrapper = FunctionType(own.__code__, names, own.__name__)

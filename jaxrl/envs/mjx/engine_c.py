@@ -1,9 +1,9 @@
 """The engine ``"c"``: MuJoCo's own, on the CPU's cores, called from inside ``jit``.
 
-The whole of a step happens on the host in float64: physics, observation, reward and end. A state
-travels through JAX as an array of 32-bit words, two for each float64, so nothing is rounded and
-``vmap``, ``scan``, checkpoints and resuming see an array like any other. Trajectories equal
-Gymnasium's bit for bit.
+A step runs entirely on the host in float64: physics, observation, reward and termination. JAX
+carries the state as an array of 32-bit words, two per float64, so nothing is rounded, and ``vmap``,
+``scan``, checkpoints and resuming treat it like any other array. Trajectories equal Gymnasium's bit
+for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jaxrl.envs.randomize import FIELDS, Parameters, nominal
 from jaxrl.types import Array, PyTree
 
 _CARRIED = ("qpos", "qvel", "act", "qacc_warmstart", "ctrl")  # all that a step reads
-_SMALLEST = 8  # environments that are worth a thread
+_SMALLEST = 8  # minimum environments per thread
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,15 +37,15 @@ class CEngine:
     """Steps a task in C. A state is ``{"words": uint32[2 K], "parameters": ...}``.
 
     Attributes:
-        budget: the most iterations of the solver and of its line search; None: the model's.
-        threads: over which the environments of one call are spread.
+        budget: the maximum iterations of the solver and its line search; None: the model's values.
+        threads: the number of threads that share the environments of one call.
     """
 
     task: Task
     budget: tuple[int, int] | None = None
     threads: int = 1
     _idle: queue.SimpleQueue = dataclasses.field(init=False, default_factory=queue.SimpleQueue)
-    _calls: list[int] = dataclasses.field(init=False, default_factory=list)  # under way
+    _calls: list[int] = dataclasses.field(init=False, default_factory=list)  # running calls
 
     def __post_init__(self) -> None:
         self._idle.put(self._worker())
@@ -61,7 +61,7 @@ class CEngine:
     def step(self, state: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
         """``frame_skip`` steps of physics. Returns ``state, obs[O], reward, terminated``.
 
-        The observation of a state that has diverged is NaN.
+        The observation of a diverged state is NaN.
         """
         scalar = jax.ShapeDtypeStruct((), self._obs.dtype)
         out = (self._words, self._obs, scalar, jax.ShapeDtypeStruct((), jnp.bool_))
@@ -131,7 +131,7 @@ class CEngine:
         out[1][...] = self.task.observe(read)
 
     def _expose(self, out: Sequence, spans: np.ndarray) -> None:
-        """Make NaN the observations of those that diverged, for whoever steps them to see."""
+        """Set the observations of diverged environments to NaN, so that the caller notices."""
         places = (self._probe.places[name] for name in MOVING)
         out[1][diverged(*(spans[:, place] for place in places))] = np.nan
 
@@ -142,7 +142,7 @@ class CEngine:
     def _advance(
         self, spans: np.ndarray, parameters: dict, how: Callable, restart: bool = False
     ) -> Any:
-        """Simulate every row, in place, over the threads. Returns the task's readings."""
+        """Simulate all rows in place on several threads. Returns the task's readings."""
         read = self._readings(spans)
         outside = {name: x for name, x in vars(read).items() if name not in self._probe.places}
 
@@ -166,7 +166,7 @@ class CEngine:
                 self._idle.put(worker)
 
         size = len(spans)
-        self._calls.append(size)  # those of several XLA devices share the threads
+        self._calls.append(size)  # calls from several XLA devices share the threads
         jobs = max(1, min(self.threads // len(self._calls), size // _SMALLEST))
         edges = [size * job // jobs for job in range(jobs + 1)]
         try:
@@ -179,7 +179,7 @@ class CEngine:
         return read
 
     def _readings(self, spans: np.ndarray) -> Any:
-        """The task's readings: views of the rows where these hold them, else room for them."""
+        """The task's readings: views of the rows if these hold them, else new arrays."""
         places = self._probe.places
 
         def room(name: str) -> np.ndarray:
@@ -196,11 +196,12 @@ class CEngine:
             return self._worker()
 
     def _worker(self) -> Any:
-        """A model and data of its own, with views of the fields that are set and read."""
+        """A separate model and data, with views of the fields that are set and read."""
         import mujoco
 
         model = self.task.model.__copy__()
-        # A diverged state stays as it is, to be seen and counted, and is not replaced by the first.
+        # A diverged state is kept so that it is noticed and counted, not replaced by the first
+        # state.
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         if self.budget is not None:
             model.opt.iterations, model.opt.ls_iterations = self.budget
@@ -228,9 +229,9 @@ class CEngine:
 
 
 def _span(data: Any) -> tuple[np.ndarray, dict[str, slice]]:
-    """One view of all of ``_CARRIED``, which lie side by side in MuJoCo's data, and their places.
+    """A single view of all ``_CARRIED`` fields, adjacent in MuJoCo's data, and their slices.
 
-    Copied as one, they cost a third of the time that Python takes when they are copied singly.
+    Copying them at once takes a third of the time of copying them one by one in Python.
     """
     fields = {name: getattr(data, name) for name in _CARRIED if getattr(data, name).size}
     first = fields[_CARRIED[0]].ctypes.data
@@ -241,7 +242,7 @@ def _span(data: Any) -> tuple[np.ndarray, dict[str, slice]]:
     if not all(0 <= gap < 64 for gap in gaps):
         raise AssertionError(f"MuJoCo lays its data out in another order: {places}")
     span = np.lib.stride_tricks.as_strided(fields[_CARRIED[0]], (ends[-1],))
-    span[:] = 0.0  # what pads it too
+    span[:] = 0.0  # padding included
     return span, places
 
 
@@ -252,14 +253,14 @@ def _restart(reset: Callable, model: Any, data: Any) -> None:
 
 
 def _field(worker: Any, name: str) -> np.ndarray:
-    """A view of a field of the data, or of the model where the data has none such."""
+    """A view of a field of the data, or of the model if the data lacks it."""
     place = worker.data if hasattr(worker.data, name) else worker.model
     view: np.ndarray = getattr(place, name)
     return view
 
 
 def rows_of(words: np.ndarray) -> np.ndarray:
-    """The float64 numbers that pairs of words hold."""
+    """The float64 numbers encoded by pairs of words."""
     return words.view(np.float64)
 
 
@@ -280,7 +281,7 @@ def _call(host: Callable, out: Any, given: PyTree, parameters: Parameters) -> An
             return x.reshape(-1, *x.shape[lead:])
 
         rest = ([merge(x) for x in given], jax.tree.map(merge, parameters))
-        with np.errstate(over="ignore", invalid="ignore"):  # of states that have diverged
+        with np.errstate(over="ignore", invalid="ignore"):  # from diverged states
             host([merge(x) for x in outputs], *rest)
 
     batched = buffer_callback(callback, out, vmap_method="broadcast_all")

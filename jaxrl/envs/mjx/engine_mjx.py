@@ -19,8 +19,8 @@ from jaxrl.envs.randomize import Parameters, with_parameters
 from jaxrl.errors import UsageError
 from jaxrl.types import Array, PyTree
 
-_CARRIED = ("qpos", "qvel", "act", "qacc_warmstart")  # what a step reads of the one before
-_WORLDS = 16384  # Warp's default room for contacts is that of this many environments
+_CARRIED = ("qpos", "qvel", "act", "qacc_warmstart")  # what a step reads from the previous state
+_WORLDS = 16384  # Warp's default contact capacity suffices for this many environments
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,12 +28,12 @@ class MjxEngine:
     """Steps a task in JAX. A state is a dictionary of arrays.
 
     Attributes:
-        budget: the most iterations of the solver, and of its line search.
+        budget: the maximum iterations of the solver and its line search.
         impl: "jax" or "warp".
-        naconmax: of Warp, for how many contacts of all environments together there is room.
+        naconmax: for Warp, the maximum number of contacts over all environments.
 
     Raises:
-        UsageError: the model has what this implementation lacks.
+        UsageError: the model uses a feature that this implementation lacks.
     """
 
     task: Task
@@ -78,12 +78,12 @@ class MjxEngine:
     def step(self, state: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
         """``frame_skip`` steps of physics. Returns ``state, obs[O], reward, terminated``.
 
-        The observation of a state that has diverged is NaN.
+        The observation of a diverged state is NaN.
         """
         return self._differentiated(self._step)(state, action)
 
     def _differentiated(self, f: Callable) -> Callable:
-        """``f``, whose derivative is an error where there is none."""
+        """``f``, raising an error if differentiated where no derivative exists."""
         if self.impl == "warp":
             return not_differentiable(f, "warp")
         if self.budget[0] == 1:
@@ -97,8 +97,8 @@ class MjxEngine:
             model = with_parameters(self.model, parameters)
             data = mjx.forward(model, self.data.replace(qpos=qpos, qvel=qvel))
         # MJX returns normalised quaternions, but Gymnasium's first observation has them as drawn.
-        # Without a warm start the solver begins at the unconstrained acceleration. So of tasks that
-        # read positions and velocities alone, a reset computes no physics at all.
+        # Without a warm start the solver begins at the unconstrained acceleration. So for tasks
+        # that read only positions and velocities, a reset computes no physics.
         data = data.replace(qpos=qpos, qacc_warmstart=jnp.zeros_like(qvel))
         read = self._read(model, data)
         return self._pack(read, data, parameters), self.task.observe(read)
@@ -148,7 +148,7 @@ class MjxEngine:
 
 
 def _silent(model: Any) -> Any:
-    """Warp's model, which else prints a line whenever the budget of its solver is used up."""
+    """Warp's model without the message it prints whenever its solver's budget is used up."""
     from mujoco.mjx.third_party.mujoco_warp import OverflowType
 
     said = int(OverflowType.ITERATIONS | OverflowType.LS_ITERATIONS)

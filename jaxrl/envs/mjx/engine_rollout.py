@@ -1,4 +1,4 @@
-"""The engine ``"c"`` by ``mujoco.rollout``, whose loop over environments is C too."""
+"""The engine ``"c"`` based on ``mujoco.rollout``, which loops over environments in C."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from jaxrl.envs.mjx.engine_c import CEngine, rows_of
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RolloutEngine(CEngine):
-    """Steps a task that reads positions and velocities alone, with the model's own parameters.
+    """Steps a task that reads only positions and velocities, with the model's own parameters.
 
-    A rollout does not return what the solver began from, so each step starts it afresh and agrees
-    with Gymnasium's to the solver's tolerance, no longer bit for bit.
+    A rollout does not return the solver's warm start. So each step starts the solver cold and
+    agrees with Gymnasium to the solver's tolerance, not bit for bit.
     """
 
     def _host_step(self, out: Sequence, given: Sequence, parameters: dict) -> None:
@@ -55,7 +55,8 @@ class RolloutEngine(CEngine):
         from mujoco import rollout
 
         if mujoco.get_mju_user_warning() is None:
-            # Rollouts count warnings afresh: without this each is printed, and written to a file.
+            # Rollouts reset warning counts: without this each warning is printed and written to a
+            # file.
             mujoco.set_mju_user_warning(_warn)
         worker = super()._worker()
         spare = [mujoco.MjData(worker.model) for _ in range(self.threads - 1)]
@@ -65,6 +66,6 @@ class RolloutEngine(CEngine):
 
 
 def _warn(text: str) -> None:
-    """MuJoCo's warnings as Python's, but none of divergence, which the vector env counts."""
+    """Raise MuJoCo's warnings in Python, except for divergence, which the vector env counts."""
     if "unstable" not in text:
         warnings.warn(text, stacklevel=2)

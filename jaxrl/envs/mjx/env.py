@@ -17,7 +17,7 @@ from jaxrl.types import Array, Box, Key, PyTree, Spec, Step
 
 
 class Engine(Protocol):
-    """The physics that steps a task: one environment, under ``vmap`` many."""
+    """The physics that steps a task: one environment, or many under ``vmap``."""
 
     def reset(self, qpos: Array, qvel: Array, parameters: Parameters) -> tuple[PyTree, Array]:
         """The state at ``qpos[nq], qvel[nv]``, and its observation ``[O]``."""
@@ -37,9 +37,9 @@ class MujocoEnv:
     """One of Gymnasium's MuJoCo tasks.
 
     Attributes:
-        options: what defines it beside its name, with what was chosen by itself.
+        options: the options that, with its name, define it; includes automatic choices.
         cheap_resets: a reset computes no physics.
-        threaded: a batch is stepped on all cores of the host, on one device as on many.
+        threaded: a batch is stepped on all host cores, for any number of devices.
     """
 
     name: str
@@ -89,8 +89,8 @@ class MujocoEnv:
     def step(self, key: Key, state: PyTree, action: Array) -> tuple[PyTree, Step]:
         """Advance one step with ``action[A]`` in the actuators' units.
 
-        As in Gymnasium, MuJoCo clips what lies outside of their range, and the control cost is of
-        the action as given. Raises as ``check_action`` does.
+        As in Gymnasium, MuJoCo clips values outside their range, and the control cost uses the
+        unclipped action. Raises as ``check_action`` does.
         """
         action, _ = check_action(self.spec.action, action)
         state, obs, reward, terminated = self.engine.step(state, action)

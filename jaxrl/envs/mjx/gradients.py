@@ -1,4 +1,4 @@
-"""One-line errors for derivatives that an engine lacks."""
+"""One-line errors for derivatives that an engine does not support."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxrl.types import PyTree
 
 
 def not_differentiable(f: Callable, engine: str) -> Callable:
-    """``f``, whose derivative is an error that names the engine which has one."""
+    """``f``, whose differentiation raises an error that names a differentiable engine."""
     function = jax.custom_jvp(f)
 
     def refuse(primals: Any, tangents: Any) -> Any:
@@ -28,7 +28,7 @@ def not_differentiable(f: Callable, engine: str) -> Callable:
 
 
 def forward_alone(tree: PyTree) -> PyTree:
-    """The same arrays, whose derivatives go forward; in reverse they are an error.
+    """The same arrays, allowing forward-mode derivatives; reverse mode raises an error.
 
     MJX's solver is a loop of unknown length; JAX's own error for it is long.
     """
@@ -46,7 +46,7 @@ def _refuse_reverse(*_: Any) -> Any:
     )
 
 
-# An identity of our own: no function of JAX's may be differentiated forwards alone.
+# A custom identity: JAX has no function that only supports forward-mode differentiation.
 _mark = Primitive("forward_alone")
 _mark.def_impl(lambda x: x)
 _mark.def_abstract_eval(lambda x: x)

@@ -1,4 +1,4 @@
-"""HalfCheetah-v4 and HalfCheetah-v5, which are the same: run forward."""
+"""HalfCheetah-v4 and HalfCheetah-v5, which are identical: run forward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxrl.types import Array, Key
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HalfCheetah(Task):
-    """Observes positions (but for x) and velocities: ``[17]``; acts on six joints."""
+    """Observes positions (except x) and velocities: ``[17]``; acts on six joints."""
 
     xml_file: str = "half_cheetah.xml"
     frame_skip: int = 5

@@ -13,7 +13,7 @@ from jaxrl.types import Array, Key
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hopper(Healthy):
-    """Observes positions (but for x) and velocities, clipped to [-10, 10]: ``[11]``."""
+    """Observes positions (except x) and velocities, clipped to [-10, 10]: ``[11]``."""
 
     xml_file: str = "hopper.xml"
     frame_skip: int = 4

@@ -13,7 +13,7 @@ from jaxrl.types import Array, Key
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Humanoid(Task):
-    """The observations ``[348]`` and starts that the two tasks share."""
+    """The observations ``[348]`` and starts shared by both tasks."""
 
     xml_file: str = ""
     frame_skip: int = 5
@@ -102,10 +102,10 @@ class HumanoidStandup(_Humanoid):
     impact_cost_weight: float = 0.5e-6
     impact_cost_range: tuple[float, float] = (-float("inf"), 10.0)
 
-    ITERATIONS: ClassVar[tuple[int, int]] = (8, 16)  # 4 fall short in a quarter of the steps
+    ITERATIONS: ClassVar[tuple[int, int]] = (8, 16)  # 4 are too few in a quarter of the steps
 
     def reward(self, d: Reading, before: Any, action: Any) -> Any:
-        # Gymnasium has the argument uph_cost_weight too, and does not use it.
+        # Gymnasium also has the argument uph_cost_weight, but does not use it.
         uph_cost = d.qpos[..., 2] / self.model.opt.timestep
         quad_ctrl_cost = self.ctrl_cost_weight * square_sum(d.ctrl)
         quad_impact_cost = self.impact_cost_weight * square_sum(flat(d.cfrc_ext))

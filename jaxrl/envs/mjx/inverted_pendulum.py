@@ -1,4 +1,4 @@
-"""InvertedPendulum-v5 and InvertedDoublePendulum-v5: balance one pole, or two, on a cart."""
+"""InvertedPendulum-v5 and InvertedDoublePendulum-v5: balance one or two poles on a cart."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class InvertedPendulum(Task):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InvertedDoublePendulum(Task):
-    """Observes the cart, sines and cosines of both angles, velocities, a force: ``[9]``."""
+    """Observes the cart, sines and cosines of both angles, velocities and a force: ``[9]``."""
 
     xml_file: str = "inverted_double_pendulum.xml"
     frame_skip: int = 5

@@ -1,4 +1,4 @@
-"""Checks of the arguments of Gymnasium's classes, as options of ``mjx/<Task>``."""
+"""Checks of the Gymnasium class arguments that are options of ``mjx/<Task>``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from jaxrl.envs.checks import check_like, check_options, check_positive
 from jaxrl.errors import UsageError
 
-# Options of every task beside its class's own; ``make`` takes them by name.
+# Options of every task in addition to its class's; ``make`` takes them by name.
 _OWN = ("engine", "exact", "iterations", "ls_iterations", "naconmax", "margin", "randomize")
-# Fields that are no options: of ``margin``, and of the task's name.
+# Fields that are not options: set by ``margin`` and by the task's name.
 _FIXED = ("legacy_margin", "version")
-# Options whose default does not tell their kind: the kinds, and what to give.
+# Options whose default does not tell their type: the types, and what to pass.
 _KINDS: dict[str, tuple[Any, str]] = {
     "main_body": ((int, str), "a name or an index"),
     "xml_file": (str, "the name or path of an XML file, as './ant.xml'"),
@@ -24,7 +24,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "default_camera_config": ((Mapping, NoneType), "a dictionary, as {'distance': 4.0}, or None"),
     "visual_options": ((Mapping, NoneType), "a dictionary, as {14: True}, or None"),
 }
-# The fields of ``mujoco.MjvCamera``, with values of their kinds.
+# The fields of ``mujoco.MjvCamera``, with values of their types.
 _CAMERA: dict[str, Any] = {
     **dict.fromkeys(("type", "fixedcamid", "trackbodyid", "orthographic"), 0),
     **dict.fromkeys(("distance", "azimuth", "elevation"), 0.0),
@@ -36,7 +36,7 @@ def checked(name: str, kind: Any, version: int, options: Mapping[str, Any]) -> d
     """The arguments of the task's class ``kind``, with lists (of JSON) as tuples.
 
     Raises:
-        UsageError: unknown option, or a value of another kind than it takes.
+        UsageError: unknown option, or a value of the wrong type.
     """
     fields = {
         f.name: f
@@ -71,12 +71,12 @@ def checked(name: str, kind: Any, version: int, options: Mapping[str, Any]) -> d
 def _check_camera(name: str, config: Mapping[str, Any]) -> None:
     check_options(f"{name}: default_camera_config", map(str, config), _CAMERA)
     for field, value in config.items():
-        plain = value.tolist() if hasattr(value, "tolist") else value  # of an array or a scalar
+        plain = value.tolist() if hasattr(value, "tolist") else value  # an array or a scalar
         check_like(f"{name}: default_camera_config", field, plain, _CAMERA[field])
 
 
 def _flags(name: str, given: Mapping[Any, Any]) -> dict[int, bool]:
-    """The flags by number, which JSON has made strings."""
+    """The flags by number; JSON turned the numbers into strings."""
     import mujoco
 
     most = int(mujoco.mjtVisFlag.mjNVISFLAG) - 1

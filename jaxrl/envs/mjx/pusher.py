@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jaxrl.envs.mjx.task import Reading, Task, join, norm, square_sum
 from jaxrl.types import Array, Key
 
-_CANDIDATES = 64  # all of them are too near the goal once in 10^26 starts
+_CANDIDATES = 64  # all are too close to the goal once in 10^26 starts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pusher(Task):
-    """Observes seven joints, their velocities, and where tip, object and goal are: ``[23]``."""
+    """Observes seven joints, their velocities, and tip, object and goal positions: ``[23]``."""
 
     xml_file: str = "pusher_v5.xml"
     frame_skip: int = 5
@@ -34,7 +34,7 @@ class Pusher(Task):
         place_key, qvel_key = jax.random.split(key)
         qpos, qvel = self.init()
         qvel = qvel + jax.random.uniform(qvel_key, qvel.shape, minval=-0.005, maxval=0.005)
-        # The first of many places in the rectangle that is not too near the goal, which is at 0.
+        # The first candidate in the rectangle that is not too close to the goal, which is at 0.
         low, high = jnp.array([-0.3, -0.2]), jnp.array([0.0, 0.2])
         places = jax.random.uniform(place_key, (_CANDIDATES, 2), minval=low, maxval=high)
         far = jnp.linalg.norm(places, axis=-1) > 0.17

@@ -32,7 +32,7 @@ class Reacher(Task):
         qpos, qvel = self.init()
         qpos = qpos + jax.random.uniform(qpos_key, qpos.shape, minval=-0.1, maxval=0.1)
         qvel = qvel + jax.random.uniform(qvel_key, qvel.shape, minval=-0.005, maxval=0.005)
-        # Uniform in the disc of radius 0.2, which Gymnasium draws by rejection.
+        # Uniform in the disc of radius 0.2; Gymnasium uses rejection sampling.
         radius = 0.2 * jnp.sqrt(jax.random.uniform(radius_key))
         angle = 2 * jnp.pi * jax.random.uniform(angle_key)
         goal = radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])

@@ -11,7 +11,7 @@ from jaxrl.types import Array, Key
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Swimmer(Task):
-    """Observes positions (but for x and y) and velocities: ``[8]``; acts on two joints."""
+    """Observes positions (except x and y) and velocities: ``[8]``; acts on two joints."""
 
     xml_file: str = "swimmer.xml"
     frame_skip: int = 4

@@ -1,8 +1,8 @@
-"""The parts that Gymnasium's MuJoCo tasks share, written once for all engines.
+"""The parts shared by Gymnasium's MuJoCo tasks, written once for all engines.
 
-A task computes starts, observations, rewards and ends from *readings*: the fields of MuJoCo's data
-that it names in ``reads``, with any leading axes. They are JAX arrays where MJX runs and float64
-numpy arrays where the native engine does, so the same lines serve both.
+A task computes starts, observations, rewards and terminations from *readings*: the fields of
+MuJoCo's data that it names in ``reads``, with any leading axes. These are JAX arrays with MJX and
+float64 numpy arrays with the native engine, so the same code serves both.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ import numpy as np
 from jaxrl.errors import UsageError
 from jaxrl.types import Array, Key
 
-Reading = Any  # an array of JAX or of numpy
+Reading = Any  # a JAX or numpy array
 
 _MOST = 1e10  # MuJoCo's mjMAXVAL
-MOVING = ("qpos", "qvel", "qacc_warmstart")  # by which one sees that physics diverged
+MOVING = ("qpos", "qvel", "qacc_warmstart")  # show whether the physics diverged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """Arguments that every task has; each subclass sets its own defaults and adds its own.
+    """The arguments common to all tasks; subclasses set defaults and add their own.
 
-    All have the names and defaults of Gymnasium's v5 classes; ``V4`` holds the defaults that were
-    others in v4. Those of the camera are used by rendering alone.
+    All have the names and defaults of Gymnasium's v5 classes; ``V4`` holds the defaults that differ
+    in v4. The camera arguments are only used for rendering.
 
     Attributes:
-        xml_file: one of Gymnasium's own models, or a path that begins with ``.``, ``/`` or ``~``.
+        xml_file: one of Gymnasium's models, or a path that begins with ``.``, ``/`` or ``~``.
         frame_skip: physics steps per environment step.
-        version: of Gymnasium's class, 4 or 5.
+        version: the version of Gymnasium's class, 4 or 5.
     """
 
     xml_file: str
@@ -50,8 +50,8 @@ class Task:
     camera_name: str | None = None
     max_geom: int = 1000
     visual_options: dict[int, bool] | None = None
-    version: int = 5  # of the task's name
-    legacy_margin: bool = False  # of the option ``margin``
+    version: int = 5  # from the task's name
+    legacy_margin: bool = False  # from the option ``margin``
 
     READS: ClassVar[tuple[str, ...]] = ("qpos", "qvel")
     V4: ClassVar[Mapping[str, Any]] = {}
@@ -63,7 +63,7 @@ class Task:
         """The ``mujoco.MjModel``, read from the XML file.
 
         Raises:
-            UsageError: the file is missing, or is no model.
+            UsageError: the file is missing or not a model.
         """
         import mujoco
 
@@ -104,7 +104,7 @@ class Task:
         raise AssertionError("a task defines its starts")
 
     def position(self, d: Reading) -> Any:
-        """``[..., P]``: what the next reward wants to know of the state before it. Default none."""
+        """``[..., P]``: what the next reward needs from the previous state. Default none."""
         return d.qpos[..., :0]
 
     def observe(self, d: Reading) -> Any:
@@ -116,7 +116,7 @@ class Task:
         raise AssertionError("a task defines its rewards")
 
     def terminated(self, d: Reading) -> Any:
-        """Whether the episode ends by itself: ``bool[...]``. Default never."""
+        """Whether the episode terminates: ``bool[...]``. Default never."""
         return d.qpos[..., 0] != d.qpos[..., 0]
 
     # Starts
@@ -135,7 +135,7 @@ class Task:
         )
 
     def normal_start(self, key: Key, scale: float) -> tuple[Array, Array]:
-        """Uniform noise on positions as ``uniform_start``; normal noise on velocities."""
+        """Uniform noise on positions as in ``uniform_start``; normal noise on velocities."""
         qpos_key, qvel_key = jax.random.split(key)
         qpos, qvel = self.init()
         return (
@@ -157,7 +157,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Healthy(Task):
-    """A task that pays for health, and ends without it."""
+    """A task that rewards being healthy, and terminates otherwise."""
 
     healthy_reward: float = 1.0
     terminate_when_unhealthy: bool = True
@@ -167,9 +167,9 @@ class Healthy(Task):
         raise AssertionError("a task defines what is healthy")
 
     def bonus(self, d: Reading) -> Any:
-        """``healthy_reward`` of a healthy state, else 0.
+        """``healthy_reward`` for a healthy state, else 0.
 
-        In v4 of any state, if ill health ends the episode: its last step is paid for too.
+        In v4, any state earns it if unhealthy states end the episode, so the last step does too.
         """
         if self.version == 4 and self.terminate_when_unhealthy:
             return self.healthy_reward
@@ -180,15 +180,15 @@ class Healthy(Task):
 
 
 def of_version(version: int, default: Any) -> Any:
-    """A field that is an argument of one version of Gymnasium's class alone."""
+    """A field that is an argument of only one version of Gymnasium's class."""
     return dataclasses.field(default=default, metadata={"version": version})
 
 
 @contextlib.contextmanager
 def old_xml_unsaid() -> Iterator[None]:
-    """MuJoCo's warnings as Python's, but none of deprecated XML, which is not the user's.
+    """Raise MuJoCo's warnings in Python, except about deprecated XML, which is not the user's.
 
-    Otherwise it prints them, and writes a log file into the working directory.
+    Otherwise MuJoCo prints them and writes a log file into the working directory.
     """
     import mujoco
 
@@ -231,9 +231,9 @@ def between(low: float, x: Any, high: float) -> Any:
 def diverged(*states: Any) -> Any:
     """Whether any number of ``states[..., n]`` has left the range in which MuJoCo simulates.
 
-    There MuJoCo itself, and so Gymnasium, goes back to the model's first state. ``bool[...]``
+    MuJoCo, and so Gymnasium, would then return to the model's first state. ``bool[...]``
     """
-    within = (numbers(x).abs(x) <= _MOST for x in states)  # false of NaN
+    within = (numbers(x).abs(x) <= _MOST for x in states)  # false for NaN
     return ~join(*within).all(axis=-1)
 
 
@@ -243,7 +243,7 @@ def flat(x: Any) -> Any:
 
 
 def join(*parts: Any) -> Any:
-    """One vector of several: along the last axis."""
+    """Concatenate vectors along the last axis."""
     return numbers(parts[0]).concatenate(parts, axis=-1)
 
 

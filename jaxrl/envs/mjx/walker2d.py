@@ -14,7 +14,7 @@ from jaxrl.types import Array, Key
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Walker2d(Healthy):
-    """Observes positions (but for x) and velocities, clipped to [-10, 10]: ``[17]``.
+    """Observes positions (except x) and velocities, clipped to [-10, 10]: ``[17]``.
 
     In v4 one foot has half the friction of the other.
     """
