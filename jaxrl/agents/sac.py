@@ -93,10 +93,9 @@ class SAC:
     def critic_loss(
         self, params: PyTree, state: SACState, batch: Batch, key: Key
     ) -> tuple[Array, Metrics]:
-        """``sum_i mean (Q_i(s, a) - y)^2``, where ``a' ~ pi`` and
+        """``sum_i mean (Q_i(s, a) - y)^2``, where ``a' ~ pi``, j is in a random subset if asked for, and
 
         ``y = r + discount (min_j Q'_j(s', a') - alpha log pi(a' | s'))``, if ``backup_entropy``.
-        The minimum is over a random subset of critics if ``num_min_critics`` is set.
         """
         next_key, subset_key = split_if(self.num_min_critics is not None, key)
         next_action, trace = self.policy.dist(state.actor.params, batch.next_obs).sample(next_key)
@@ -111,10 +110,7 @@ class SAC:
     def actor_loss(
         self, params: PyTree, state: SACState, batch: Batch, key: Key
     ) -> tuple[Array, Array]:
-        """``mean (alpha log pi(a | s) - min_i Q_i(s, a))``, ``a ~ pi``; and the entropy.
-
-        With ``actor_q="mean"``, the mean over critics replaces the minimum.
-        """
+        """``mean (alpha log pi(a | s) - min_i Q_i(s, a))`` (or mean over i); and the entropy."""
         action, trace = self.policy.dist(params, batch.obs).sample(key)
         q = self.critic(state.critic.params, batch.obs, action)
         q = jnp.min(q, axis=0) if self.actor_q == "min" else jnp.mean(q, axis=0)

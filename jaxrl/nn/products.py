@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -48,7 +49,8 @@ def dense_product(x: Array, weights: Array, *_: Any, **__: Any) -> Array:
     """
     if x.ndim < 3:
         return product(x, weights)
-    return product(x.reshape(-1, x.shape[-1]), weights).reshape(*x.shape[:-1], -1)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return product(rows, weights).reshape(*x.shape[:-1], weights.shape[-1])
 
 
 def _turned_product(x: Array, weights: Array) -> Array:

@@ -50,8 +50,7 @@ class PBT:
         spaces: the allowed values of every swept hyper-parameter.
         interval: steps between exploits; default a twentieth of the run.
         quantile: the fraction of a population that is replaced, and the fraction that replaces it.
-        factors: perturbation factors, equally likely; values from a list move to a neighbour
-        instead.
+        factors: perturbation factors, equally likely; values from a list move to a neighbour.
         resample: the probability that a value is resampled instead of perturbed.
         seed: the seed of these random choices.
 
