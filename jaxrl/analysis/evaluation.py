@@ -79,7 +79,7 @@ def evaluate_run(
         config, iteration, checkpoint, mode, classes, env: the policies, as in ``load_policy``.
         episodes: the number of episodes per seed.
         key: the seed of the episodes' random numbers; must differ from that of evaluations in
-        training.
+            training.
 
     Raises:
         UsageError: as in ``load_policy``; also for invalid numbers.

@@ -207,7 +207,7 @@ def variants(
 
     Raises:
         UsageError: for settings that the script refuses, or swept names that are not numbers of its
-        agent.
+            agent.
     """
     found: list[Variant] = []
     others: dict[str, Any] = {}

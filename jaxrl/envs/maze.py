@@ -58,7 +58,7 @@ class PointMaze:
     Attributes:
         task: the map.
         anywhere: begin at a uniformly random free position instead of near the start; used for
-        data.
+            data.
     """
 
     task: str = "Stitch-v0"

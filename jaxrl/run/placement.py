@@ -153,7 +153,7 @@ def _available(devices: int | None) -> int:
 
     Raises:
         UsageError: if ``devices`` exceeds the devices available, or processes have different
-        numbers of devices.
+            numbers of devices.
     """
     available, count = jax.local_device_count(), processes.count()
     if count > 1 and jax.device_count() != available * count:

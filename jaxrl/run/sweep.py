@@ -93,7 +93,7 @@ def sweep(
         method: None trains all to the end; ``Halving`` drops the worst during training; ``PBT``
             changes the values during training.
         seeds: the seeds, or their number (0, 1, ...); with PBT, one independent population per
-        seed.
+            seed.
         confirm: fresh seeds on which the best configuration is trained again. The score that
             selected it is the best of many and therefore biased upwards; the score on fresh seeds
             is not.
