@@ -39,7 +39,7 @@ from jaxrl.cli import launch
 from jaxrl.nn.products import ComputeDtype
 from jaxrl.record.provenance import provenance
 from jaxrl.run.devices import Programs, in_turn, over_members
-from jaxrl.run.placement import Placement, choose
+from jaxrl.run.placement import choose
 from jaxrl.training.gradient_steps import gradient_steps
 from jaxrl.types import Array, Batch, Box, Key, Spec, Step
 
@@ -170,22 +170,13 @@ class Timed:
         self.seconds.append(time.perf_counter() - began)
 
 
-def arranged(placement: Placement, turns: bool = False) -> Callable[[Callable], Callable]:
-    """Return what makes a function of a member one of all: as whole training arranges them.
+def arranged(whole: Programs, f: Callable, turns: bool = False) -> Callable:
+    """Return ``f`` of one member as a function of all, arranged as in whole training.
 
-    Members that take turns have a ``f(state, ...) -> (state, results)``.
+    For members that take turns, ``f(state, ...) -> (state, results)``.
     """
-
-    def over(f: Callable) -> Callable:
-        many = (in_turn if turns else over_members)(f)
-        if placement.members == 1:
-            return many
-        spec = jax.sharding.PartitionSpec("member")
-        return jax.shard_map(
-            many, mesh=placement.mesh, in_specs=spec, out_specs=spec, check_vma=False
-        )
-
-    return over
+    member = jax.sharding.PartitionSpec("member")
+    return whole.place((in_turn if turns else over_members)(f), member, member)
 
 
 def programs(agent: Any, seeds: int, buffer_size: int) -> dict[str, Timed]:
@@ -194,8 +185,7 @@ def programs(agent: Any, seeds: int, buffer_size: int) -> dict[str, Timed]:
     sizes = {"buffer_size": buffer_size, "batch_size": BATCH, "cycles": STEPS}
     trainer = jaxrl.OffPolicy(agent, env, **sizes)
     agent = trainer.agent  # bound to the environment's spec
-    placement = choose([trainer], seeds)
-    whole = Programs(trainer, placement)
+    whole = Programs(trainer, choose([trainer], seeds))
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     made: dict[str, Timed] = {}
 
@@ -223,10 +213,11 @@ def programs(agent: Any, seeds: int, buffer_size: int) -> dict[str, Timed]:
         return gradient_steps(agent, state, batches, key)
 
     ts = jax.jit(whole.init)({}, keys)
-    over = arranged(placement, whole.takes_turns(ts))
-    make = jax.jit(arranged(placement)(given))
-    add("products", over(lambda s, b: (s, bare(agent, s, b))), *make(keys))
-    add("learner", over(learn), *make(keys), keys)
+    turns = whole.takes_turns(ts)
+    make = jax.jit(arranged(whole, given))
+    bound = arranged(whole, lambda s, b: (s, bare(agent, s, b)), turns)
+    add("products", bound, *make(keys))
+    add("learner", arranged(whole, learn, turns), *make(keys), keys)
     chunk = 32  # iterations; real ones have more
 
     def loop(ts: Any, iterations: Array, first: Array) -> tuple[Any, Any]:

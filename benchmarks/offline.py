@@ -107,8 +107,7 @@ def programs(
     ``steps`` of these, and a call of the loop ``chunk`` iterations.
     """
     trainer = jaxrl.Offline(agent, jaxrl.VectorEnv(Free(), 1), num_updates=steps)
-    placement = choose([trainer], seeds)
-    whole = Programs(trainer, placement)
+    whole = Programs(trainer, choose([trainer], seeds))
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     data = whole.put_data(data)
     ts = jax.jit(whole.init)({}, keys, data)
@@ -125,8 +124,11 @@ def programs(
     batch = Batch(data.obs, data.action, data.reward, data.reward, data.next_obs, {})
     batches = jax.tree.map(lambda x: x[: steps * BATCH].reshape(steps, BATCH, *x.shape[1:]), batch)
     state = jax.tree.map(jnp.copy, jax.jit(jax.vmap(trainer.agent.init))(keys))
-    over = arranged(placement, whole.takes_turns(held[0]))
-    many = over(lambda state: (state, bare(trainer.agent, state, batches, one)))
+    many = arranged(
+        whole,
+        lambda state: (state, bare(trainer.agent, state, batches, one)),
+        whole.takes_turns(held[0]),
+    )
     products, products_seconds = timed_compile(jax.jit(many).lower(state))
     return {
         "products": Timed(lambda: products(state), steps * seeds, products_seconds),

@@ -93,7 +93,7 @@ class SAC:
     def critic_loss(
         self, params: PyTree, state: SACState, batch: Batch, key: Key
     ) -> tuple[Array, Metrics]:
-        """``sum_i mean (Q_i(s, a) - y)^2``, where ``a' ~ pi``, j may be a subset, and
+        """``sum_i mean (Q_i(s, a) - y)^2``, where ``a' ~ pi`` and
 
         ``y = r + discount (min_j Q'_j(s', a') - alpha log pi(a' | s'))``, if ``backup_entropy``.
         """

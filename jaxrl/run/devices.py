@@ -64,7 +64,8 @@ class Programs:
     placement: Placement
     eval_mode: Mode = "greedy"
 
-    def _place(self, f: Callable, in_specs: tuple, out_specs: Any) -> Callable:
+    def place(self, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        """Return ``f`` over the placement's devices, with arguments split by ``in_specs``."""
         if self.placement.members * self.placement.shards == 1:
             return f
         mesh = self.placement.mesh
@@ -106,7 +107,7 @@ class Programs:
             return trainer.continue_from(before, data)
 
         specs = (P(MEMBER), P(MEMBER), P(MEMBER), P())
-        place = self._place(over_members(start, shared=1), specs, STATE)
+        place = self.place(over_members(start, shared=1), specs, STATE)
         return place(sweep, keys, policies, data)
 
     def continue_from(
@@ -118,7 +119,7 @@ class Programs:
             return self._member(sweep).continue_from(ts, data)
 
         specs = (P(MEMBER), STATE, P())
-        place = self._place(over_members(go_on, shared=1), specs, STATE)
+        place = self.place(over_members(go_on, shared=1), specs, STATE)
         return place(sweep, ts, data)
 
     def chunk(
@@ -141,7 +142,7 @@ class Programs:
 
         over = in_turn if self.takes_turns(ts) else over_members
         specs = (STATE, P(MEMBER), P(), P(), P())
-        place = self._place(over(advance, shared=3), specs, (STATE, P(MEMBER)))
+        place = self.place(over(advance, shared=3), specs, (STATE, P(MEMBER)))
         return place(ts, sweep, data, iterations, first)
 
     def evaluate(self, sweep: dict[str, Array], ts: TrainState, keys: Key) -> Evaluation:
@@ -155,7 +156,7 @@ class Programs:
 
         split = SHARD if keys.shape[0] % self.placement.shards == 0 else None
         specs = (P(MEMBER), STATE, P(split))
-        place = self._place(over_members(play, shared=1), specs, P(MEMBER, split))
+        place = self.place(over_members(play, shared=1), specs, P(MEMBER, split))
         return place(sweep, ts, keys)
 
     def compiled(

@@ -30,10 +30,10 @@ def most_members(
 
     Args:
         wanted: the number of members wanted.
-        bare: raises UsageError if the states of so many members alone do not fit.
-        needs: compiles the program for so many members and returns the bytes it needs on all
+        bare: raises UsageError if the states of that number of members do not fit.
+        needs: compiles the program for a number of members. Returns the bytes it needs on all
             devices together, or None if unknown.
-        devices: the number of devices that so many members use.
+        devices: returns the number of devices that a number of members use.
     """
     size = wanted
     while size > 1 and not _passes(bare, size):
@@ -66,7 +66,7 @@ def check_bare(trainers: Sequence[Trainer], members: int, episodes: int, devices
 def shapes(
     programs: placing.Programs, names: Sequence[str], members: int, data: PyTree
 ) -> tuple[dict[str, Any], Any, TrainState]:
-    """Return the shapes of swept values, keys and states for so many members."""
+    """Return the shapes of swept values, keys and states for ``members`` members."""
     number = jax.ShapeDtypeStruct((members,), jnp.float32)
     sweep = dict.fromkeys(names, number)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members))
@@ -76,7 +76,7 @@ def shapes(
 def analysed(
     programs: placing.Programs, names: Sequence[str], members: int, data: PyTree, episodes: int
 ) -> tuple[placing.Compiled, int | None]:
-    """Return the compiled programs for so many members, and the bytes that they need.
+    """Return the compiled programs for ``members`` members, and the bytes that they need.
 
     The bytes are for all devices together, or None if the compiler does not report them.
     """
