@@ -99,15 +99,21 @@ PRODUCTS: dict[str, Callable] = {"IQL": iql_products, "TD3BC": td3_bc_products}
 
 
 def programs(
-    agent: Any, one: Callable, seeds: int, data: Dataset, steps: int = STEPS, chunk: int = CHUNK
+    agent: Any,
+    one: Callable,
+    seeds: int,
+    data: Dataset,
+    steps: int = STEPS,
+    chunk: int = CHUNK,
+    devices: int | None = None,
 ) -> dict[str, Timed]:
-    """The bare products and the whole loop of an agent, compiled.
+    """The bare products and the whole loop of an agent, compiled; ``devices`` are the loop's.
 
     ``one(agent, state, batch, update_actor)`` are the products of a gradient step. An iteration has
     ``steps`` of these, and a call of the loop ``chunk`` iterations.
     """
     trainer = jaxrl.Offline(agent, jaxrl.VectorEnv(Free(), 1), num_updates=steps)
-    whole = Programs(trainer, choose([trainer], seeds))
+    whole = Programs(trainer, choose([trainer], seeds, devices))
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     data = whole.put_data(data)
     ts = jax.jit(whole.init)({}, keys, data)
@@ -124,8 +130,9 @@ def programs(
     batch = Batch(data.obs, data.action, data.reward, data.reward, data.next_obs, {})
     batches = jax.tree.map(lambda x: x[: steps * BATCH].reshape(steps, BATCH, *x.shape[1:]), batch)
     state = jax.tree.map(jnp.copy, jax.jit(jax.vmap(trainer.agent.init))(keys))
+    alone = Programs(trainer, choose([trainer], seeds))
     many = arranged(
-        whole,
+        alone,
         lambda state: (state, bare(trainer.agent, state, batches, one)),
         whole.takes_turns(held[0]),
     )
@@ -147,14 +154,19 @@ def measure(
     seeds: tuple[int, ...] = (1, 8),
     repeats: int = 5,
     rows: int = 1_000_000,
+    devices: int | None = None,
     out: str | None = None,
 ) -> None:
-    """Measure, print a table, and write it as JSON if asked."""
+    """Measure, print a table, and write it as JSON if asked.
+
+    ``devices``: XLA devices of the loop; with more than seeds, they share each batch. The bare
+    products are not shared.
+    """
     data, found = dataset(rows), []
     print(f"{'agent':8}{'seeds':>6}  {'':10}{'updates/s':>10}{'of bound':>10}{'compile':>9}")
     for name in agents:
         for count in seeds:
-            timed = programs(AGENTS[name], PRODUCTS[name], count, data)
+            timed = programs(AGENTS[name], PRODUCTS[name], count, data, devices=devices)
             for _ in range(repeats + 1):
                 for program in timed.values():
                     program.run()
@@ -179,7 +191,7 @@ def measure(
                       flush=True)  # fmt: skip
             del timed
     if out:
-        record = {"cores": cores(), "rows": rows, **provenance(), "results": found}
+        record = {"cores": cores(), "devices": devices, "rows": rows, **provenance(), "results": found}
         Path(out).write_text(json.dumps(record, indent=2) + "\n")
 
 

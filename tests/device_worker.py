@@ -371,6 +371,21 @@ def generative(name, groups, shards):
     return plain(ts), plain(m.values(metrics)), copies(ts.agent)
 
 
+def offline(shards):
+    """One seed that learns from a dataset, with one environment to evaluate in.
+
+    Returns the placement, the statistics of observations, and the agents that every device holds.
+    """
+    agent = NormalizeObs(REPLAYED["TD3BC"])
+    venv = VectorEnv(make("gymnax/Pendulum-v1", max_steps=6), 1)
+    trainer = Offline(agent, venv, batch_size=8, num_updates=2)
+    programs, count = Programs(trainer, choose([trainer], 1, shards)), jnp.int32(1)
+    data = programs.put_data(rows_of_pendulum())
+    ts = jax.jit(programs.init)({}, first_keys(1), data)
+    ts, _ = jax.jit(programs.chunk)({}, ts, data, count, 0 * count)
+    return programs.placement, plain(ts.agent.statistics), copies(ts.agent)
+
+
 def train(run_dir, members, devices, count, every, resume=False):
     """``run`` for ``count`` iterations: its state, all rows, and what it said."""
     steps = NUM_STEPS * ENVS

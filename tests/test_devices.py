@@ -245,6 +245,15 @@ def test_a_sharded_update_is_that_of_the_whole_batch(eight, name):
     assert np.any(drawn[0] != drawn[1])
 
 
+def test_one_seed_learns_from_a_dataset_on_two_devices(eight):
+    """Its batches are shared; each device has all the data, which is counted once."""
+    (_, one, _), (placement, two, agents) = (eight(worker.offline, n) for n in (1, 2))
+    assert placement == Placement(1, 2)
+    assert_same_bits(two, one)
+    for first, second in agents:
+        np.testing.assert_array_equal(first, second)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", worker.GENERATIVE)
 def test_generative_agents_train_on_two_devices(eight, name):

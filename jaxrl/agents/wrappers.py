@@ -16,6 +16,7 @@ from jaxrl.hyper import bound, flag, number
 from jaxrl.metrics import Metrics
 from jaxrl.nn import running_statistics
 from jaxrl.nn.running_statistics import RunningStatistics
+from jaxrl.sharding import reducing_over
 from jaxrl.types import Array, Batch, Box, Extras, Key, Mode, PyTree, Spec, Transition
 
 
@@ -81,7 +82,8 @@ class NormalizeObs:
 
     def observe_dataset(self, state: NormalizeObsState, data: Any) -> NormalizeObsState:
         """Compute the statistics of ``data.obs[D, *O]`` if they are still empty."""
-        seen = running_statistics.merge(state.statistics, data.obs)
+        with reducing_over(None):  # every shard holds the whole dataset
+            seen = running_statistics.merge(state.statistics, data.obs)
         fresh = state.statistics.size == 0
         statistics = jax.tree.map(partial(jnp.where, fresh), seen, state.statistics)
         return NormalizeObsState(

@@ -155,7 +155,8 @@ class Trainer:
                 "jax_enable_x64 is on, and training is in float32; unset JAX_ENABLE_X64"
             )
         hyper.check_fields(self)
-        require_divides("num_envs", self.env.num_envs, shards)
+        if self.plays:
+            require_divides("num_envs", self.env.num_envs, shards)
         check_gradient_steps(self)
 
     @property
