@@ -182,6 +182,8 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     axes[0].set(xlabel="environment steps of each seed", ylabel="return (IQM, 95 %)")
     if len({each["method"] in OFF_POLICY for each in rows}) > 1:  # which take far fewer steps
         axes[0].set_xscale("symlog", linthresh=1_000)
+        axes[0].set_xlim(left=0)
+        axes[0].set_xticks([0, 1_000, 10_000, 100_000], ["0", "1k", "10k", "100k"])
     axes[1].set(xlabel="seconds of training, all seeds together")
     for ax in axes:
         ax.grid(alpha=0.3)

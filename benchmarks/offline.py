@@ -191,7 +191,13 @@ def measure(
                       flush=True)  # fmt: skip
             del timed
     if out:
-        record = {"cores": cores(), "devices": devices, "rows": rows, **provenance(), "results": found}
+        record = {
+            "cores": cores(),
+            "devices": devices,
+            "rows": rows,
+            **provenance(),
+            "results": found,
+        }
         Path(out).write_text(json.dumps(record, indent=2) + "\n")
 
 
