@@ -52,9 +52,11 @@ def composition(first: Policy, second: Policy) -> tuple[Any, PyTree]:
     """Return an agent that acts with the mixture of two policies, and its state.
 
     Raises:
-        UsageError: for policies that do not denoise by the same process, or that see observations
-            by other statistics.
+        UsageError: for policies of two networks, that do not denoise by the same process, or that
+            see observations by other statistics.
     """
+    for name, each in (("first", first), ("second", second)):
+        protocol.require_one_network(each.agent, f"the {name} policy")
     one, other = (protocol.innermost(each.agent).policy for each in (first, second))
     require_same_process(one, other)
     if first.spec != second.spec or one.action_dim != other.action_dim:

@@ -14,7 +14,7 @@ from jaxrl.nn.composition import Composed, composed
 from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.edm import EDM
 from jaxrl.nn.encoders import Flatten
-from jaxrl.nn.flow import Flow, OneStep
+from jaxrl.nn.flow import Flow, NoisyFlow, OneStep
 from jaxrl.nn.policies import Gaussian
 from jaxrl.types import Box, Spec
 
@@ -28,6 +28,15 @@ FAMILIES = {
         Flow(hidden_dims=(4,), sample_steps=2, time_distribution="beta"),
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(Diffusion(), Diffusion(min_std=0.1)), (NoisyFlow(), NoisyFlow(std_min=0.05, std_max=0.3))],
+)
+def test_a_fine_tuned_policy_is_composed_with_its_clone(first, second) -> None:
+    """They differ in the noise of exploring, which compositions do not use."""
+    Composed(first, second).bind(SPEC)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

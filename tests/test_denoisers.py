@@ -96,6 +96,15 @@ def test_edm_samples_normal_data(solver: Any, schedule: Any) -> None:
     np.testing.assert_allclose(sample.std(0), STD, rtol=0.06)
 
 
+@pytest.mark.parametrize("solver", ["euler", "heun", "ancestral"])
+def test_edm_from_given_noise_keeps_the_deviation(solver: Any) -> None:
+    """Ancestral steps remove noise to add it anew, so without new noise they are Euler steps."""
+    policy = EDM(solver=solver, sample_steps=100)
+    first = jax.random.normal(jax.random.key(0), (4_000, 2))
+    sample = policy.generate_from(lambda x, t: edm_output(policy, x, t), first)
+    np.testing.assert_allclose(sample.std(0), STD, rtol=0.1)
+
+
 def test_ancestral_step_is_the_posterior_of_ddpm() -> None:
     """Ho et al. 2020, eq. 7, from the expected action."""
     policy = Diffusion(num_steps=5)
@@ -344,6 +353,8 @@ def test_guidance() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match=r"hidden_dims is \(8, 4\); residual blocks have one"):
         bound(Flow(hidden_dims=(8, 4), residual=True))
+    with pytest.raises(UsageError, match="layer_norm is True, and residual blocks have norms of"):
+        bound(Flow(residual=True, hidden_dims=(8,), layer_norm=True))
     with pytest.raises(UsageError, match="time_features is 5; it must be even, as 6"):
         bound(Flow(time_features=5))
     with pytest.raises(UsageError, match="observations are no dictionary"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import agents_numpy as ref
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jaxrl.nn.critics import Critic, ValueFunction
 from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.flow import Flow, OneStep
 from jaxrl.nn.policies import Gaussian
+from jaxrl.training.gradient_steps import gradient_steps
 
 KEY = jax.random.key(0)
 SMALL = {"hidden_dims": (5,), "activation": "tanh"}
@@ -258,6 +261,15 @@ def test_update_of_diffusion_ql():
                 assert_close(getattr(state, name).params, learner.params[name], 1e-4)
             assert_close(state.target_critic, target, 1e-4)
             assert_close(state.target_actor, average, 1e-4)
+
+
+def test_diffusion_ql_averages_every_second_step_however_rare_the_actor_s_are():
+    agent = diffusion_ql(policy_delay=2, ema_every=2, ema_start=0, ema_decay=0.4)
+    state, batches = agent.init(KEY), jax.tree.map(jnp.float32, ref.batches(4))
+    first = state.target_actor
+    (after, _), moved = jax.jit(partial(gradient_steps, agent))(state, batches, KEY), []
+    jax.tree.map(lambda a, b: moved.append(np.abs(a - b).max()), after.target_actor, first)
+    assert max(moved) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["DiffusionQL", "IDQL", "IFQL"])

@@ -35,6 +35,16 @@ def dataset():
     return Dataset.of(obs, action, obs[:, 0], obs + 0.5, ends, ends & False)
 
 
+def test_goals_of_several_steps_are_later_than_the_first():
+    """They may lie within the steps."""
+    data = jax.tree.map(jnp.asarray, with_goals(dataset()))
+    batch = Hindsight(UniformDataset(3)).sample((), data, KEY, (2_000,), 0.9)
+    row, goal = (np.asarray(batch.obs[name][..., 0], int) for name in ("state", "goal"))
+    behind = np.asarray(data.end)[row] - 1 - row
+    assert set(goal[behind > 2] - row[behind > 2]) >= {1, 2, 3}
+    np.testing.assert_array_equal(goal[behind == 0], row[behind == 0])
+
+
 @pytest.mark.parametrize("horizon", [None, 3])
 def test_goals_are_later_states_of_the_episode_and_all_as_likely(horizon):
     data = jax.tree.map(jnp.asarray, with_goals(dataset()))

@@ -73,6 +73,13 @@ def test_ascent_never_lowers_the_value_and_finds_a_top_within_the_box():
         Ascent().moved(q, actions)
 
 
+def test_ascent_never_leaves_the_box():
+    """Not even from outside, where values may be higher."""
+    moved, values = Ascent(1, 1, 3, 0.1).moved(lambda a: a.sum(-1), jnp.full((1, 4, 2), 3.0))
+    np.testing.assert_array_equal(moved, 1.0)
+    np.testing.assert_array_equal(values, 2.0)
+
+
 def test_ascent_makes_its_steps():
     """Two steps by hand, of a value that grows all the way."""
     actions = jnp.array([[[0.1, -0.2]], [[0.4, 0.95]]])

@@ -28,6 +28,7 @@ from jaxrl import (
 )
 from jaxrl import metrics as m
 from jaxrl.agents.improvement import Ascent
+from jaxrl.nn.composition import Composed
 from jaxrl.nn.critics import Critic, ValueFunction
 from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.edm import EDM
@@ -171,6 +172,7 @@ def ascended(critic, obs, actions, agent):
     def value(a):
         return q_of(critic, np.broadcast_to(obs, (*a.shape[:-1], ref.OBS)), a, agent).mean(0)
 
+    actions = np.clip(actions, -1.0, 1.0)
     best, best_q = actions, value(actions)
     for _ in range(agent.improver.num_steps):
         slope = np.stack([value(actions + 1e-30j * row).imag / 1e-30 for row in np.eye(A)], -1)
@@ -311,6 +313,15 @@ def test_dsrl_with_hardly_any_noise_acts_as_the_policy_at_noise_0(policy):
     near, expected = act(1e-6)
     np.testing.assert_allclose(near, expected, atol=1e-4)
     assert np.abs(act(1.0)[0] - expected).max() > 1e-2
+
+
+def test_dsrl_steers_a_composed_policy():
+    agent = dsrl(policy=Composed(FLOW, FLOW)).bind(ref.SPEC)
+    state, metrics = jax.jit(agent.update)(
+        agent.init(KEY), jax.tree.map(jnp.float32, batch_of()), KEY
+    )
+    assert all(np.isfinite(x) for x in m.values(metrics).values())
+    assert agent.act(state, (), OBS, KEY, "explore")[0].shape == (B, A)
 
 
 def test_an_edit_of_scale_0_is_the_policy_and_its_policy_is_cloned():

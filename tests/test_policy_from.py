@@ -14,6 +14,7 @@ from shared import assert_same_bits, trainer_of
 
 from jaxrl import (
     BC,
+    DPPO,
     DQN,
     PPO,
     PQN,
@@ -34,6 +35,8 @@ from jaxrl.agents.protocol import LearntPolicy
 from jaxrl.counters import counter_value
 from jaxrl.data import Dataset
 from jaxrl.nn.critics import QNetwork, ValueFunction
+from jaxrl.nn.diffusion import Diffusion
+from jaxrl.nn.edm import EDM
 from jaxrl.nn.flow import Flow, NoisyFlow, first_noise
 from jaxrl.nn.policies import Deterministic, Gaussian, TanhGaussian
 from jaxrl.record.rows import Member
@@ -264,3 +267,35 @@ def test_a_loaded_policy_takes_fewer_steps(tmp_path):
     np.testing.assert_allclose(one(OBS, key), expected, atol=1e-5)
     with pytest.raises(UsageError, match="sample_steps is 0; it must be"):
         load_policy(folder, sample_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        (EDM(sigma_data=0.5), EDM(sigma_data=1.0), r"has policy.sigma_data 0.5 \(now 1.0\)"),
+        (
+            Gaussian(std="softplus"),
+            Gaussian(std="softplus", initial_std=0.5),
+            r"has policy.initial_std 1.0 \(now 0.5\)",
+        ),
+    ],
+)
+def test_numbers_that_give_parameters_their_meaning_must_agree(old, new, line):
+    old, new = BC(policy=old).bind(SPEC), BC(policy=new).bind(SPEC)
+    check_alike(old, old, "runs/x")
+    with pytest.raises(UsageError, match=f"policy of runs/x {line}; give the same"):
+        check_alike(old, new, "runs/x")
+
+
+def test_other_numbers_may_differ():
+    old, new = BC(policy=Gaussian(initial_std=1.0)), BC(policy=Gaussian(initial_std=0.5))
+    check_alike(old.bind(SPEC), new.bind(SPEC), "runs/x")
+
+
+def test_a_policy_of_two_networks_is_refused():
+    policy = Diffusion(hidden_dims=(8,), num_steps=4, min_std=0.1)
+    all_steps, last = (DPPO(policy=policy, fine_tuned_steps=k).bind(SPEC) for k in (None, 1))
+    check_alike(all_steps, last, "runs/x")
+    line = "the policy of runs/x has two networks: fine_tuned_steps was 1, and the first 3 denoisin"
+    with pytest.raises(UsageError, match=f"^policy_from: {line}"):
+        check_alike(last, all_steps, "runs/x")

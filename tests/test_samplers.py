@@ -192,6 +192,32 @@ def test_the_pool_of_dataset_and_buffer_is_drawn_from_uniformly():
     assert stats.chisquare(drawn).pvalue > 1e-3
 
 
+def test_shards_draw_from_the_pool_as_one_device_does():
+    """Every shard has the whole dataset, and its own environments' part of the buffer."""
+    store, data = replay(10)[0], dataset()
+
+    def on_shard(rows):
+        with reducing_over("shard"):
+            part = Replay(store.buffer, rows, store.written)
+            return Pooled().sample(part, data, KEY, (20_000,), GAMMA).obs["state"][:, 0] < 0
+
+    halves = jax.tree.map(lambda x: jnp.stack(jnp.split(x[:, :2], 2, axis=1)), store.rows)
+    offline = jax.jit(jax.vmap(on_shard, axis_name="shard"))(halves)
+    assert offline.shape == (2, 20_000)
+    share = data.size / (data.size + 10 * 2)
+    assert abs(offline.mean() - share) < 4 * np.sqrt(share * (1 - share) / offline.size)
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_returns_to_go_of_a_dataset_are_those_of_the_first_step(n_step):
+    data = dataset()._replace(extras={"number": np.arange(D)}).with_return_to_go(GAMMA)
+    numbered = data._replace(extras=data.extras | {"first_row": np.arange(D)})
+    extras = UniformDataset(n_step).sample((), numbered, KEY, (500,), GAMMA).extras
+    row, last = np.asarray(extras["first_row"]), np.asarray(extras["number"])
+    np.testing.assert_array_equal(last, np.minimum(row + n_step - 1, np.asarray(data.end)[row] - 1))
+    np.testing.assert_array_equal(extras["return_to_go"], data.extras["return_to_go"][row])
+
+
 def to_go(steps, t, n):
     """The discounted rewards to the end of the episode, -inf where it has not ended."""
     total, factor = 0.0, 1.0
@@ -204,7 +230,10 @@ def to_go(steps, t, n):
 
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_online_rows_have_the_extras_of_the_dataset(n_step):
-    """The next action is that of the step after the last one, unless the episode or time ended."""
+    """The next action is that of the step after the last one, unless the episode or time ended.
+
+    The return-to-go is the first step's, since it bounds values at the first observation.
+    """
     written = 21
     store, steps = replay(written)
     data = dataset().with_next_action().with_return_to_go(GAMMA)
@@ -217,7 +246,7 @@ def test_online_rows_have_the_extras_of_the_dataset(n_step):
         _, last, _ = transcribed(steps, t, n, n_step)
         ended = steps.terminated[last, n] or steps.truncated[last, n] or last == written - 1
         assert batch.extras["has_next_action"][index] == (not ended)
-        expected = to_go(steps, last, n)
+        expected = to_go(steps, t, n)
         np.testing.assert_allclose(batch.extras["return_to_go"][index], expected, rtol=1e-5)
         if not ended:
             following = steps.action[last + 1, n]

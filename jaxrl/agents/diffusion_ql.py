@@ -153,15 +153,16 @@ class DiffusionQL:
             actor, aux, more = minimize(
                 self.actor_loss, state.actor, self.actor_learning_rate, state, batch, actor_key
             )
-            averaging = state.gradient_steps % self.ema_every == 0
-            averaging &= state.gradient_steps >= self.ema_start
-            step = jnp.where(averaging, 1.0 - self.ema_decay, 0.0)
-            average = optim.polyak(state.target_actor, actor.params, step)
-            state = state._replace(actor=actor, target_actor=average)
-            metrics = merged(metrics, more | aux)
-        target = optim.polyak(state.target_critic, critic.params, self.tau)
-        done = state.gradient_steps + 1
-        return state._replace(target_critic=target, gradient_steps=done), metrics
+            state, metrics = state._replace(actor=actor), merged(metrics, more | aux)
+        averaging = state.gradient_steps % self.ema_every == 0
+        averaging &= state.gradient_steps >= self.ema_start
+        step = jnp.where(averaging, 1.0 - self.ema_decay, 0.0)
+        state = state._replace(
+            target_actor=optim.polyak(state.target_actor, state.actor.params, step),
+            target_critic=optim.polyak(state.target_critic, critic.params, self.tau),
+            gradient_steps=state.gradient_steps + 1,
+        )
+        return state, metrics
 
     # Acting
 

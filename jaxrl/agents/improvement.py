@@ -66,9 +66,10 @@ def ascended(
 ) -> tuple[Array, Array]:
     """Return ``actions[m, ..., A]`` after steps ``a <- clip(a + step_size dq/da, -1, 1)``.
 
-    Each result is the best action along the path, including the start, so no value falls. Returns
-    the values ``[m, ...]`` too.
+    Each result is the best action along the path, including the start clipped to [-1, 1], so no
+    value falls. Returns the values ``[m, ...]`` too.
     """
+    actions = jnp.clip(actions, -1.0, 1.0)
 
     def total(actions: Array) -> tuple[Array, Array]:
         values = q(actions)

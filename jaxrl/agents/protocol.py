@@ -193,6 +193,20 @@ def with_policy(agent: Any, state: PyTree, policy: LearntPolicy) -> PyTree:
     return state
 
 
+def require_one_network(agent: Any, name: str) -> None:
+    """Raise UsageError if only some denoising steps were fine-tuned: others use a second network.
+
+    ``name`` is what the message calls the policy.
+    """
+    inner = innermost(agent)
+    frozen = getattr(inner, "frozen_steps", 0)
+    if frozen:
+        raise UsageError(
+            f"{name} has two networks: fine_tuned_steps was {inner.fine_tuned_steps}, and the "
+            f"first {frozen} denoising steps kept the old one; give a run that fine-tuned all"
+        )
+
+
 def policy_at(agent: Any) -> tuple[str, ...]:
     """Return the paths to the policy's parameters. Raises UsageError if there are none."""
     places: tuple[str, ...] = getattr(agent, "policy_at", ())

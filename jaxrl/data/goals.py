@@ -85,10 +85,10 @@ class Hindsight:
                 "with_goals(dataset)"
             )
         inner_key, goal_key = jax.random.split(key)
-        numbered = data._replace(extras={**data.extras, "row": jnp.arange(data.size)})
+        numbered = data._replace(extras={**data.extras, "first_row": jnp.arange(data.size)})
         batch = self.sampler.sample(store, numbered, inner_key, shape, gamma)
         extras = dict(batch.extras)
-        row = extras.pop("row").reshape(*shape, -1)[..., 0]
+        row = extras.pop("first_row").reshape(*shape, -1)[..., 0]
         goal = rows_at(data.obs["state"], self.goal_rows(data, goal_key, row))
 
         def with_goal(obs: dict[str, Array]) -> dict[str, Array]:

@@ -21,7 +21,10 @@ from jaxrl.data.replay import Replay
 from jaxrl.errors import UsageError
 from jaxrl.require import plain, require, require_integer
 from jaxrl.rng import row_key
+from jaxrl.sharding import shard_count
 from jaxrl.types import Array, Batch, Extras, Key, Transition
+
+OF_FIRST_STEP = ("return_to_go", "first_row")  # extras of an n-step transition's first step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,7 @@ class UniformReplay:
     steps are not drawn as first steps.
 
     ``extras`` names what an agent reads in addition to the fields of a ``Batch``. ``next_action``
-    is the action after the last step, where ``has_next_action``. ``return_to_go`` is the last
+    is the action after the last step, where ``has_next_action``. ``return_to_go`` is the first
     step's, as defined by ``Dataset.with_return_to_go``, and -inf until its episode has ended.
     """
 
@@ -67,18 +70,20 @@ class UniformReplay:
             return lambda x: x[slot, env]
 
         batch, last = _summed(store.rows, rows, self.n_step, gamma)
-        extras = self._extras(store, (first + last) % slots, env, gamma)
+        extras = self._extras(store, first, (first + last) % slots, env, gamma)
         return store.buffer.loaded(batch)._replace(extras=extras)
 
-    def _extras(self, store: Replay, last: Array, env: Array, gamma: Array | float) -> Extras:
-        """Return the extras of transitions with last step in slot ``last``."""
+    def _extras(
+        self, store: Replay, first: Array, last: Array, env: Array, gamma: Array | float
+    ) -> Extras:
+        """Return the extras of transitions from slot ``first`` to slot ``last``."""
         rows, slots = store.rows, store.rows.reward.shape[0]
         newest = last == (store.written - 1) % slots
         ended = rows.terminated[last, env] | rows.truncated[last, env]
         known = {
             "next_action": lambda: rows.action[(last + 1) % slots, env],
             "has_next_action": lambda: ~(newest | ended),
-            "return_to_go": lambda: returns_to_go(store, gamma)[last, env],
+            "return_to_go": lambda: returns_to_go(store, gamma)[first, env],
         }
         for name in self.extras:
             if name not in known:
@@ -93,7 +98,7 @@ class UniformReplay:
 class UniformDataset:
     """Uniform draws from the dataset, with n-step returns as in ``UniformReplay``.
 
-    The dataset's extras come from the transition's last step.
+    The dataset's extras come from the transition's last step, except those in ``OF_FIRST_STEP``.
     """
 
     n_step: int = 1
@@ -169,7 +174,7 @@ class Mixed:
     def sample(
         self, store: Replay, data: Dataset, key: Key, shape: tuple[int, ...], gamma: Array | float
     ) -> Batch:
-        """Return a batch ``[*shape]``; the share is rounded to whole rows."""
+        """Return a batch ``[*shape]``; the share is rounded to whole rows of each shard."""
         offline_key, online_key = jax.random.split(key)
         *leading, rows = shape
         count = math.floor(self.share * rows + 0.5)
@@ -210,7 +215,7 @@ class Pooled:
         """Return a batch ``[*shape]``."""
         choice_key, offline_key, online_key = jax.random.split(key, 3)
         slots, envs = store.rows.reward.shape
-        held = jnp.minimum(store.written, slots) * jnp.float32(envs)
+        held = jnp.minimum(store.written, slots) * jnp.float32(envs * shard_count())
         offline = self.offline.sample(store, data, offline_key, shape, gamma)
         sampler = dataclasses.replace(self.online, extras=tuple(offline.extras))
         online = sampler.sample(store, data, online_key, shape, gamma)
@@ -265,7 +270,9 @@ def transitions(data: Dataset, first: Array, n_step: int, gamma: Array | float) 
         return lambda x: rows_at(x, row)
 
     batch, last = _summed(data, rows, n_step, gamma)
-    return batch._replace(extras=jax.tree.map(rows(0 if n_step == 1 else last), data.extras))
+    steps = {name: 0 if n_step == 1 or name in OF_FIRST_STEP else last for name in data.extras}
+    extras = {name: jax.tree.map(rows(steps[name]), x) for name, x in data.extras.items()}
+    return batch._replace(extras=extras)
 
 
 def _summed(

@@ -15,8 +15,10 @@ from jaxrl.nn.flow import Flow
 from jaxrl.require import plain
 from jaxrl.types import Array, Key, PyTree, Spec
 
-# Fields that matter only for learning; composed policies need not share them.
-LEARNING = frozenset({"time_distribution", "sigma_loc", "sigma_scale"})
+# Fields that matter only for learning and exploring; composed policies need not share them.
+LEARNING = frozenset(
+    {"time_distribution", "sigma_loc", "sigma_scale", "min_std", "std_min", "std_max"}
+)
 
 
 def composed(first: Predict, second: Predict, weight: Array | float) -> Predict:
@@ -61,6 +63,11 @@ class Composed:
         """The number of action elements."""
         return int(self.first.action_dim)
 
+    @property
+    def encoder(self) -> Any:
+        """The first policy's encoder, which knows the shapes of observations."""
+        return self.first.encoder
+
     def init(self, key: Key) -> PyTree:
         """Return fresh parameters of both policies."""
         first, second = jax.random.split(key)
@@ -77,7 +84,7 @@ class Composed:
 
     def mode(self, params: PyTree, obs: PyTree, key: Key) -> Array:
         """Return a sample ``[..., A]``; the most likely action has no closed form."""
-        shape = (*batch_shape(self.first, obs), self.action_dim)
+        shape = (*batch_shape(self, obs), self.action_dim)
         action: Array = self.first.generate(self.predictor(params, obs), key, shape)
         return action
 

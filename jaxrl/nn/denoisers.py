@@ -77,8 +77,8 @@ class Denoiser(DropoutPart):
         Warns of action elements without two finite bounds: actions stay in [-1, 1].
 
         Raises:
-            UsageError: for discrete actions, an odd ``time_features``, widths that do not fit
-                residual blocks, guidance of observations that are no dictionary, guidance by
+            UsageError: for discrete actions, an odd ``time_features``, widths or norms that do not
+                fit residual blocks, guidance of observations that are no dictionary, guidance by
                 entries that are not observed or not seen by the encoder, or guidance by no entry.
         """
         check_reach(self, spec)
@@ -92,6 +92,11 @@ class Denoiser(DropoutPart):
                 f"hidden_dims is {self.hidden_dims}; residual blocks have one width, as "
                 f"{self.hidden_dims[:1] * 3}"
             )
+        for name in ("layer_norm", "post_norm"):
+            if self.residual and getattr(self, name):
+                raise UsageError(
+                    f"{name} is True, and residual blocks have norms of their own; leave it False"
+                )
         if self.guided_by:
             if not isinstance(spec.observation, Mapping):
                 raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -38,6 +39,7 @@ class EDM(Denoiser):
     changeable: ClassVar[tuple[str, ...]] = (
         *Denoiser.changeable, "sample_steps", "solver", "sigma_schedule",
     )  # fmt: skip
+    unchangeable: ClassVar[tuple[str, ...]] = ("sigma_data",)
 
     sample_steps: int = size(3, help="denoising steps when acting")
     solver: Solver = choice("euler", Solver, help="euler (DDIM), heun, or ancestral Euler")
@@ -125,6 +127,11 @@ class EDM(Denoiser):
         return jnp.clip(points[..., -1, :], -1.0, 1.0)
 
     def generate_from(self, predict: Predict, first: Array) -> Array:
-        """Return actions ``[..., A]`` from initial noise ``[..., A]``, without further noise."""
-        points = self.chain(predict, first, jnp.zeros((self.sample_steps, *first.shape)))
+        """Return actions ``[..., A]`` from initial noise ``[..., A]``, without further noise.
+
+        Ancestral steps become Euler steps: they remove the noise that they would add.
+        """
+        solver: Solver = "euler" if self.solver == "ancestral" else self.solver
+        quiet = dataclasses.replace(self, solver=solver)
+        points = quiet.chain(predict, first, jnp.zeros((self.sample_steps, *first.shape)))
         return jnp.clip(points[..., -1, :], -1.0, 1.0)

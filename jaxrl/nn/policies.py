@@ -131,6 +131,11 @@ class Gaussian(_Density):
         return self.squash_mean
 
     @property
+    def unchangeable(self) -> tuple[str, ...]:
+        """The numbers without which the parameters mean something else."""
+        return ("initial_std",) if self.std == "softplus" else ()
+
+    @property
     def independent(self) -> bool:
         """Whether the standard deviations do not depend on the observation."""
         return self.std in ("independent", "clipped")

@@ -19,7 +19,7 @@ from jaxrl.record.checkpoint import CheckpointError
 from jaxrl.record.policy import Recorded, load_members
 from jaxrl.record.rebuild import classes_of
 from jaxrl.record.rows import Member
-from jaxrl.require import shown
+from jaxrl.require import plain, shown
 from jaxrl.training.trainer import Trainer
 from jaxrl.types import PyTree
 
@@ -81,8 +81,10 @@ def check_alike(earlier: Any, agent: Any, run: str) -> None:
 
     The policy families must be equal, or the family of ``agent`` must list the other in
     ``starts_from``. All static fields must be equal, except those the family declares
-    ``changeable``.
+    ``changeable``; so must the numbers that it declares ``unchangeable``. An agent that fine-tuned
+    only some denoising steps has two networks, and cannot be used.
     """
+    protocol.require_one_network(earlier, f"policy_from: the policy of {run}")
     old, new = (protocol.innermost(each).policy for each in (earlier, agent))
     if type(old) not in (type(new), getattr(new, "starts_from", None)):
         raise UsageError(
@@ -117,7 +119,8 @@ def differences(old: Any, new: Any, name: str) -> Iterator[tuple[str, Any, Any]]
         if hyper.is_node(was) and type(was) is type(now):
             yield from differences(was, now, path)
         elif field.metadata.get("pytree_node", True) and not hyper.is_node(was):
-            continue  # a number
+            if field.name in getattr(old, "unchangeable", ()) and plain(was) != plain(now):
+                yield path, plain(was), plain(now)
         elif was != now and field.name not in free:
             names = [type(x).__name__ if hyper.is_node(x) else x for x in (was, now)]
             yield path, names[0], names[1]

@@ -33,7 +33,7 @@ from jaxrl.errors import UsageError
 from jaxrl.types import Box, Discrete
 
 ATTRIBUTE = "jaxrl"  # JSON attribute of files written by the recorder
-_JUMP = 1e-6  # threshold between a row's next observation and the next row's observation
+_JUMP = 1e-6  # D4RL's threshold between a next observation and the next row's; relative above 1
 
 
 def read(path: Path, action_space: Box | Discrete | None = None, quiet: bool = False) -> Dataset:
@@ -117,9 +117,17 @@ def _jumps(obs: np.ndarray, next_observations: Any) -> np.ndarray:
     jump = np.zeros(len(obs), bool)
     for block in blocks(obs[:-1]):
         after = obs[block.start + 1 : block.stop + 1]
-        distance = np.abs(next_observations[block] - after)
-        jump[block] = distance.reshape(len(after), -1).max(axis=1) > _JUMP
+        jump[block] = _differs(next_observations[block], after).reshape(len(after), -1).any(axis=1)
     return jump
+
+
+def _differs(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Whether numbers of a file are not those in memory, element by element; NaN always differs."""
+    if expected.dtype.kind != "f":
+        return found != expected
+    with np.errstate(over="ignore", invalid="ignore"):  # rounded as the observations were
+        distance = np.abs(found.astype(expected.dtype) - expected)
+    return ~(distance <= _JUMP * np.maximum(np.abs(expected), 1))
 
 
 def _transitions(
