@@ -13,7 +13,9 @@ import pytest
 import jaxrl
 from jaxrl import (
     BC,
+    IQL,
     TD3,
+    CalQL,
     Dataset,
     NormalizeObs,
     Offline,
@@ -36,6 +38,7 @@ from jaxrl.data.scores import Reference
 from jaxrl.nn.critics import Critic
 from jaxrl.nn.policies import Deterministic
 from jaxrl.run import memory
+from jaxrl.run.configurations import check_configurations
 from jaxrl.training.sampling import sample
 from jaxrl.types import Transition
 
@@ -155,6 +158,19 @@ def test_what_an_agent_reads_from_its_batches_is_provided_or_named():
     with pytest.raises(UsageError, match=message):
         sample(Reads(), UniformDataset(), (), dataset(), KEY, (4,))
     sample(Reads(), UniformDataset(), (), dataset().with_next_action(), KEY, (4,))
+
+
+def test_what_changes_returns_to_go_is_not_swept_since_the_dataset_has_them_once():
+    agent = ScaleReward(CalQL(), 0.5)
+    trainer = Offline(agent, PENDULUM)
+    check_configurations(trainer, [{"cql_alpha": 1.0, "gamma": agent.agent.gamma}])
+    for name in ("gamma", "reward_scale"):
+        line = f"^{name} is swept, and CalQL reads returns-to-go, .*sweep.py --static {name}=0.9,"
+        with pytest.raises(UsageError, match=line):
+            check_configurations(trainer, [{name: 0.9}])
+    check_configurations(Offline(IQL(), PENDULUM), [{"gamma": 0.9}, {"gamma": 0.5}])
+    online = OffPolicy(agent, PENDULUM, sampler=UniformReplay(extras=("return_to_go",)))
+    check_configurations(online, [{"gamma": 0.9}])  # a replay buffer's are computed anew
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxrl import hyper
-from jaxrl.agents import NormalizeObs, ScaleReward
+from jaxrl.agents import NormalizeObs, ScaleReward, protocol
 from jaxrl.errors import UsageError
 from jaxrl.training.trainer import Trainer
 
@@ -24,6 +26,26 @@ def check_configurations(trainer: Trainer, configurations: Sequence[Mapping[str,
     for configuration in configurations:
         hyper.replace(trainer, configuration).check()
     _check_once(trainer, list(configurations[0]))
+    if trainer.needs_data and "return_to_go" in protocol.batch_extras(trainer.agent):
+        for configuration in configurations:
+            _check_same_returns(trainer, configuration)
+
+
+def _check_same_returns(trainer: Trainer, configuration: Mapping[str, float]) -> None:
+    """Raise UsageError for another discount or other rewards: the dataset has one return-to-go."""
+
+    def learnt(values: Mapping[str, float]) -> tuple[Any, ...]:
+        agent = hyper.replace(trainer, values).agent
+        rewards = protocol.learnt_reward(agent, np.array([-1.0, 0.0, 1.0], np.float32))
+        return float(protocol.discount_factor(agent)), *np.asarray(rewards).tolist()
+
+    for name, value in configuration.items():
+        if learnt({name: value}) != learnt({}):
+            agent = type(protocol.innermost(trainer.agent)).__name__
+            raise UsageError(
+                f"{name} is swept, and {agent} reads returns-to-go, which the dataset has for one "
+                f"value; make a run for each, or give sweep.py --static {name}={value:g},..."
+            )
 
 
 def _check_once(trainer: Trainer, sweep: Sequence[str]) -> None:
