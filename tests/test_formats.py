@@ -108,6 +108,51 @@ def test_d4rl_without_timeouts_is_cut_where_observations_jump(tmp_path):
     same(jumps, whole)
 
 
+def cut_by_jumps(folder, obs, follow):
+    """The dataset of a file without time-outs, whose observations these are."""
+    arrays = {**flat(len(obs)), "observations": obs, "next_observations": follow}
+    del arrays["timeouts"]
+    arrays["terminals"] = np.zeros(len(obs), bool)
+    return load(write_h5(folder / "some.hdf5", arrays))
+
+
+@pytest.mark.parametrize("magnitude", [1e-3, 50.0, 1e6])
+@pytest.mark.parametrize("stored", ["float32", "float64"])
+@pytest.mark.parametrize("kept", ["float32", "float64"])
+def test_d4rl_jumps_are_judged_in_the_precision_of_the_observations(
+    tmp_path, stored, kept, magnitude
+):
+    obs = magnitude * np.random.default_rng(0).normal(size=(40, 3))
+    follow = np.roll(obs, -1, axis=0)
+    follow[[11, 30], 1] += 0.01 * magnitude
+    follow[:, 2] = np.nextafter(np.float32(follow[:, 2]), np.float32(np.inf))  # computed elsewhere
+    data = cut_by_jumps(tmp_path, obs.astype(stored), follow.astype(kept))
+    assert data.size == 37  # neither the last row nor the two jumps
+    assert np.flatnonzero(data.truncated).tolist() == [10, 28, 36]
+    np.testing.assert_array_equal(data.obs, np.delete(np.float32(obs), [11, 30, 39], axis=0))
+
+
+def test_d4rl_jumps_of_small_numbers_are_longer_than_a_millionth(tmp_path):
+    obs, follow = np.zeros((2, 8, 3))
+    follow[1, 0], follow[3, 2] = 8e-7, 2e-6
+    assert np.flatnonzero(cut_by_jumps(tmp_path, obs, follow).truncated).tolist() == [2, 5]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.int64])
+def test_d4rl_jumps_of_integers_are_found(tmp_path, dtype):
+    obs = (np.arange(24).reshape(8, 3) % 2).astype(dtype)
+    follow = np.roll(obs, -1, axis=0)
+    follow[2, 1] ^= 1
+    assert np.flatnonzero(cut_by_jumps(tmp_path, obs, follow).truncated).tolist() == [1, 5]
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e300])
+def test_d4rl_jumps_to_what_float32_does_not_hold_are_found(tmp_path, value):
+    obs, follow = np.zeros((2, 8, 3))
+    follow[2, 1] = value
+    assert np.flatnonzero(cut_by_jumps(tmp_path, obs, follow).truncated).tolist() == [1, 5]
+
+
 def test_actions_are_converted_from_the_files_bounds(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "BLOCK_BYTES", 64)  # several blocks
     arrays = flat()

@@ -20,18 +20,25 @@ from shared import EXPERIMENTS, assert_same_bits, plain, run_script, script_modu
 
 from jaxrl import (
     PBT,
+    PPO,
+    TD3,
     Halving,
+    OffPolicy,
+    OnPolicy,
+    Phase,
     Range,
     UsageError,
     Values,
     Variant,
+    VectorEnv,
     load_policy,
+    make,
     run,
     sweep,
 )
 from jaxrl.cli import sweeping
 from jaxrl.record import checkpoint
-from jaxrl.run import lanes, memory, sizing, summary
+from jaxrl.run import lanes, memory, sizing, summary, sweep_driver
 from jaxrl.run import pbt as populations
 from jaxrl.run.lanes import Lane
 from jaxrl.run.legs import Leg, Outcome
@@ -61,7 +68,8 @@ def swept(folder, method=None, **options):
     """A sweep of four learning rates x two seeds, in ``folder``."""
     options = SMALL | {"seeds": 2, "max_parallel": 4} | options
     values = options.pop("values", {"learning_rate": RATES})
-    return sweep(tiny(), STEPS, configurations=values, method=method, run_dir=folder, **options)
+    steps = options.pop("steps", STEPS)
+    return sweep(tiny(), steps, configurations=values, method=method, run_dir=folder, **options)
 
 
 def population(**options):
@@ -97,6 +105,10 @@ def rows_of(part):
     return [json.loads(line) for line in (part / "metrics.jsonl").read_text().splitlines()]
 
 
+def parts_of(folder):
+    return sorted(path.name for path in (folder / "parts").iterdir())
+
+
 def last_state(folder):
     """The last states of a sweep that is one part, by their paths."""
     return checkpoint.restore(folder / "parts" / "part0" / "checkpoints", None).state
@@ -104,8 +116,8 @@ def last_state(folder):
 
 def test_a_grid_is_trained_in_parts_and_ranked(finished):
     result = finished["grid"]
-    parts = sorted(path.name for path in (result.run_dir / "parts").iterdir())
-    assert parts == ["confirm", "part0", "part1"]
+    best = RATES.grid().index(result.table[0]["learning_rate"])
+    assert parts_of(result.run_dir) == [f"confirm-config{best}", "part0", "part1"]
     assert sorted(row["learning_rate"] for row in result.table) == RATES.grid()
     scores = {}
     for part in ("part0", "part1"):
@@ -430,6 +442,46 @@ def test_seeds_that_a_sweep_cannot_get_are_refused(finished, tmp_path):
         swept(finished["halving"].run_dir, Halving(2), seeds=4, resume=True, confirm=2)
 
 
+def test_a_grid_that_is_extended_confirms_its_new_winner_and_resumes_its_old_one(
+    finished, tmp_path, monkeypatch
+):
+    old = RATES.grid().index(finished["grid"].table[0]["learning_rate"])
+    new = (old + 1) % 4
+    folder = shutil.copytree(finished["grid"].run_dir, tmp_path / "run")
+    before = (folder / "parts" / f"confirm-config{old}" / "metrics.jsonl").read_bytes()
+
+    def extended(winner):
+        monkeypatch.setattr(sweep_driver, "highest", lambda *_: [winner])
+        result = swept(folder, confirm=2, resume=True, steps=2 * STEPS)
+        part = folder / "parts" / f"confirm-config{winner}"
+        rows = rows_of(part)
+        assert rows[-1]["step"] == 2 * STEPS
+        assert {row["sweep"]["learning_rate"] for row in rows} == {RATES.grid()[winner]}
+        final = [row["episode_return"] for row in rows if row["kind"] == "eval"][-2:]
+        assert result.summary["best"]["confirmed"]["per_seed"] == pytest.approx(final)
+        return (part / "metrics.jsonl").read_bytes()
+
+    extended(new)
+    assert parts_of(folder) == sorted(
+        [f"confirm-config{old}", f"confirm-config{new}", "part0", "part1"]
+    )
+    assert extended(old).startswith(before)  # the longer run evaluates at other steps
+
+
+def test_a_confirmation_is_read_in_the_folder_that_older_sweeps_gave_it(
+    finished, tmp_path, monkeypatch
+):
+    old = RATES.grid().index(finished["grid"].table[0]["learning_rate"])
+    folder = shutil.copytree(finished["grid"].run_dir, tmp_path / "run")
+    (folder / "parts" / f"confirm-config{old}").rename(folder / "parts" / "confirm")
+    with mock.patch.object(Session, "train", side_effect=AssertionError("it trains")):
+        again = swept(folder, confirm=2, resume=True)
+    assert again.summary["best"] == finished["grid"].summary["best"]
+    monkeypatch.setattr(sweep_driver, "highest", lambda *_: [(old + 1) % 4])
+    swept(folder, confirm=2, resume=True)
+    assert parts_of(folder) == ["confirm", f"confirm-config{(old + 1) % 4}", "part0", "part1"]
+
+
 def test_a_finished_sweep_trains_nothing_and_another_one_is_refused(finished, monkeypatch):
     folder = finished["halving"].run_dir
     monkeypatch.setattr(Session, "advance", lambda *_: pytest.fail("it trains"))
@@ -482,6 +534,16 @@ def test_words_become_values_static_choices_and_options():
     assert found == {"a": Values((1.0, 2.5)), "b_c": Range(0.9, 0.99, "log1m")}
 
 
+def test_static_choices_change_what_variants_have_of_their_own(script):
+    """Their folders are named by the time, and no argument of ``run`` is shared but the same."""
+    options = sweeping.SweepOptions(static=("num-envs=4,8", "total-steps=512,1024"))
+    ppo = sweeping.Script("ppo", EXPERIMENTS)
+    found, settings = sweeping.variants(ppo, TINY.split(), options, {"gamma": 0.9})
+    sizes = [(each.trainer.env.num_envs, each.total_steps) for each in found]
+    assert sizes == [(4, 512), (4, 1024), (8, 512), (8, 1024)]
+    assert settings["seeds"] == range(2) and "max_nonfinite" not in settings
+
+
 WRONG = {
     "": "the script is missing; name it first, as sweep.py ppo --grid",
     "ppoo": "there is no script 'ppoo'; did you mean ppo",
@@ -508,6 +570,16 @@ WRONG = {
     f"ppo {GRID} --halving two": "could not convert string to float: 'two'",
     f"ppo {GRID} --static num-envs": "--static 'num-envs' is not NAME=VALUES, as num-envs=8,16",
     f"ppo {GRID} --static num-env=2": "unknown option --num-env; did you mean --num-envs",
+    f"ppo {GRID} --static num-envs=2 num_envs=4": "--static num-envs is given twice; once is",
+    f"ppo {GRID} --static num-seeds=1,4 num-envs=4,8": "--static num-seeds=4 changes seeds, which "
+    "all variants of a sweep share; give one value without --static, as --num-seeds 1",
+    f"ppo {GRID} --static num-envs=4,8 eval-mode=greedy,sample": "--static eval-mode=sample changes"
+    " eval_mode, which all variants of a sweep share; give one value",
+    f"ppo {GRID} --static eval-episodes=2,4": "--static eval-episodes=4 changes eval_episodes",
+    f"ppo {GRID} --static devices=1,2": "--static devices=2 changes devices, which all variants",
+    f"ppo {GRID} --static keep-best=True,False": "changes keep_best, which all variants of a sweep "
+    "share; give one value without --static, as --keep-best",
+    f"ppo {GRID} --static run_dir=a,b": "--static run-dir=b changes run_dir, which all variants",
     f"ppo {GRID} --confirm -1": "confirm is -1; it must be at least 0",
     f"ppo {GRID} --max-parallel 0": "max_parallel is 0; it must be at least 1",
     f"ppo {GRID} --devices 99": "devices is 99; this machine has 1 to",
@@ -533,3 +605,31 @@ def test_wrong_input_is_one_line_before_anything_compiles(script, monkeypatch, t
     with pytest.raises(UsageError) as error:
         run_script(script, [*words.split()[:1], *more, *words.split()[1:]])
     assert WRONG[words] in str(error.value) and "\n" not in str(error.value)
+
+
+UNSIZED = {
+    "cycles": (
+        lambda: OffPolicy(TD3(), VectorEnv(make("gymnax/Pendulum-v1"), 4), cycles=1),
+        "cycles is 1; the actor is updated every 2 cycles, so it must be a multiple, as 2",
+    ),
+    "num_steps": (
+        lambda: OnPolicy(PPO(), VectorEnv(make("gymnax/CartPole-v1"), 4), num_steps=0),
+        "num_steps is 0; it must be at least 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("method", [None, Halving(2)], ids=["grid", "halving"])
+@pytest.mark.parametrize("name", UNSIZED)
+def test_sizes_are_checked_before_the_sweep_divides_by_them(name, method):
+    """With the words that ``run`` has for them."""
+    trainer, message = UNSIZED[name][0](), UNSIZED[name][1]
+    values = {"gamma": Values((0.9, 0.99))}
+    for phases, steps in ((trainer, 1000), ([Phase(trainer, 1000, "a")], None)):
+        for train in (
+            functools.partial(run, sweep={"gamma": [0.9, 0.99]}),
+            functools.partial(sweep, configurations=values, method=method),
+        ):
+            with pytest.raises(UsageError) as error:
+                train(phases, steps, quiet=True)
+            assert str(error.value) == message

@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxrl import hyper
 from jaxrl.cli.composing import Script
 from jaxrl.cli.parsing import option_flags, parse_words
@@ -175,14 +177,17 @@ def static_choices(words: Sequence[str]) -> list[dict[str, str]]:
     """Return all combinations of ``["num-envs=8,16"]``, as ``[{"num-envs": "8"}, ...]``.
 
     Raises:
-        UsageError: for words of another form.
+        UsageError: for words of another form, or a name that is given twice.
     """
     found: dict[str, list[str]] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not (name and equals and text):
             raise UsageError(f"--static {word!r} is not NAME=VALUES, as num-envs=8,16")
-        found[name.removeprefix("--").replace("_", "-")] = text.split(",")
+        name = name.removeprefix("--").replace("_", "-")
+        if name in found:
+            raise UsageError(f"--static {name} is given twice; once is enough, as num-envs=8,16")
+        found[name] = text.split(",")
     return [dict(zip(found, each, strict=True)) for each in itertools.product(*found.values())]
 
 
@@ -206,11 +211,11 @@ def variants(
     ``tried`` is one of the configurations.
 
     Raises:
-        UsageError: for settings that the script refuses, or swept names that are not numbers of its
-            agent.
+        UsageError: for settings that the script refuses, swept names that are not numbers of its
+            agent, or static choices that change an argument which all variants share.
     """
     found: list[Variant] = []
-    others: dict[str, Any] = {}
+    others: dict[str, Any] | None = None
     for choices in static_choices(options.static):
         arguments = script.compose([*words, *static_words(choices)])
         trainer = arguments.pop("trainer")
@@ -226,9 +231,31 @@ def variants(
                 arguments.pop("policy_from", None),
             )
         )
-        others = others or arguments
-    others.pop("max_nonfinite", None)
+        arguments.pop("max_nonfinite", None)
+        others = arguments if others is None else others
+        _check_shared(others, arguments, found[0].choices, choices)
+    assert others is not None
     return found, others
+
+
+def _check_shared(
+    first: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    first_choices: Mapping[str, str],
+    choices: Mapping[str, str],
+) -> None:
+    """Raise UsageError if a variant's other arguments to ``run`` are not those of the first."""
+    for name in {**first, **arguments}:
+        if name == "run_dir" and "run-dir" not in choices:
+            continue  # its default contains the time
+        values: list[Any] = [each.get(name) for each in (first, arguments)]
+        if not np.array_equal(*values):
+            changed = {n: value for n, value in first_choices.items() if value != choices[n]}
+            given = " ".join(f"{n}={choices[n]}" for n in changed)
+            raise UsageError(
+                f"--static {given} changes {name}, which all variants of a sweep share; give one "
+                f"value without --static, as {shlex.join(static_words(changed))}"
+            )
 
 
 def _check_names(trainer: Any, tried: Mapping[str, float]) -> None:

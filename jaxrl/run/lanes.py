@@ -49,6 +49,9 @@ class Lane:
         settings: the run settings of every leg.
         folder: the parent of the legs' folders; None keeps everything in memory.
         bar: the sweep's progress bar.
+
+    Raises:
+        UsageError: for trainers that cannot train the configurations, or runs that are too short.
     """
 
     def __init__(
@@ -63,6 +66,9 @@ class Lane:
         self.folder, self.bar = folder, bar
         self.phases = as_phases(variant.trainer, variant.total_steps)
         self.trainers = [phase.trainer for phase in self.phases]
+        for each in self.trainers:  # a plan divides by their sizes
+            check_configurations(each, configurations)
+            each.check()
         self.full = settings.plan(self.phases)
         self.settings = settings
         if not self.full.named and settings.eval_every is None:  # the same in all legs
@@ -78,9 +84,6 @@ class Lane:
 
     def check(self, seeds: Sequence[int]) -> None:
         """Raise UsageError for settings that cannot work, before anything is compiled."""
-        for each in self.trainers:
-            check_configurations(each, self.configurations)
-            each.check()
         check_data(self.trainers, self.variant.data)
         check_one_agent(self.phases)
         if not self.full.final.evaluates:

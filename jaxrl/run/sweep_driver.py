@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jaxrl import processes
 from jaxrl._output import Lasting, one_line
 from jaxrl.errors import Interrupted, UsageError
-from jaxrl.record.folder import write_json
+from jaxrl.record.folder import CONFIG, write_json
 from jaxrl.record.shared_folder import open_folder
 from jaxrl.run import sweep_results as results
 from jaxrl.run.devices import Programs
@@ -30,7 +31,7 @@ from jaxrl.run.pbt import PBT, PBTSession, schedule
 from jaxrl.run.placement import Placement
 from jaxrl.run.ranking import configuration_score, rank_key
 from jaxrl.run.signals import interruptible
-from jaxrl.run.sweep_plans import Course, before_added, population_too_large
+from jaxrl.run.sweep_plans import PARTS, Course, before_added, population_too_large
 
 SIZES = "sizes.json"
 
@@ -200,7 +201,11 @@ class Driver:
         fresh = list(range(first, first + plans.confirm))
         name = "confirm" if len(plans.cohorts) == 1 else f"confirm-seed{first}"
         if best.member is None:
-            leg = self._leg(lane, name, ([best.configuration_index], fresh), 0, lane.full.total)
+            part, own = ([best.configuration_index], fresh), f"config{best.configuration_index}"
+            leg = self._leg(lane, f"{name}-{own}", part, 0, lane.full.total)
+            older = self._leg(lane, name, part, 0, lane.full.total)  # in records without ``own``
+            if processes.from_first(partial(self._is_of, older, best.configuration)):
+                leg = older
             return self._train(lane, leg)
         lineage, slot, population = best.member
         found = schedule(lineage, plans.configurations, slot, population)
@@ -212,6 +217,16 @@ class Driver:
         )
         leg = self._leg(lane, name, ([found.slot], fresh), 0, lane.full.total)
         return self._train(lane, leg, session=session)
+
+    def _is_of(self, leg: Leg, configuration: Mapping[str, float]) -> bool:
+        """Return whether the leg's folder holds a run of this configuration alone."""
+        if self.folder is None:
+            return False
+        try:
+            known = json.loads((self.folder / PARTS / leg.name / CONFIG).read_text())["sweep"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return bool(known == [configuration])
 
     def _time_one(self, best: results.Best) -> dict[str, float]:
         """Time the best configuration alone over a twentieth of a run; return seconds per run."""
