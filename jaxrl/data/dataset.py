@@ -229,6 +229,9 @@ class Dataset(NamedTuple):
         limit it is too low if the missing rewards are positive, and too high if they are negative;
         in the latter case it is not a lower bound on the value (Cal-QL).
 
+        Cal-QL needs the sums of the rewards that it learns from. If those are transformed
+        (``ScaleReward``), ``jaxrl.cli.with_extras(dataset, agent)`` sums the right ones.
+
         Raises:
             UsageError: for a gamma outside [0, 1].
         """

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import jax.numpy as jnp
 
 from jaxrl import hyper
 from jaxrl.agents import NormalizeObs, ScaleReward, protocol
@@ -36,8 +36,8 @@ def _check_same_returns(trainer: Trainer, configuration: Mapping[str, float]) ->
 
     def learnt(values: Mapping[str, float]) -> tuple[Any, ...]:
         agent = hyper.replace(trainer, values).agent
-        rewards = protocol.learnt_reward(agent, np.array([-1.0, 0.0, 1.0], np.float32))
-        return float(protocol.discount_factor(agent)), *np.asarray(rewards).tolist()
+        rewards = protocol.learnt_reward(agent, jnp.array([-1.0, 0.0, 1.0]))
+        return float(protocol.discount_factor(agent)), *rewards.tolist()
 
     for name, value in configuration.items():
         if learnt({name: value}) != learnt({}):
