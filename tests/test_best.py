@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from shared import assert_same_bits, compiled_once, killed
@@ -16,7 +19,7 @@ from test_added_seeds import KNOWN, tiny
 from jaxrl import Offline, Phase, UsageError, VectorEnv, load_policy, make, run
 from jaxrl.agents import BC
 from jaxrl.analysis import __main__ as analysis
-from jaxrl.analysis import evaluate_run
+from jaxrl.analysis import evaluate_run, evaluation
 from jaxrl.nn.policies import AutoPolicy
 from jaxrl.record import checkpoint, record
 from jaxrl.record.policy import Policy
@@ -176,6 +179,20 @@ def test_a_best_policy_of_an_earlier_phase_is_played_as_that_phase_did(tmp_path)
     assert load_policy(tmp_path / "run").spec.max_steps == 9
 
 
+def test_seeds_whose_best_are_of_different_phases_are_played_each_by_its_limit(monkeypatch):
+    def loaded(run_dir, seed, *_, **__):
+        spec = dataclasses.replace(CART_POLE.spec, max_steps=10 * seed)
+        return Policy(BC(), 0, spec, "greedy"), CART_POLE
+
+    def played(agent, state, env, keys, mode, limit):
+        return SimpleNamespace(returns=jnp.full(len(keys), float(limit)))
+
+    monkeypatch.setattr(evaluation, "load_policy_and_env", loaded)
+    monkeypatch.setattr(evaluation, "evaluate", played)
+    monkeypatch.setattr(evaluation, "read_config", lambda _: {"seeds": [1, 2]})
+    assert evaluate_run("x", episodes=2).returns.tolist() == [[10, 10], [20, 20]]
+
+
 # --- fresh evaluations, and the commands
 
 
@@ -188,6 +205,8 @@ def test_fresh_episodes_are_those_of_the_chosen_policies(watched, capsys):
     other = evaluate_run(folder, config=1, checkpoint="best", episodes=3, key=5)
     assert (other.returns != played.returns).any()
     assert played.summary["per_seed"] == played.returns.mean(axis=1, dtype=np.float64).tolist()
+    with pytest.raises(UsageError, match="seeds is empty; give at least one, or None for all"):
+        evaluate_run(folder, seeds=[])
     with pytest.raises(UsageError, match="key is 2147483647, that of evaluations in training"):
         evaluate_run(folder, key=2**31 - 1)
 

@@ -302,8 +302,7 @@ def test_its_vector_truncates_where_the_environment_inside_would():
     assert out.truncated.all() and (out.info["episode_length"] == 3).all()
     np.testing.assert_allclose(out.info["episode_return"], [25.0] * 2, rtol=1e-5)  # ten of 2.5
     assert (state.inner.steps == 0).all()
-    longer = VectorEnv(ChunkActions(DRIFT, 4), 2, max_steps=9)  # of chunks: the inner limit holds
-    assert longer.spec.max_steps == 9
+    assert VectorEnv(ChunkActions(DRIFT, 4), 2, max_steps=2).spec.max_steps == 2
 
 
 def test_chunked_environments_have_names_and_records_and_pictures():
@@ -338,6 +337,10 @@ def test_chunked_environments_have_names_and_records_and_pictures():
             "chunks are of continuous actions that are vectors, and these have 2 choices",
         ),
         (lambda: ChunkActions(DRIFT, 0), "execute is 0; it must be at least 1"),
+        (
+            lambda: VectorEnv(ChunkActions(DRIFT, 4), 2, max_steps=9),
+            "max_steps is 9, and the environment ends its episodes after 3 chunks; give at most",
+        ),
         (lambda: ChunkActions(DRIFT, 3, 2), "execute is 3, and horizon 2; give at most 2"),
         (lambda: ChunkActions(DRIFT, 2, gamma=1.5), "gamma is 1.5; it must be"),
         (lambda: Windows(2, 0).check(), "obs_horizon is 0; it must be at least 1"),

@@ -343,6 +343,9 @@ def test_curves_of_other_libraries_join_in(tmp_path, compare):
     assert sum(row["kind"] == "pair" for row in records("x.csv")) == 3
     code, _, error = compare("a", "--csv", "other.csv", "--out", "x.svg", "--out-csv", "other.csv")
     assert code == 2 and "out-csv other.csv is read by --csv" in error
+    files = ("--out", "x.svg", "--out-latex", "other.csv")
+    code, _, error = compare("a", "--csv", "other.csv", *files)
+    assert code == 2 and "out-latex other.csv is read by --csv" in error
     assert read_csv("other.csv")
 
 
@@ -355,6 +358,7 @@ def test_curves_of_other_libraries_join_in(tmp_path, compare):
         (["A,e,0,0,1", "A,e,0,0,1"], None, "line 3 repeats the step of its seed"),
         (["A,e,0,0,1", "A,e,0,5,nan"], None, "no finite return of seed 0 at step 5"),
         ([], None, "has no rows"),
+        (["0,20,0,e,a,", "9,5,0,e,a,"], "step,return,seed,env,algorithm", "more fields than its"),
     ],
 )
 def test_a_wrong_csv_is_named_with_its_line(tmp_path, rows, head, reason):

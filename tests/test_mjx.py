@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,9 +18,11 @@ import numpy as np
 import pytest
 
 from jaxrl import PPO, OnPolicy, VectorEnv, make, rng
+from jaxrl.envs import make_recorded
 from jaxrl.envs import mjx as suite
 from jaxrl.envs.mjx.engine_c import CEngine
 from jaxrl.envs.mjx.engine_mjx import MjxEngine
+from jaxrl.envs.vector import rescale
 from jaxrl.errors import UsageError
 
 ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
@@ -528,6 +532,29 @@ def test_a_model_that_mjx_lacks_is_one_line_and_runs_on_the_native_engine(tmp_pa
         make("mjx/InvertedPendulum-v5", engine="mjx", xml_file=str(path))
     assert "\n" not in str(caught.value)
     assert make("mjx/InvertedPendulum-v5", engine="c", xml_file=str(path)).spec
+
+
+def test_actuators_without_limits_take_any_action(tmp_path):
+    xml = (ASSETS / "hopper.xml").read_text()
+    path = tmp_path / "free.xml"
+    free = re.sub(r' ctrl(range|limited)="[^"]*"', "", xml)
+    path.write_text(re.sub(r"<motor ", '<motor ctrllimited="false" ', free))
+    space = make("mjx/Hopper-v5", engine="c", xml_file=str(path)).spec.action
+    assert not space.bounded.any()
+    np.testing.assert_allclose(rescale(space, jnp.array([0.7, -2.0, 1.0])), [0.7, -2.0, 1.0])
+
+
+def test_arrays_of_a_camera_are_recorded_as_json():
+    camera = {"lookat": np.array([0.0, 0.0, 1.0]), "distance": np.float32(2.0)}
+    env = make("mjx/Hopper-v5", engine="c", default_camera_config=camera)
+    recorded = json.loads(json.dumps(env.options))["default_camera_config"]
+    assert recorded == {"lookat": [0.0, 0.0, 1.0], "distance": 2.0}
+
+
+def test_a_run_of_warp_is_played_without_its_options():
+    options = {"engine": "warp", "impl": "warp", "naconmax": 77, "reset_noise_scale": 0.0}
+    env = make_recorded("mjx/InvertedDoublePendulum-v5", options)
+    assert env.options["reset_noise_scale"] == 0.0 and "naconmax" not in env.options
 
 
 def test_flags_of_pictures_may_have_been_json():

@@ -556,6 +556,8 @@ WRONG = {
     "ppo --grid gamma=lag:0.9,0.99,3": "unknown scale 'lag'; did you mean log",
     "ppo --grid gamma=log:0.9": "is not LOW,HIGH or LOW,HIGH,COUNT, as log:1e-4,1e-2,8",
     "ppo --grid gamma=log:0.9,0.99,2.5": "is not LOW,HIGH or LOW,HIGH,COUNT",
+    "ppo --grid gamma=log:0.9,0.99,inf": "--grid gamma=log:0.9,0.99,inf is not a list of numbers",
+    "ppo --grid gamma=0.9,nan": "--grid gamma=0.9,nan is not a list of numbers",
     "ppo --grid gamma=log:0.9,0.99": "has no number of values, which a grid needs; give one",
     "ppo --random learning_rate=log:1e-4,1e-2": "is not a number and what to draw, as --random 32",
     f"ppo {GRID} --sweep gamma=0.9,1": "--sweep is no option of a sweep: name what is swept with",

@@ -238,7 +238,8 @@ def _policy_parser(command: str, about: str) -> argparse.ArgumentParser:
     parser = Parser(f"python -m jaxrl.analysis {command}", description=about)
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder of a run")
-    add("--seed", type=int, metavar="S", help="one of its seeds; default the first")
+    default = "all" if command == "evaluate" else "the first"
+    add("--seed", type=int, metavar="S", help=f"one of its seeds; default {default}")
     add("--config", type=int, default=0, metavar="I", help="the configuration of a sweep")
     add("--iteration", type=int, metavar="I", help="the number of a checkpoint; default the newest")
     add("--checkpoint", choices=get_args(Which), default="last",

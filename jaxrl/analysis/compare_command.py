@@ -90,13 +90,14 @@ def _sides(words: Sequence[str]) -> list[list[str]]:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Raise UsageError if a table would overwrite an input, or both tables are one file."""
-    named = [path for path in (options.out_csv, options.out_latex) if path is not None]
+    given = {"out-csv": options.out_csv, "out-latex": options.out_latex}
+    named = {name: path for name, path in given.items() if path is not None}
     read = {Path(path).resolve() for path in options.csv}
-    for path in named:
+    for name, path in named.items():
         if Path(path).resolve() in read:
-            raise UsageError(f"out-csv {path} is read by --csv; name another file")
-    if len({Path(path).resolve() for path in named}) < len(named):
-        raise UsageError(f"out-csv and out-latex are both {named[0]}; name two files")
+            raise UsageError(f"{name} {path} is read by --csv; name another file")
+    if len({Path(path).resolve() for path in named.values()}) < len(named):
+        raise UsageError(f"out-csv and out-latex are both {options.out_csv}; name two files")
 
 
 def _where(text: str) -> tuple[str, float]:

@@ -91,12 +91,16 @@ def evaluate_run(
         raise UsageError(f"key is {key}, that of evaluations in training; give another, as 0")
     keys = jax.random.split(jax.random.key(key), episodes)
     wanted = list(read_config(Path(run_dir))["seeds"] if seeds is None else seeds)
+    if not wanted:
+        raise UsageError("seeds is empty; give at least one, or None for all")
     returns, evaluations, programs = [], [], dict[str, Any]()
     for seed in wanted:
         policy, task = load_policy_and_env(
             run_dir, seed, mode, iteration, config, checkpoint=checkpoint, classes=classes, env=env
         )
-        described = str(to_config(policy.agent))  # seeds may have their best in different phases
+        # Seeds may have their best in different phases.
+        world = task.name, getattr(task, "options", None), policy.spec.max_steps
+        described = str((to_config(policy.agent), *world))
         if described not in programs:
             programs[described] = jax.jit(_player(policy, task))
         returns.append(np.asarray(programs[described](policy.state, keys)))

@@ -100,6 +100,11 @@ def read_csv(
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
     except ValueError as error:  # all of pandas's are
         raise UsageError(f"csv {path} is not a CSV file: {joined(error)}") from None
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first field as a label
+        raise UsageError(
+            f"csv {path} has lines with more fields than its first line names; remove the commas "
+            "at their ends"
+        )
     missing = [name for name in COLUMNS if name not in frame]
     if missing:
         raise UsageError(

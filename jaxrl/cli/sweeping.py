@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -134,9 +135,12 @@ def spaces(words: Sequence[str], option: str) -> dict[str, Space]:
 
 def _numbers(text: str, shown: str) -> tuple[float, ...]:
     try:
-        return tuple(float(each) for each in text.split(","))
+        values = tuple(float(each) for each in text.split(","))
     except ValueError:
-        raise UsageError(f"{shown} is not a list of numbers, as {EXAMPLE}") from None
+        values = (math.nan,)
+    if not all(map(math.isfinite, values)):
+        raise UsageError(f"{shown} is not a list of numbers, as {EXAMPLE}")
+    return values
 
 
 def configurations(options: SweepOptions) -> tuple[list[dict[str, float]], dict[str, Space]]:

@@ -57,8 +57,7 @@ def make(name: str, /, **options: Any) -> Environment:
         env: Any = SUITES[suite].make(task, **options)
         # A run records its environment by name and options, as JSON.
         chosen = getattr(env, "options", options)
-        plain = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in chosen.items()}
-        object.__setattr__(env, "options", plain)
+        object.__setattr__(env, "options", _as_json(chosen))
         if chunking:
             env = ChunkActions(env, **chunking)
         return env
@@ -69,12 +68,21 @@ def make(name: str, /, **options: Any) -> Environment:
     raise UsageError(f"unknown environment {name!r}; {hint}")
 
 
+def _as_json(value: Any) -> Any:
+    """Return options with arrays as lists, at any depth of dictionaries."""
+    if isinstance(value, Mapping):
+        return {name: _as_json(each) for name, each in value.items()}
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def make_recorded(name: str, options: Mapping[str, Any]) -> Environment:
     """The environment recorded in a run's ``config.json``, for playing its policy.
 
     It uses this machine's physics engine, so a policy trained on a GPU also plays on a laptop.
     """
     elsewhere = ("engine", "exact", "iterations", "ls_iterations", "impl")
+    if name.startswith("mjx/"):
+        elsewhere += ("naconmax",)  # of one engine alone
     kept = {option: value for option, value in options.items() if option not in elsewhere}
     tuples = {option: tuple(v) if isinstance(v, list) else v for option, v in kept.items()}
     return make(name, **tuples)

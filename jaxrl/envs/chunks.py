@@ -48,12 +48,12 @@ class ChunkActions:
     it repeats the first one. So a policy trained with ``jaxrl.Chunks`` of the same sizes acts in
     the same way.
 
-    The inner environment's time limit applies, counted in its own steps. If it is reached within a
-    chunk, the episode is truncated there; ``spec.max_steps`` is ``ceil(max_steps / execute)``.
-    Everything outside this environment counts chunks: ``VectorEnv(..., max_steps=...)``, episode
-    lengths, environment steps, and the agent's discount. ``info["played"]`` is the number of
-    actions played. Returns sum the chunks' rewards; with ``gamma=1`` they equal the sum of the
-    original rewards.
+    The inner environment's time limit always applies, counted in its own steps. If it is reached
+    within a chunk, the episode is truncated there; ``spec.max_steps`` is ``ceil(max_steps /
+    execute)``, and ``VectorEnv`` refuses a larger one. Everything outside this environment counts
+    chunks: ``VectorEnv(..., max_steps=...)``, episode lengths, environment steps, and the agent's
+    discount. ``info["played"]`` is the number of actions played. Returns sum the chunks' rewards;
+    with ``gamma=1`` they equal the sum of the original rewards.
 
     Attributes:
         env: the inner environment.

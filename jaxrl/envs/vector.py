@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl.envs.chunks import ChunkActions
 from jaxrl.envs.contract import check_contract
+from jaxrl.errors import UsageError
 from jaxrl.require import INT32_MAX, plain, require_choice, require_integer
 from jaxrl.rng import row_key
 from jaxrl.sharding import shard_count
@@ -110,6 +112,12 @@ class VectorEnv:
         if not type(self.env).__module__.startswith("jaxrl.envs."):
             check_contract(self.env)
         require_integer("max_steps", self.spec.max_steps, 1, INT32_MAX, optional=True)
+        most = self.env.spec.max_steps if isinstance(self.env, ChunkActions) else None
+        if most is not None and self.spec.max_steps > most:
+            raise UsageError(
+                f"max_steps is {self.max_steps}, and the environment ends its episodes after "
+                f"{most} chunks; give at most that"
+            )
         if self.reset_mode is None:
             cheap = self.env.cheap or getattr(self.env, "cheap_resets", False)
             object.__setattr__(self, "reset_mode", "fresh" if cheap else "pool")

@@ -172,7 +172,7 @@ def load_policy(
     require_integer("sample_steps", sample_steps)
     fewer = dataclasses.replace(family, sample_steps=sample_steps)
     agent = protocol.with_parts(policy.agent, policy=fewer)
-    return Policy(agent, policy.state, policy.spec, mode)
+    return Policy(agent, policy.state, policy.spec, mode, policy.evaluation)
 
 
 def load_policy_and_env(

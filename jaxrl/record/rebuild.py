@@ -41,7 +41,8 @@ def make_agent(config: Mapping[str, Any], classes: Sequence[type] = ()) -> Any:
     for name in _class_names(config):
         if name not in known:
             raise UsageError(
-                f"unknown agent class {name!r}; pass your own classes, as classes=[{name}]"
+                f"unknown agent class {name!r}; pass your own classes, as classes=[{name}], in "
+                "Python"
             )
     return from_config(config, known)
 
@@ -64,10 +65,12 @@ def make_env(config: Mapping[str, Any], env: Any = None) -> Environment:
         return NoEnvironment(env) if isinstance(env, Spec) else env  # type: ignore[return-value]
     name = config["env"]
     if name == NO_ENVIRONMENT:
-        raise UsageError("the run had no environment; pass one, or the spec, as env=spec")
+        raise UsageError(
+            "the run had no environment; pass one, or the spec, as env=spec, in Python"
+        )
     if name not in envs.names():
         raise UsageError(
-            f"unknown environment {name!r}; pass the environment of the run, as env=..."
+            f"unknown environment {name!r}; pass the environment of the run, as env=..., in Python"
         )
     return envs.make_recorded(name, config["env_options"])
 

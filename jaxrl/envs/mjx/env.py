@@ -55,7 +55,10 @@ class MujocoEnv:
 
     def __post_init__(self) -> None:
         _, obs = jax.eval_shape(self.reset, jax.random.key(0))
-        low, high = self.task.model.actuator_ctrlrange.astype(np.float32).T
+        bounds = self.task.model.actuator_ctrlrange.astype(np.float32)
+        # MuJoCo gives the range (0, 0) to an actuator without limits.
+        bounds[~self.task.model.actuator_ctrllimited.astype(bool)] = -np.inf, np.inf
+        low, high = bounds.T
         spec = Spec(Box(-np.inf, np.inf, obs.shape), Box(low, high, low.shape), self.max_steps)
         self.spec = spec
 
