@@ -120,12 +120,17 @@ class Adam:
 
 @hyper.dataclass
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+
+    Networks decay. A scalar that is learnt alone, such as a temperature, does not.
+    """
 
     weight_decay: float = number(1e-4, 0, help="share of the parameters in each update")
 
     def decayed(self, update: list[Array], params: PyTree) -> list[Array]:
         """Return Adam's update plus ``weight_decay`` times the parameters."""
+        if [leaf.ndim for leaf in jax.tree.leaves(params)] == [0]:
+            return update
         pairs = zip(update, packed(params), strict=True)
         return [part + self.weight_decay * old for part, old in pairs]
 

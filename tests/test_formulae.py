@@ -337,6 +337,14 @@ def test_decoupled_weight_decay_equals_optax():
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
 
 
+def test_a_scalar_learnt_alone_does_not_decay():
+    """As a temperature, whose gradient is 0 at the target entropy."""
+    optimiser, log_alpha = optim.AdamW(weight_decay=0.1), jnp.log(jnp.float32(0.01))
+    state = optimiser.init(log_alpha)
+    after, _, _ = optimiser.step(jnp.float32(0.0), state, log_alpha, 1e-2)
+    assert after == log_alpha
+
+
 def test_the_minimum_over_critics_is_of_all_or_of_a_random_subset_in_common():
     q = jnp.array(RNG.normal(size=(4, 6)))
     key = jax.random.key(0)

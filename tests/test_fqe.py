@@ -193,3 +193,5 @@ def test_what_cannot_work_is_refused():
     td3 = ref.small(TD3, {"exploration_noise_max": 0.4})
     refused(FQE(td3, td3.init(KEY)), "^FQE evaluates agents without memory, and TD3 has one")
     refused(of_sac(num_actions=2), "^num_actions is 2, and a greedy policy has one action")
+    with pytest.raises(UsageError, match="NormalizeObs around FQE would normalise what the evalua"):
+        NormalizeObs(of_sac()).bind(ref.SPEC)

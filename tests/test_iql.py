@@ -246,6 +246,17 @@ def test_parts_and_options():
 # --- what it added to the parts -----------------------------------------------------------------
 
 
+def test_a_squashed_policy_is_squashed_once():
+    """Its best action reaches the bounds."""
+    policy = hyper.override(IQL(), {"policy": {"squash": True}}).bind(ref.SPEC).policy
+    assert type(policy) is TanhGaussian
+    params = jax.tree.map(lambda x: 100.0 * x, policy.init(KEY))
+    obs = jax.random.normal(KEY, (50, ref.OBS))
+    assert jnp.abs(policy.mode(params, obs)).max() > 0.99
+    with pytest.raises(UsageError, match="squash_mean is True, and TanhGaussian passes its sampl"):
+        TanhGaussian(squash_mean=True).bind(ref.SPEC)
+
+
 def test_cosine_decay_falls_from_one_to_zero_and_stays():
     steps = jnp.array([0, 5, 10, 15])
     np.testing.assert_allclose(optim.cosine_decay(steps, 10.0), [1.0, 0.5, 0.0, 0.0], atol=1e-6)

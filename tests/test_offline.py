@@ -168,6 +168,9 @@ def test_what_changes_returns_to_go_is_not_swept_since_the_dataset_has_them_once
         line = f"^{name} is swept, and CalQL reads returns-to-go, .*sweep.py --static {name}=0.9,"
         with pytest.raises(UsageError, match=line):
             check_configurations(trainer, [{name: 0.9}])
+    clipped = Offline(ScaleReward(CalQL(), reward_clip=5.0), PENDULUM)
+    with pytest.raises(UsageError, match="reward_clip is swept, and CalQL reads returns-to-go"):
+        check_configurations(clipped, [{"reward_clip": 2.0}])
     check_configurations(Offline(IQL(), PENDULUM), [{"gamma": 0.9}, {"gamma": 0.5}])
     online = OffPolicy(agent, PENDULUM, sampler=UniformReplay(extras=("return_to_go",)))
     check_configurations(online, [{"gamma": 0.9}])  # a replay buffer's are computed anew

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxrl import TD3, UsageError, VectorEnv, make
+from jaxrl import TD3, TD3BC, ReBRAC, UsageError, VectorEnv, make
 from jaxrl.agents import protocol
+from jaxrl.nn.flow import Flow
+from jaxrl.nn.policies import AutoPolicy, TanhGaussian
 from jaxrl.training.rollout import rollout
 
 KEY = jax.random.key(0)
@@ -262,3 +264,18 @@ def test_invalid_hyperparameters_are_refused(options, message):
     with pytest.raises(UsageError, match=message) as error:
         protocol.check(ref.agent_of(TD3, options).bind(ref.SPEC), 256)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("agent", [TD3, TD3BC, ReBRAC])
+@pytest.mark.parametrize(
+    ("policy", "why"),
+    [
+        (Flow(), "policy is a Flow, which draws its actions, and .* give a Deterministic"),
+        (AutoPolicy(), "policy is a Gaussian, which may leave .-1, 1., and .*; give a Determin"),
+    ],
+)
+def test_policies_without_a_best_action_within_bounds_are_refused(agent, policy, why):
+    with pytest.raises(UsageError, match=why):
+        agent(policy=policy).bind(ref.SPEC)
+    for within in (AutoPolicy(squash=True), AutoPolicy(squash_mean=True), TanhGaussian()):
+        agent(policy=within).bind(ref.SPEC)

@@ -52,6 +52,7 @@ class FQE:
     """
 
     learns_from: ClassVar = "batches"
+    sees_raw: ClassVar = True
 
     evaluated: Any
     evaluated_state: Any = held()
@@ -60,7 +61,9 @@ class FQE:
     learning_rate: float = number(3e-4, above=0, help="step size")
     gamma: float = number(0.99, 0, 1, help="discount")
     tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
-    acts: Acts = choice("greedy", Acts, help="the policy: the agent's best action, or its samples")
+    acts: Acts = choice(
+        "greedy", Acts, help="the policy: the agent's best action, or its samples (TD3, DQN: noisy)"
+    )
     num_actions: int = size(1, help="next actions over whose values each target is the mean")
 
     def bind(self, spec: Spec) -> FQE:

@@ -7,6 +7,7 @@ checks need not define those methods.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -244,6 +245,17 @@ def require_continuous(agent: Any, spec: Spec) -> None:
         raise UsageError(
             f"{type(agent).__name__} needs continuous actions, and the environment has "
             f"{spec.action.n} discrete ones; choose another agent, such as DQN or PPO"
+        )
+
+
+def require_squashing(agent: Any, policy: Any) -> None:
+    """Raise UsageError unless the bound ``policy`` has a best action, which is within [-1, 1]."""
+    draws = inspect.signature(policy.mode).parameters["key"].default is inspect.Parameter.empty
+    if draws or not getattr(policy, "squashes", True):
+        why = "draws its actions" if draws else "may leave [-1, 1]"
+        raise UsageError(
+            f"policy is a {type(policy).__name__}, which {why}, and {type(agent).__name__} "
+            "maximises Q at its best action; give a Deterministic"
         )
 
 

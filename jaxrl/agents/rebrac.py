@@ -65,9 +65,14 @@ class ReBRAC:
     policy_delay: int = size(2, help="gradient steps from one update of the actor to the next")
 
     def bind(self, spec: Spec) -> ReBRAC:
-        """Return the agent for ``spec``. Raises UsageError for discrete actions."""
+        """Return the agent for ``spec``.
+
+        Raises:
+            UsageError: for discrete actions, or a policy whose best action may leave [-1, 1].
+        """
         protocol.require_continuous(self, spec)
         policy, critic = self.policy.bind(spec), self.critic.bind(spec)
+        protocol.require_squashing(self, policy)
         return dataclasses.replace(self, policy=policy, critic=critic)
 
     def init(self, key: Key) -> ReBRACState:

@@ -74,9 +74,14 @@ class TD3:
     )
 
     def bind(self, spec: Spec) -> TD3:
-        """Return the agent for ``spec``. Raises UsageError for discrete actions."""
+        """Return the agent for ``spec``.
+
+        Raises:
+            UsageError: for discrete actions, or a policy whose best action may leave [-1, 1].
+        """
         protocol.require_continuous(self, spec)
         policy, critic = self.policy.bind(spec), self.critic.bind(spec)
+        protocol.require_squashing(self, policy)
         return dataclasses.replace(self, policy=policy, critic=critic)
 
     def check(self, rows: int) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxrl import hyper
 from jaxrl.agents import protocol
 from jaxrl.agents.protocol import LearntPolicy
+from jaxrl.errors import UsageError
 from jaxrl.hyper import bound, flag, number
 from jaxrl.metrics import Metrics
 from jaxrl.nn import running_statistics
@@ -43,7 +44,18 @@ class NormalizeObs:
     spec: Spec | None = bound(None)
 
     def bind(self, spec: Spec) -> NormalizeObs:
-        """Return the wrapper of the inner agent, bound to normalised observations."""
+        """Return the wrapper of the inner agent, bound to normalised observations.
+
+        Raises:
+            UsageError: for an agent that needs raw observations, as ``FQE`` does.
+        """
+        inner = protocol.innermost(self.agent)
+        if getattr(inner, "sees_raw", False):
+            name = type(inner).__name__
+            raise UsageError(
+                f"NormalizeObs around {name} would normalise what the evaluated agent sees; leave "
+                "it out"
+            )
 
         def normalised(box: Box) -> Box:
             return Box(-jnp.inf, jnp.inf, box.shape)

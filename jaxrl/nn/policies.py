@@ -181,6 +181,15 @@ class TanhGaussian(Gaussian):
 
     std: Std = choice("exp", Std, help=STD_HELP)
 
+    def bind(self, spec: Spec) -> Any:
+        """Return the policy for ``spec``. Raises UsageError for a mean that is squashed twice."""
+        if self.squash_mean:
+            raise UsageError(
+                "squash_mean is True, and TanhGaussian passes its samples through tanh; leave it "
+                "False, or give a Gaussian"
+            )
+        return super().bind(spec)
+
     @property
     def squashes(self) -> bool:
         """Whether its actions never leave [-1, 1]."""
@@ -226,7 +235,7 @@ class AutoPolicy(Gaussian):
     """The usual family for the environment's actions.
 
     ``bind`` returns a ``Categorical`` for discrete actions, else a ``Gaussian``, or a
-    ``TanhGaussian`` with ``squash``.
+    ``TanhGaussian`` with ``squash``, which replaces ``squash_mean``.
     """
 
     squash: bool = flag(False, help="pass continuous actions through tanh")
@@ -236,6 +245,8 @@ class AutoPolicy(Gaussian):
         continuous = TanhGaussian if self.squash else Gaussian
         family = Categorical if isinstance(spec.action, Discrete) else continuous
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(family)}
+        if self.squash:
+            fields.pop("squash_mean", None)
         return family(**fields).bind(spec)
 
 

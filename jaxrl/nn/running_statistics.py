@@ -55,8 +55,9 @@ def merge(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
 
 
 def normalise(statistics: RunningStatistics, x: PyTree, clip: Array | float) -> PyTree:
-    """Return ``(x - mean) / std`` clipped to ``[-clip, clip]``, for ``x[..., *O]``; ``x`` if empty.
+    """Return ``(x - mean) / std`` clipped to ``[-clip, clip]``, for ``x[..., *O]``.
 
+    Empty statistics leave ``x`` as it is, but clipped.
     A dictionary may lack entries that have statistics; entries without are returned unchanged.
     """
     seen = statistics.size > 0

@@ -36,7 +36,7 @@ def _check_same_returns(trainer: Trainer, configuration: Mapping[str, float]) ->
 
     def learnt(values: Mapping[str, float]) -> tuple[Any, ...]:
         agent = hyper.replace(trainer, values).agent
-        rewards = protocol.learnt_reward(agent, jnp.array([-1.0, 0.0, 1.0]))
+        rewards = protocol.learnt_reward(agent, jnp.array([-1e6, -1.0, 0.0, 1.0, 1e6]))
         return float(protocol.discount_factor(agent)), *rewards.tolist()
 
     for name, value in configuration.items():
