@@ -39,6 +39,9 @@ Row = dict[str, Any]
 def measure(method: str, dataset: str, options: list[str], runs: Path) -> Row:
     """Train one method, and return its row. Raises RunError as ``run_script`` does."""
     command = ["experiments/offline_to_online.py", "--method", method]
+    if method == "rlpd":  # it has no offline phase
+        at = options.index("--total-steps")
+        options = options[:at] + options[at + 2 :]
     command += ["--env", dataset.rpartition("/")[0], "--dataset", dataset, *options]
     folder = runs / f"{method}_{dataset.replace('/', '-')}"
     summary, config = run_script(command, folder)

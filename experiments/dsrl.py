@@ -13,7 +13,7 @@ import dataclasses
 
 from jaxrl import DSRL, Offline, OffPolicy, Phase, VectorEnv, cli, make, run
 from jaxrl.cli.presets import dsrl
-from jaxrl.data import Mixed
+from jaxrl.data import Mixed, UniformReplay
 from jaxrl.hyper import size
 from jaxrl.nn.flow import Flow
 
@@ -52,7 +52,7 @@ def main() -> None:
             batch_size=config.batch_size,
             learning_starts=config.learning_starts,
             warmup_policy="agent",
-            sampler=Mixed(0.5),
+            sampler=Mixed(0.5, UniformReplay(config.n_step), config.sampler),
         )
         phases.append(Phase(online, config.online_steps, "online"))
 

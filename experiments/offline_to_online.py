@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from jaxrl import IQL, SAC, CalQL, Offline, OffPolicy, Phase, VectorEnv, cli, hyper, make, run
 from jaxrl.cli.presets import offline_to_online
-from jaxrl.data import Mixed, Pooled
+from jaxrl.data import Mixed, Pooled, UniformReplay
 from jaxrl.hyper import choice, size
 
 Method = Literal["iql", "cal_ql", "rlpd", "wsrl"]
@@ -61,10 +61,13 @@ def phases(config: Config, env: VectorEnv, data: Any) -> list[Phase]:
     """Return the phases of the method.
 
     IQL draws from dataset and replay buffer as from one, Cal-QL and RLPD half from each. WSRL
-    begins with transitions of the policy as it is, and draws from these alone.
+    begins with transitions of the policy as it is, and draws from these alone. In both phases
+    rewards are summed over ``n_step``, and draws from the dataset are by ``sampling``.
     """
     before, after = (agent and config.wrapped(agent, data) for agent in agents(config))
-    samplers = {"iql": Pooled(), "wsrl": None}
+    replay = UniformReplay(config.n_step)
+    samplers = {"iql": Pooled(replay, config.sampler), "wsrl": None}
+    sampler = samplers.get(config.method, Mixed(0.5, replay, config.sampler))
     online = OffPolicy(
         after,
         env,
@@ -73,7 +76,8 @@ def phases(config: Config, env: VectorEnv, data: Any) -> list[Phase]:
         learning_starts=config.learning_starts,
         warmup_policy="uniform" if config.method == "rlpd" else "agent",
         num_updates=config.online_updates,
-        sampler=samplers.get(config.method, Mixed(0.5)),
+        n_step=1 if sampler else config.n_step,  # a sampler has its own
+        sampler=sampler,
     )
     last = Phase(online, config.online_steps, "online")
     if before is None:
@@ -88,6 +92,8 @@ def phases(config: Config, env: VectorEnv, data: Any) -> list[Phase]:
 def main() -> None:
     """Train, and keep a record in the run's folder."""
     config = cli.parse(Config, offline_to_online.PRESETS)
+    if config.method == "rlpd":
+        cli.refuse(["total_steps", "num_updates", "validation"], "rlpd has no offline phase")
     cli.prepare(config.devices, config.distributed)
 
     env = VectorEnv(make(config.env, **config.env_settings), 1)

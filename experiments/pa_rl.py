@@ -11,7 +11,7 @@ import dataclasses
 
 from jaxrl import PARL, Offline, OffPolicy, Phase, VectorEnv, cli, make, run
 from jaxrl.cli.presets import pa_rl
-from jaxrl.data import Mixed
+from jaxrl.data import Mixed, UniformReplay
 from jaxrl.hyper import size
 
 
@@ -49,7 +49,7 @@ def main() -> None:
             batch_size=config.batch_size,
             learning_starts=config.learning_starts,
             warmup_policy="agent",
-            sampler=Mixed(0.5),
+            sampler=Mixed(0.5, UniformReplay(config.n_step), config.sampler),
         )
         phases.append(Phase(online, config.online_steps, "online"))
 

@@ -75,11 +75,15 @@ def test_members_come_first_then_their_environments(eight):
 
 def test_what_does_not_divide_over_the_devices_asked_for_is_refused(eight):
     assert eight(worker.choices, [(1, 3), (5, 6), (8, 9), (8, 0)]) == [
-        "num_envs is 8, which does not divide over 3 devices; 9 would",
-        "num_envs is 8, which does not divide over 6 devices; 12 would",
+        "num_envs is 8, which does not divide over 3 devices; 9 would, or fewer devices, or 3 "
+        "times as many seeds",
+        "num_envs is 8, which does not divide over 6 devices; 12 would, or fewer devices, or 6 "
+        "times as many seeds",
         "devices is 9; this machine has 1 to 8",
         "devices is 0; this machine has 1 to 8",
     ]
+    more = [(3, 3), (30, 6)]  # what the messages offer
+    assert eight(worker.choices, more) == [Placement(3, 1), Placement(6, 1)]
 
 
 @pytest.mark.parametrize(
@@ -397,7 +401,8 @@ def test_devices_on_the_command_line_are_obeyed(tmp_path, cache):
     config = json.loads((tmp_path / "4" / "config.json").read_text())
     assert [*config["placement"].values()] == [2, 2, "cpu"]
     assert process.communicate()[1] == (
-        "ppo.py: num_envs is 4, which does not divide over 3 devices; 6 would\n"
+        "ppo.py: num_envs is 4, which does not divide over 3 devices; 6 would, or fewer devices, "
+        "or 3 times as many seeds\n"
     )
     assert process.returncode == 2
     assert not (tmp_path / "6").exists()

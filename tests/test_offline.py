@@ -96,6 +96,15 @@ def protocol_state(trainer, statistics):
     return trainer.agent.init(KEY)._replace(statistics=statistics)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_statistics_of_a_mixture_s_dataset_are_there_without_an_offline_phase(frozen):
+    agent = NormalizeObs(td3(), frozen=frozen)
+    sizes = {"buffer_size": 32, "learning_starts": 4, "batch_size": 4, "cycles": 2}
+    trainer = OffPolicy(agent, PENDULUM, sampler=Mixed(0.5), **sizes)
+    statistics = jax.jit(trainer.init)(KEY, dataset()).agent.statistics
+    assert statistics.size == ROWS + (0 if frozen else 4)  # and the warm-up
+
+
 def test_a_second_offline_phase_does_not_look_again():
     data = jax.device_put(dataset())
     agent = NormalizeObs(td3()).bind(PENDULUM.spec)

@@ -12,12 +12,13 @@ from shared import run_script, script_module, trainer_of
 
 from jaxrl import NormalizeObs, ScaleReward, UsageError, cli, load_policy, make
 from jaxrl.cli.presets import lookup
-from jaxrl.data import with_goals
+from jaxrl.data import Mixed, Pooled, UniformReplay, with_goals
 from jaxrl.data.describe import describe
 from jaxrl.data.formats import load, metadata, reference
 from jaxrl.data.samplers import UniformDataset, WeightedDataset
 from jaxrl.data.shipped import FOLDER, shipped, shipped_path
 from jaxrl.record.writers import write_minari
+from jaxrl.run.session import Session
 
 ALGORITHMS = ["bc", "td3_bc", "iql", "rebrac", "cql", "edac", "offline_to_online"]
 ALGORITHMS += ["fql", "diffusion_ql", "idql", "ifql", "pa_rl", "dsrl", "edit"]
@@ -203,6 +204,50 @@ def test_options_become_samplers_wrappers_and_parts_of_the_data():
     assert trainer.agent.reward_scale == pytest.approx(1000 / np.ptp(returns))
     trainer = trainer_of("rebrac", f"{small} --normalize-obs --reward-clip 2")
     assert trainer.agent.agent.reward_clip == 2
+
+
+REPLAY = UniformReplay(3)
+ONLINE = {
+    "offline_to_online --method iql": Pooled(REPLAY, WeightedDataset(3)),
+    "offline_to_online --method cal_ql": Mixed(0.5, REPLAY, WeightedDataset(3)),
+    "offline_to_online --method rlpd": Mixed(0.5, REPLAY, WeightedDataset(3)),
+    "offline_to_online --method wsrl": UniformReplay(3, ("return_to_go",)),
+    "pa_rl --online-steps 9": Mixed(0.5, REPLAY, WeightedDataset(3)),
+    "dsrl --online-steps 9 --policy-from x": Mixed(0.5, REPLAY, WeightedDataset(3)),
+    "edit --online-steps 9": Mixed(0.5, REPLAY, WeightedDataset(3)),
+}
+
+
+@pytest.mark.parametrize("script", ONLINE)
+def test_n_step_and_sampling_hold_offline_and_online(script):
+    name, _, words = script.partition(" ")
+    words += " --n-step 3 --sampling return --quiet --run-dir x"
+    *offline, online = [phase.trainer for phase in trainer_of(name, words)]
+    assert online.sampling == ONLINE[script]
+    assert [each.sampling for each in offline] == [WeightedDataset(3)] * ("rlpd" not in script)
+    online.check()
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("offline_to_online --method rlpd --total-steps 500", "total_steps is 500, and rlpd has"),
+        ("offline_to_online --method rlpd --num_updates=64", "num_updates is 64, and rlpd has"),
+        ("offline_to_online --method rlpd --validation 0.5", "validation is 0.5, and rlpd has"),
+        ("offline_to_online --method cal_ql --validation 0.5", "CalQL has no validation loss;"),
+        ("pa_rl --validation 0.5", "PARL has no validation loss; give it the whole dataset"),
+        ("iql --validation 0.1", "IQL has no validation loss; give it the whole dataset, without"),
+    ],
+)
+def test_options_that_a_method_cannot_use_are_refused_before_anything_is_written(
+    script, line, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Session, "train", lambda *_: pytest.fail("training began"))
+    name, _, words = script.partition(" ")
+    words += f" {QUICK} --run-dir {tmp_path / 'run'}"
+    with script_module(name) as script, pytest.raises(UsageError, match=line) as error:
+        run_script(script, words.split())
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

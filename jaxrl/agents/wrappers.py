@@ -34,8 +34,9 @@ class NormalizeObs:
 
     The statistics are part of the state, so a saved policy always includes them. They include a
     rollout only after the update on it: the policy is updated under the statistics it acted with,
-    and its probability ratios start at 1. Offline training computes them from the dataset once,
-    before the first update. With ``frozen`` they do not change when training continues online.
+    and its probability ratios start at 1. Trainers with a dataset compute them from it once, before
+    the first update. With ``frozen`` they do not change online: they come from a dataset or from
+    ``run(..., policy_from=RUN)``, and without either observations are only clipped.
     """
 
     agent: Any

@@ -16,7 +16,7 @@ from jaxrl.cli.options import (
     Options,
     TrainingOptions,
 )
-from jaxrl.cli.parsing import parse
+from jaxrl.cli.parsing import parse, refuse
 from jaxrl.cli.sweep_report import report_sweep
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "load_dataset",
     "parse",
     "prepare",
+    "refuse",
     "report",
     "report_sweep",
     "with_extras",

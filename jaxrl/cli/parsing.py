@@ -95,6 +95,17 @@ def parse_words(config: type[Parsed], defaults: Parsed, given: Sequence[str]) ->
     return result
 
 
+def refuse(names: Sequence[str], reason: str) -> None:
+    """Raise UsageError for options without a use that the parsed command line gives.
+
+    Presets may set them nevertheless.
+    """
+    for name in names:
+        value = value_of(sys.argv[1:], name.replace("_", "-"), "")
+        if value:
+            raise UsageError(f"{name} is {value}, and {reason}; leave it out")
+
+
 def option_flags(node: Any, path: str = "") -> list[str]:
     """Return all options as written on the command line, incl. ``--agent.critic.no-layer-norm``."""
     flags = []

@@ -80,9 +80,9 @@ def make_recorded(name: str, options: Mapping[str, Any]) -> Environment:
 
     It uses this machine's physics engine, so a policy trained on a GPU also plays on a laptop.
     """
-    elsewhere = ("engine", "exact", "iterations", "ls_iterations", "impl")
+    elsewhere = ["engine", "exact", "iterations", "ls_iterations", "impl"]
     if name.startswith("mjx/"):
-        elsewhere += ("naconmax",)  # of one engine alone
+        elsewhere.append("naconmax")  # of one engine alone
     kept = {option: value for option, value in options.items() if option not in elsewhere}
     tuples = {option: tuple(v) if isinstance(v, list) else v for option, v in kept.items()}
     return make(name, **tuples)

@@ -113,7 +113,7 @@ class VectorEnv:
             check_contract(self.env)
         require_integer("max_steps", self.spec.max_steps, 1, INT32_MAX, optional=True)
         most = self.env.spec.max_steps if isinstance(self.env, ChunkActions) else None
-        if most is not None and self.spec.max_steps > most:
+        if most is not None and self.max_steps is not None and self.max_steps > most:
             raise UsageError(
                 f"max_steps is {self.max_steps}, and the environment ends its episodes after "
                 f"{most} chunks; give at most that"

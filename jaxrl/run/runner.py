@@ -29,7 +29,7 @@ from jaxrl.run.population import population
 from jaxrl.run.session import Session, Within
 from jaxrl.run.settings import Settings
 from jaxrl.run.signals import interruptible
-from jaxrl.training.trainer import Trainer
+from jaxrl.training.trainer import Trainer, check_split
 from jaxrl.types import Mode, PyTree, TrainState
 
 
@@ -219,7 +219,13 @@ def run(
 
 
 def check_data(trainers: Sequence[Trainer], data: PyTree) -> None:
-    """Raise UsageError unless a dataset is given exactly when a trainer samples from one."""
+    """Raise UsageError unless a dataset is given exactly when a trainer samples from one.
+
+    Every agent must be able to learn from its trainer's batches.
+    """
     readers = [trainer for trainer in trainers if trainer.needs_data]
     for trainer in readers or trainers[:1]:
         trainer.check_data(data)
+    check_split(trainers, data)
+    for trainer in trainers:
+        trainer.check_learning(data if trainer.needs_data else ())

@@ -22,11 +22,11 @@ from jaxrl.rng import row_key
 from jaxrl.sharding import shard_count
 from jaxrl.training.gradient_steps import gradient_steps
 from jaxrl.training.rollout import exploring, play, report_nonfinite
-from jaxrl.training.sampling import sample
+from jaxrl.training.sampling import sample, train_part
 from jaxrl.training.schedule import Schedule
 from jaxrl.training.sizes import check_batches, require_divides
 from jaxrl.training.trainer import Trainer
-from jaxrl.types import Array, Discrete, Extras, Key, PyTree, TrainState, Transition
+from jaxrl.types import Array, Batch, Discrete, Extras, Key, PyTree, TrainState, Transition
 
 Warmup = Literal["uniform", "agent"]
 
@@ -137,6 +137,27 @@ class OffPolicy(Trainer):
         require_divides("batch_size", self.batch_size, shards)
         protocol.check(self.agent, self.batch_size // shards)
 
+    def check_learning(self, data: PyTree) -> None:
+        """Raise UsageError for batches that the agent cannot learn from; one is traced.
+
+        The environment is not: its spec has the shapes of the transitions.
+        """
+        n, spec = self.env.num_envs, self.env.spec
+
+        def rows(shape: tuple[int, ...], dtype: Any) -> Any:
+            return jax.ShapeDtypeStruct((n, *shape), dtype)
+
+        obs = jax.tree.map(lambda box: rows(box.shape, box.dtype), spec.observation)
+        action = rows(spec.action.shape, spec.action.dtype)
+        reward, flags = rows((), jnp.float32), rows((), bool)
+        like = Transition(obs, action, reward, obs, flags, flags, {})
+
+        def batch(key: Key, data: PyTree) -> Batch:
+            store = Replay(self.buffer, self.buffer.empty(like), jnp.int32(0))
+            return sample(self.agent, self.sampling, store, data, key, (1, self.batch_size))
+
+        jax.eval_shape(batch, jax.random.key(0), data)
+
     def check_memory(self, members: int, devices: int) -> str:
         """Return a line about the replay buffers' memory.
 
@@ -178,7 +199,12 @@ class OffPolicy(Trainer):
     # Training
 
     def start(self, key: Key, agent: PyTree, data: PyTree) -> TrainState:
-        """Fresh environments, and a buffer filled with the warm-up transitions."""
+        """Fresh environments, and a buffer filled with the warm-up transitions.
+
+        Agents with empty statistics compute them from the dataset, if there is one.
+        """
+        if self.needs_data:
+            agent = protocol.observe_dataset(self.agent, agent, train_part(data))
         env_key, carry_key, warmup_key, key = jax.random.split(key, 4)
         env = self.env.reset(env_key)
         carry = protocol.init_carry(self.agent, carry_key, self.env.local_envs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from jaxrl import metrics as m
@@ -36,6 +37,7 @@ class Offline(Trainer):
 
     learns_from: ClassVar[str] = "batches"
     plays: ClassVar[bool] = False
+    validates: ClassVar[bool] = True
     unit: ClassVar[str] = "gradient_steps"
 
     @property
@@ -71,6 +73,24 @@ class Offline(Trainer):
             )
         require_divides("batch_size", self.batch_size, shards)
         protocol.check(self.agent, self.batch_size // shards)
+
+    def check_data(self, data: PyTree) -> None:
+        """Raise UsageError unless the dataset fits, and the agent can validate on a ``Split``."""
+        Trainer.check_data(self, data)
+        inner = protocol.innermost(self.agent)
+        if isinstance(data, Split) and not hasattr(inner, "validation_loss"):
+            raise UsageError(
+                f"{type(inner).__name__} has no validation loss; give it the whole dataset, "
+                "without split() or --validation"
+            )
+
+    def check_learning(self, data: PyTree) -> None:
+        """Raise UsageError for batches that the agent cannot learn from; an iteration is traced."""
+
+        def first(key: Key, data: PyTree) -> tuple[TrainState, m.Metrics]:
+            return self.advance(self.start(key, self.agent.init(key), data), data, jnp.int32(0))
+
+        jax.eval_shape(first, jax.random.key(0), data)
 
     def check_memory(self, members: int, devices: int) -> None:
         """Raise UsageError for batches of an iteration that cannot fit in memory."""

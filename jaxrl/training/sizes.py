@@ -53,9 +53,13 @@ def check_batches(trainer: Any, rows: int, members: int, devices: int) -> None:
 
 
 def require_divides(option: str, number: int, shards: int) -> None:
-    """Raise UsageError unless ``number`` divides evenly over ``shards`` devices."""
+    """Raise UsageError unless ``number`` divides evenly over ``shards`` devices.
+
+    Seeds are spread over devices first, so more of them help too.
+    """
     if number % shards:
         raise UsageError(
             f"{option} is {number}, which does not divide over {shards} devices; "
-            f"{-(-number // shards) * shards} would"
+            f"{-(-number // shards) * shards} would, or fewer devices, or {shards} times as many "
+            "seeds"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -14,6 +15,7 @@ from jaxrl import metrics as m
 from jaxrl.agents import protocol
 from jaxrl.config import to_config
 from jaxrl.counters import counter_add, counter_zero
+from jaxrl.data.dataset import Split
 from jaxrl.envs.absent import NoEnvironment
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
@@ -55,6 +57,7 @@ class Trainer:
 
     learns_from: ClassVar[str]
     plays: ClassVar[bool] = True  # whether training needs an environment, or only its spec
+    validates: ClassVar[bool] = False  # whether it computes a validation loss of a Split
     unit: ClassVar[str] = "env_steps"  # the unit of a run's length
 
     def __post_init__(self) -> None:
@@ -190,6 +193,12 @@ class Trainer:
             if hasattr(data, "check_spec"):
                 data.check_spec(self.env.spec)
 
+    def check_learning(self, data: PyTree) -> None:
+        """Raise UsageError for batches that the agent cannot learn from.
+
+        ``run`` calls this before it writes anything; only shapes are traced.
+        """
+
     def check_memory(self, members: int, devices: int) -> str | None:
         """Return a line about the replay memory that ``members`` runs need, if any.
 
@@ -311,6 +320,7 @@ class Trainer:
                 fit in memory even once, or a ``steps`` that is not a whole number.
         """
         require_integer("steps", steps)
+        check_split([self], data)
         with reducing_over(self.axis):
             self.check(shard_count())
         if self.axis is None:
@@ -337,6 +347,16 @@ class Trainer:
         """Play one episode from each of ``keys[E]``."""
         limit = self.env.spec.max_steps
         return evaluate(self.agent, ts.agent, self.env.env, keys, mode, limit)
+
+
+def check_split(trainers: Sequence[Trainer], data: PyTree) -> None:
+    """Raise UsageError for a ``Split`` if no trainer that reads it computes a validation loss."""
+    readers = [trainer for trainer in trainers if trainer.needs_data]
+    if isinstance(data, Split) and readers and not any(each.validates for each in readers):
+        raise UsageError(
+            f"data is a Split, and {type(readers[0]).__name__} computes no validation loss; give "
+            "it the whole dataset, without split() or --validation"
+        )
 
 
 def _recorded(value: Any) -> Any:
