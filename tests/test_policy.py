@@ -312,7 +312,8 @@ def test_agents_of_the_library_are_read_from_their_record(name):
     """Once they are bound, and once they are not."""
     others = {"evaluated": SAC()} if name == "FQE" else {}
     agent = getattr(jaxrl.agents, name)(optimizer=AdamW(), **others)
-    agent = NormalizeObs(ScaleReward(Chunks(agent, 3, 2) if name == "BC" else agent, 0.5))
+    agent = ScaleReward(Chunks(agent, 3, 2) if name == "BC" else agent, 0.5)
+    agent = agent if name == "FQE" else NormalizeObs(agent)
     spec = make("gymnax/Pendulum-v1").spec
     try:
         agent.bind(spec)
