@@ -32,6 +32,8 @@ class Config(cli.OfflineOptions):
 def main() -> None:
     """Train, and keep a record in the run's folder."""
     config = cli.parse(Config, edit.PRESETS)
+    if not config.online_steps:
+        cli.refuse(["learning_starts", "buffer_size"], "online_steps is 0")
     cli.prepare(config.devices, config.distributed)
 
     env = VectorEnv(make(config.env, **config.env_settings), 1)

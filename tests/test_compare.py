@@ -237,6 +237,20 @@ def test_datasets_are_tasks_of_their_own_where_one_side_has_several(tmp_path):
     assert analysis.read_groups([sides[0][:1], sides[1][:1]]).tasks == ["probe/two"]
 
 
+def test_options_of_the_environment_that_differ_are_noted(tmp_path):
+    def made(name, **config):
+        return make_run(tmp_path / name, [1.0 + len(name), 2.0], **config)
+
+    plain, old = made("a", max_steps=100, env_options={"engine": "c"}), made("old")
+    other = made("engine", max_steps=100, env_options={"engine": "mjx", "randomize": None})
+    chunks = made("chunks", max_steps=25, env_options={"execute": 4})
+    for second in (old, other):
+        assert not [n for n in analysis.read_groups([[plain], [second]]).notes if "differ in" in n]
+    notes = analysis.read_groups([[plain], [chunks]]).notes
+    assert "the runs on probe/two differ in execute: the default and 4" in notes
+    assert "the runs on probe/two differ in max_steps: 100 and 25" in notes
+
+
 def test_what_is_no_sample_is_refused(tmp_path):
     a = make_run(tmp_path / "a", [1.0, 2.0])
     copy = make_run(tmp_path / "copy", [1.0, 2.0])

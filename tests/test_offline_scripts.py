@@ -236,6 +236,8 @@ def test_n_step_and_sampling_hold_offline_and_online(script):
         ("offline_to_online --method rlpd --validation 0.5", "validation is 0.5, and rlpd has"),
         ("offline_to_online --method cal_ql --validation 0.5", "CalQL has no validation loss;"),
         ("pa_rl --validation 0.5", "PARL has no validation loss; give it the whole dataset"),
+        ("dsrl --learning-starts 9", "learning_starts is 9, and online_steps is 0; leave it out"),
+        ("edit --buffer-size 99", "buffer_size is 99, and online_steps is 0; leave it out"),
         ("iql --validation 0.1", "IQL has no validation loss; give it the whole dataset, without"),
     ],
 )

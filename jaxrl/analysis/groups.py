@@ -221,6 +221,7 @@ def _scaled(
         compared = [_normalised(group, known) for group in compared]
     _note_seeds(compared, tasks, notes)
     _note_lengths(compared, tasks, notes)
+    _note_worlds([source for source in sources if source.task in tasks], notes)
     units = {source.unit for source in sources if source.task in tasks}
     if len(units - {""}) > 1:
         notes.append("the steps of some runs are environment steps, of others gradient steps")
@@ -255,6 +256,19 @@ def _note_seeds(groups: Sequence[Group], tasks: Sequence[str], notes: list[str])
         counts = {len(group.tasks[task].final) for task in tasks}
         if len(counts) > 1:
             notes.append(f"{group.name} has {min(counts)} to {max(counts)} seeds, by the task")
+
+
+def _note_worlds(sources: Sequence[Source], notes: list[str]) -> None:
+    """Note the options of the environment in which the runs on a task differ."""
+    for task, own in _by(sources, lambda source: source.task).items():
+        worlds = [source.world for source in own if source.world]
+        for name in sorted({name for world in worlds for name in world}):
+            # Old records lack the time limit; other options that are missing have their default.
+            known = [world for world in worlds if name != "max_steps" or name in world]
+            values = list(dict.fromkeys(repr(world.get(name)) for world in known))
+            if len(values) > 1:
+                shown = " and ".join(values).replace("None", "the default")
+                notes.append(f"the runs on {task} differ in {name}: {shown}")
 
 
 def _note_lengths(groups: Sequence[Group], tasks: Sequence[str], notes: list[str]) -> None:

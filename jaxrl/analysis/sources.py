@@ -20,6 +20,13 @@ from jaxrl.errors import UsageError, nearest
 COLUMNS = ("step", "return", "seed", "env", "algorithm")  # in a CSV file
 
 
+# Options of the environment that leave returns as they are, or are named in the task.
+SAME_RETURNS = frozenset(
+    {"engine", "exact", "iterations", "ls_iterations", "impl", "naconmax", "margin", "backend"}
+    | {"camera_id", "camera_name", "default_camera_config", "visual_options"}
+)
+
+
 class Source(NamedTuple):
     """One configuration of a run, or one algorithm and environment of a CSV file."""
 
@@ -33,6 +40,7 @@ class Source(NamedTuple):
     data: str | None = None  # the checksum of its dataset
     reference: tuple[float, float] | None = None  # returns of a random policy and an expert
     agent: str = ""  # the record of the agent and its hyper-parameters
+    world: Mapping[str, Any] = {}  # options of the environment that may change returns
 
 
 def read_run(
@@ -76,9 +84,17 @@ def read_run(
             (config.get("data") or {}).get("checksum"),
             given,
             json.dumps(config.get("agent"), sort_keys=True),
+            _world(config),
         )
         sources.append(source)
     return sources
+
+
+def _world(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's options of the environment and its time limit, if they may change returns."""
+    limit = {"max_steps": config["max_steps"]} if config.get("max_steps") else {}
+    options = limit | (config.get("env_options") or {})
+    return {name: value for name, value in options.items() if name not in SAME_RETURNS}
 
 
 def read_csv(
