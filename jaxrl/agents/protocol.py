@@ -105,7 +105,8 @@ def validation_loss(agent: Any, state: PyTree, batch: Any, key: Key) -> Array:
     method = getattr(agent, "validation_loss", None)
     if method is None:
         raise UsageError(
-            f"{type(innermost(agent)).__name__} has no validation loss; give it the whole dataset"
+            f"{type(innermost(agent)).__name__} has no validation loss; give it the whole dataset, "
+            "without split() or --validation"
         )
     loss: Array = method(state, batch, key)
     return loss

@@ -15,16 +15,17 @@ from jaxrl._output import joined
 from jaxrl.analysis.curves import env_label
 from jaxrl.analysis.efficiency import at_steps, common_steps
 from jaxrl.analysis.load import Curve, is_finished, load_config, load_curves
+from jaxrl.envs import OF_ENGINE
 from jaxrl.errors import UsageError, nearest
 
 COLUMNS = ("step", "return", "seed", "env", "algorithm")  # in a CSV file
 
 
 # Options of the environment that leave returns as they are, or are named in the task.
-SAME_RETURNS = frozenset(
-    {"engine", "exact", "iterations", "ls_iterations", "impl", "naconmax", "margin", "backend"}
-    | {"camera_id", "camera_name", "default_camera_config", "visual_options"}
-)
+SAME_RETURNS = OF_ENGINE | {
+    *("naconmax", "margin", "backend"),
+    *("camera_id", "camera_name", "default_camera_config", "visual_options"),
+}
 
 
 class Source(NamedTuple):

@@ -270,8 +270,8 @@ def transitions(data: Dataset, first: Array, n_step: int, gamma: Array | float) 
         return lambda x: rows_at(x, row)
 
     batch, last = _summed(data, rows, n_step, gamma)
-    steps = {name: 0 if n_step == 1 or name in OF_FIRST_STEP else last for name in data.extras}
-    extras = {name: jax.tree.map(rows(steps[name]), x) for name, x in data.extras.items()}
+    at = {name: rows(0 if name in OF_FIRST_STEP else last) for name in data.extras}
+    extras = {name: jax.tree.map(at[name], x) for name, x in data.extras.items()}
     return batch._replace(extras=extras)
 
 

@@ -28,6 +28,8 @@ SUITES: dict[str, ModuleType] = {
     "playground": playground,
     "probe": probe,
 }
+# Options of the engine that steps a task, which is the same task with any.
+OF_ENGINE = frozenset({"engine", "exact", "iterations", "ls_iterations", "impl"})
 
 
 def names(suite: str | None = None) -> list[str]:
@@ -80,9 +82,7 @@ def make_recorded(name: str, options: Mapping[str, Any]) -> Environment:
 
     It uses this machine's physics engine, so a policy trained on a GPU also plays on a laptop.
     """
-    elsewhere = ["engine", "exact", "iterations", "ls_iterations", "impl"]
-    if name.startswith("mjx/"):
-        elsewhere.append("naconmax")  # of one engine alone
+    elsewhere = OF_ENGINE | ({"naconmax"} if name.startswith("mjx/") else set())
     kept = {option: value for option, value in options.items() if option not in elsewhere}
     tuples = {option: tuple(v) if isinstance(v, list) else v for option, v in kept.items()}
     return make(name, **tuples)

@@ -39,8 +39,9 @@ def _check_same_returns(trainer: Trainer, configuration: Mapping[str, float]) ->
         rewards = protocol.learnt_reward(agent, jnp.array([-1e6, -1.0, 0.0, 1.0, 1e6]))
         return float(protocol.discount_factor(agent)), *rewards.tolist()
 
+    unswept = learnt({})
     for name, value in configuration.items():
-        if learnt({name: value}) != learnt({}):
+        if learnt({name: value}) != unswept:
             agent = type(protocol.innermost(trainer.agent)).__name__
             raise UsageError(
                 f"{name} is swept, and {agent} reads returns-to-go, which the dataset has for one "

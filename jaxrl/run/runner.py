@@ -29,7 +29,8 @@ from jaxrl.run.population import population
 from jaxrl.run.session import Session, Within
 from jaxrl.run.settings import Settings
 from jaxrl.run.signals import interruptible
-from jaxrl.training.trainer import Trainer, check_split
+from jaxrl.training.sampling import check_split
+from jaxrl.training.trainer import Trainer
 from jaxrl.types import Mode, PyTree, TrainState
 
 

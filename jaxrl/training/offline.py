@@ -74,16 +74,6 @@ class Offline(Trainer):
         require_divides("batch_size", self.batch_size, shards)
         protocol.check(self.agent, self.batch_size // shards)
 
-    def check_data(self, data: PyTree) -> None:
-        """Raise UsageError unless the dataset fits, and the agent can validate on a ``Split``."""
-        Trainer.check_data(self, data)
-        inner = protocol.innermost(self.agent)
-        if isinstance(data, Split) and not hasattr(inner, "validation_loss"):
-            raise UsageError(
-                f"{type(inner).__name__} has no validation loss; give it the whole dataset, "
-                "without split() or --validation"
-            )
-
     def check_learning(self, data: PyTree) -> None:
         """Raise UsageError for batches that the agent cannot learn from; an iteration is traced."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxrl.agents import protocol
@@ -20,6 +21,16 @@ SOURCE = {
 def train_part(data: Any) -> Any:
     """Return the training data: all the data, or the first part of a ``Split``."""
     return data.train if isinstance(data, Split) else data
+
+
+def check_split(trainers: Sequence[Any], data: Any) -> None:
+    """Raise UsageError for a ``Split`` if no trainer that reads it computes a validation loss."""
+    readers = [trainer for trainer in trainers if trainer.needs_data]
+    if isinstance(data, Split) and readers and not any(each.validates for each in readers):
+        raise UsageError(
+            f"data is a Split, and {type(readers[0]).__name__} computes no validation loss; give "
+            "it the whole dataset, without split() or --validation"
+        )
 
 
 def sample(

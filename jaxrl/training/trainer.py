@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -15,13 +14,13 @@ from jaxrl import metrics as m
 from jaxrl.agents import protocol
 from jaxrl.config import to_config
 from jaxrl.counters import counter_add, counter_zero
-from jaxrl.data.dataset import Split
 from jaxrl.envs.absent import NoEnvironment
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
 from jaxrl.require import INT32_MAX, require_instance, require_integer
 from jaxrl.sharding import reducing_over, shard_count
 from jaxrl.training.evaluate import Evaluation, evaluate
+from jaxrl.training.sampling import check_split
 from jaxrl.training.sizes import check_gradient_steps, require_divides
 from jaxrl.types import Array, Key, Mode, PyTree, Spec, TrainState
 
@@ -347,16 +346,6 @@ class Trainer:
         """Play one episode from each of ``keys[E]``."""
         limit = self.env.spec.max_steps
         return evaluate(self.agent, ts.agent, self.env.env, keys, mode, limit)
-
-
-def check_split(trainers: Sequence[Trainer], data: PyTree) -> None:
-    """Raise UsageError for a ``Split`` if no trainer that reads it computes a validation loss."""
-    readers = [trainer for trainer in trainers if trainer.needs_data]
-    if isinstance(data, Split) and readers and not any(each.validates for each in readers):
-        raise UsageError(
-            f"data is a Split, and {type(readers[0]).__name__} computes no validation loss; give "
-            "it the whole dataset, without split() or --validation"
-        )
 
 
 def _recorded(value: Any) -> Any:
