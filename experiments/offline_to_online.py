@@ -31,6 +31,7 @@ class Config(cli.OfflineOptions):
     learning_starts: int = size(1_000, help="transitions before the first of these")
     buffer_size: int = size(1_000_000, help="transitions in the replay buffer")
     hidden_dims: tuple[int, ...] = size((256, 256), help="widths of all networks")
+    num_actions: int = size(10, help="cal_ql, wsrl: CalQL's num_actions; fewer are faster")
 
 
 def agents(config: Config) -> tuple[Any, Any]:
@@ -47,12 +48,13 @@ def agents(config: Config) -> tuple[Any, Any]:
         delay = {"policy_delay": config.online_updates}  # one step of the actor, after the critics
         parts = {"policy": sizes, "critic": critic}
         return None, hyper.override(SAC(), parts | options | delay)
-    rates = {"actor_learning_rate": 1e-4, "alpha_learning_rate": 1e-4}
+    options = {"actor_learning_rate": 1e-4, "alpha_learning_rate": 1e-4}
+    options["num_actions"] = config.num_actions
     if config.method == "cal_ql":
-        agent = hyper.override(CalQL(), parts | rates)
+        agent = hyper.override(CalQL(), parts | options)
         return agent, agent
     norms = {name: part | {"layer_norm": True} for name, part in parts.items()}
-    agent = hyper.override(CalQL(), norms | rates)
+    agent = hyper.override(CalQL(), norms | options)
     plain = {"cql_alpha": 0.0, "num_actions": 1, "max_target_backup": False}
     return agent, hyper.override(agent, plain)
 
@@ -94,6 +96,8 @@ def main() -> None:
     config = cli.parse(Config, offline_to_online.PRESETS)
     if config.method == "rlpd":
         cli.refuse(["total_steps", "num_updates", "validation"], "rlpd has no offline phase")
+    if config.method in ("iql", "rlpd"):
+        cli.refuse(["num_actions"], f"{config.method} does not sample several actions")
     cli.prepare(config.devices, config.distributed)
 
     env = VectorEnv(make(config.env, **config.env_settings), 1)

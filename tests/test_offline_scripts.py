@@ -228,12 +228,21 @@ def test_n_step_and_sampling_hold_offline_and_online(script):
     online.check()
 
 
+def test_num_actions_reaches_the_conservative_term_of_both_phases():
+    words = "--num-actions 4 --quiet --run-dir x --method"
+    calibrated = trainer_of("offline_to_online", f"{words} cal_ql")
+    assert [phase.trainer.agent.num_actions for phase in calibrated] == [4, 4]
+    warm = trainer_of("offline_to_online", f"{words} wsrl")
+    assert [phase.trainer.agent.num_actions for phase in warm] == [4, 1]
+
+
 @pytest.mark.parametrize(
     ("script", "line"),
     [
         ("offline_to_online --method rlpd --total-steps 500", "total_steps is 500, and rlpd has"),
         ("offline_to_online --method rlpd --num_updates=64", "num_updates is 64, and rlpd has"),
         ("offline_to_online --method rlpd --validation 0.5", "validation is 0.5, and rlpd has"),
+        ("offline_to_online --method iql --num-actions 4", "num_actions is 4, and iql does not"),
         ("offline_to_online --method cal_ql --validation 0.5", "CalQL has no validation loss;"),
         ("pa_rl --validation 0.5", "PARL has no validation loss; give it the whole dataset"),
         ("dsrl --learning-starts 9", "learning_starts is 9, and online_steps is 0; leave it out"),
