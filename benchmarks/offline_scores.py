@@ -3,7 +3,7 @@
 python benchmarks/offline_scores.py --datasets gymnax/Pendulum-v1/medium-replay
 python benchmarks/offline_scores.py --algorithms iql bc10 --datasets maze/Stitch-v0/stitch
 python benchmarks/offline_scores.py --algorithms diffusion_bc flow_bc diffusion_ql idql ifql fql
-python benchmarks/offline_scores.py --algorithms td3_bc --sweep bc_alpha=0.5,1,2.5,5,10
+python benchmarks/offline_scores.py --algorithms td3_bc --sweep bc_alpha=2.5,10,40,160,640
 
 Each cell is one call of ``experiments/ALGORITHM.py``, networks of 128x128 and 30,000 gradient steps
 unless told otherwise; ``bc10`` is behaviour cloning of the best tenth of the episodes. Policies

@@ -6,8 +6,8 @@ python experiments/compose.py runs/one runs/other
 
 At every denoising step the prediction is ``weight first + (1 - weight) second``. All weights are
 played as one program, on the same episodes. The one with the highest mean return is chosen, and its
-return is that on other episodes: the best of many weights is too good on those that chose it. The
-results are ``compose.json`` and ``compose.png``.
+return is measured on other episodes: on the episodes that selected it, the best of many weights
+scores too high. The results are ``compose.json`` and ``compose.png``.
 """
 
 from __future__ import annotations

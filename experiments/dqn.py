@@ -1,4 +1,4 @@
-"""DQN on any environment of discrete actions.
+"""DQN on any environment with discrete actions.
 
 python experiments/dqn.py
 python experiments/dqn.py --env gymnax/Breakout-MinAtar --num-seeds 4

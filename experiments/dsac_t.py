@@ -1,4 +1,4 @@
-"""DSAC-T on any environment of continuous actions.
+"""DSAC-T on any environment with continuous actions.
 
 python experiments/dsac_t.py
 python experiments/dsac_t.py --env mjx/Hopper-v5 --num-seeds 5

@@ -8,7 +8,7 @@ python experiments/make_dataset.py --env maze/Goals-v0 --rows 6000
 SAC is trained, and its policies are recorded with sampled actions. The expert is the last policy;
 the medium one is the first whose return has come a third of the way from the random policy's to the
 expert's, and medium-replay is the replay buffer at that moment. Mazes have a scripted dataset
-instead: ways to the bend and ways from the bend, or ways from the start to each of several goals.
+instead: paths to the bend and from it, or paths from the start to each of several goals.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python experiments/minimal_flow_bc.py --env MountainCarContinuous-v0 --dataset FILE.hdf5
 
 Behaviour cloning with a flow policy (Lipman et al. 2023, arXiv:2210.02747): a network learns the
-velocity that carries normal noise at time 0 to the data's actions at time 1, along straight ways;
+velocity that carries normal noise at time 0 to the data's actions at time 1, along straight paths;
 acting follows it from fresh noise in a few Euler steps. A moving average of the parameters acts. It
 learns from the best episodes of a dataset: a file in D4RL's layout, or for Pendulum one that is
 made here, by a controller with noise of all sizes. All but reading the file runs inside one jitted

@@ -4,7 +4,7 @@ python experiments/offline_to_online.py --method iql
 python experiments/offline_to_online.py --method wsrl --total-steps 20000 --online-steps 20000
 python -m jaxrl.analysis runs/iql runs/cal_ql runs/rlpd runs/wsrl --out comparison.png
 
-The record goes on across the switch; the summary has the dip behind it and the mean return online.
+Both phases are one run. Its summary has the dip after the switch and the mean return online.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Config(cli.OfflineOptions):
     env: str = "gymnax/Pendulum-v1"
     method: Method = choice("iql", Method, help="the algorithm and its way of going online")
     online_steps: int = size(20_000, help="environment steps of each seed, after the dataset")
-    online_updates: int = size(1, help="gradient steps for each of them")
-    learning_starts: int = size(1_000, help="transitions before the first of these")
+    online_updates: int = size(1, help="gradient steps per online environment step")
+    learning_starts: int = size(1_000, help="transitions before the first online gradient step")
     buffer_size: int = size(1_000_000, help="transitions in the replay buffer")
     hidden_dims: tuple[int, ...] = size((256, 256), help="widths of all networks")
-    num_actions: int = size(10, help="cal_ql, wsrl: CalQL's num_actions; fewer are faster")
+    num_actions: int = size(10, help="cal_ql, wsrl: actions per distribution; fewer are faster")
 
 
 def agents(config: Config) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""PQN on any environment of discrete actions.
+"""PQN on any environment with discrete actions.
 
 python experiments/pqn.py
 python experiments/pqn.py --env gymnax/Breakout-MinAtar --num-seeds 4

@@ -1,4 +1,4 @@
-"""SAC on any environment of continuous actions.
+"""SAC on any environment with continuous actions.
 
 python experiments/sac.py
 python experiments/sac.py --env mjx/Hopper-v5 --num-seeds 5

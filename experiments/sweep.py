@@ -10,7 +10,7 @@ python experiments/sweep.py dqn --env gymnax/CartPole-v1 --grid gamma=0.97,0.99 
     --static num-envs=1,8
 
 The first word is the name of a script or the path of a file. Its options follow, as they are
-there; --run-dir is the folder of the sweep. It goes on by ``sweep.py --resume --run-dir DIR``.
+there; --run-dir is the folder of the sweep. ``sweep.py --resume --run-dir DIR`` continues it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TD3 on any environment of continuous actions.
+"""TD3 on any environment with continuous actions.
 
 python experiments/td3.py
 python experiments/td3.py --env mjx/Hopper-v5 --num-seeds 5

@@ -2,7 +2,7 @@
 
 python experiments/td3_bc.py
 python experiments/td3_bc.py --env mjx/Hopper-v4 --env-options margin=legacy --dataset PATH
-python experiments/td3_bc.py --num-seeds 8 --sweep bc_alpha=0.5,1,2.5,5,10
+python experiments/td3_bc.py --num-seeds 8 --sweep bc_alpha=2.5,10,40,160,640
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far the critics of SAC, DSAC and DSAC-T are off, and what the scale of rewards does to them.
+"""Bias of the critics of SAC, DSAC and DSAC-T, and the effect of the reward scale.
 
 python experiments/value_bias.py
 python experiments/value_bias.py --env mjx/HalfCheetah-v5 --total-steps 200000 --out results/bias

@@ -46,7 +46,7 @@ class Adam:
     )
     eps: float = number(1e-8, above=0, help="added to the root of the second moment")
     rectified: bool = flag(
-        False, help="RAdam (Liu et al. 2020): smaller steps while second moments rest on little"
+        False, help="RAdam (Liu et al. 2020): smaller steps while the second moment is uncertain"
     )
 
     def start(self, params: PyTree) -> Trained:

@@ -71,8 +71,8 @@ class CQL:
     cql_alpha: float = number(10.0, 0, help="weight of the conservative term; 0 leaves it out")
     lagrange_gap: float | None = number(
         None,
-        help="the gap above which a multiplier of the conservative term grows, in units of Q, "
-        "log(3 num_actions) of it for their number; None: no multiplier",
+        help="the multiplier of the conservative term grows while the gap exceeds this, in units "
+        "of Q; log(3 num_actions) is due to the number of actions; None: no multiplier",
     )
     initial_multiplier: float = number(math.e, above=0, help="initial multiplier of lagrange_gap")
     num_actions: int = size(10, help="actions of each of the three distributions")

@@ -62,7 +62,7 @@ class DiffusionQL:
         1, help="next actions, whose largest value by each critic is in the target"
     )
     target_q: OverCritics = choice("min", OverCritics, help="over the critics, in targets")
-    pessimism: float = number(0.0, 0, help="deviations over the critics that targets are lower by")
+    pessimism: float = number(0.0, 0, help="deviations of the critics subtracted from targets")
     gamma: float = number(0.99, 0, 1, help="discount")
     tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
     ema_decay: float = number(

@@ -61,8 +61,8 @@ class DQN:
         1.0,
         above=0,
         optional=True,
-        help="errors beyond this, in units of the scaled return, count linearly, so values are "
-        "no means where targets differ by more; None squares all errors, and values are means",
+        help="errors beyond this, in units of the scaled return, count linearly, which biases "
+        "values where targets differ by more; None squares all errors, without this bias",
     )
     epsilon_start: float = number(1.0, 0, 1, help="initial probability of a random action")
     epsilon_end: float = number(0.05, 0, 1, help="final probability of a random action")

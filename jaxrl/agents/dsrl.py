@@ -67,7 +67,7 @@ class DSRL:
     tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
     noise_scale: float = number(1.0, 0, help="the largest noise; 0 is the policy at noise 0")
     target_q: OverCritics = choice("mean", OverCritics, help="over the critics, in targets")
-    pessimism: float = number(0.5, 0, help="deviations over the critics that targets are lower by")
+    pessimism: float = number(0.5, 0, help="deviations of the critics subtracted from targets")
     initial_alpha: float = number(1.0, above=0, help="initial temperature")
     target_entropy: float = number(
         -0.5, help="entropy per element, in nats, of noises within [-1, 1]"

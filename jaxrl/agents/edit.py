@@ -73,7 +73,7 @@ class EditPolicy:
         1, help="samples that are edited; of several, the best acts, edited or not"
     )
     target_q: OverCritics = choice("mean", OverCritics, help="over the critics, in targets")
-    pessimism: float = number(0.5, 0, help="deviations over the critics that targets are lower by")
+    pessimism: float = number(0.5, 0, help="deviations of the critics subtracted from targets")
     initial_alpha: float = number(1.0, above=0, help="initial temperature")
     target_entropy: float = number(-0.5, help="entropy per element of edits, in nats")
     policy_delay: int = size(1, help="gradient steps from one update of policies to the next")

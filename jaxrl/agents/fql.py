@@ -60,7 +60,7 @@ class FQL:
     alpha: float = number(1.0, 0, help="weight of the distance from the flow, against values")
     normalize_q_loss: bool = flag(True, help="divide the policy's values by their mean size")
     target_q: OverCritics = choice("mean", OverCritics, help="over the critics, in targets")
-    pessimism: float = number(0.0, 0, help="deviations over the critics that targets are lower by")
+    pessimism: float = number(0.0, 0, help="deviations of the critics subtracted from targets")
     gamma: float = number(0.99, 0, 1, help="discount")
     tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
 

@@ -89,7 +89,7 @@ class IDQL:
         0.7, 0, 1, help="of Q over the data's actions: 0.5 is the mean, near 1 the best of them"
     )
     target_q: OverCritics = choice("min", OverCritics, help="over the target critics, in targets")
-    pessimism: float = number(0.0, 0, help="deviations over the critics that targets are lower by")
+    pessimism: float = number(0.0, 0, help="deviations of the critics subtracted from targets")
     policy_delay: int = size(1, help="gradient steps from one update of the actor to the next")
 
     def bind(self, spec: Spec) -> Any:

@@ -42,7 +42,7 @@ ABOUT = """\
 Print a table of runs: the interquartile mean (IQM) of the seeds' final evaluation returns with its
 95% bootstrap interval, the mean, and steps/s of all seeds together. For several runs, also draw
 the curves. A run that is not finished is shown up to its last evaluation.
-Which of two groups is better, and whether by more than luck:
+To compare groups of runs, with tests:
     python -m jaxrl.analysis compare RUN ... -- RUN ... (--help)
 To play fresh episodes of a run's policies:
     python -m jaxrl.analysis evaluate RUN (--help)
@@ -51,8 +51,8 @@ To draw an episode of a run's policy:
 To write the policy as files that need no jaxrl:
     python -m jaxrl.analysis export RUN (--help)"""
 ABOUT_EVALUATE = """\
-Play fresh episodes of a run's policies, all seeds if none is named. The score of the best of many
-evaluations is too high, since luck had a part in choosing it; these episodes chose nothing."""
+Play fresh episodes of a run's policies, all seeds if none is named. The score that selected the
+best policy is biased upwards; these episodes are not."""
 ABOUT_RENDER = """\
 Play one episode of a run's policy and draw it: episode.mp4 and episode.gif for MuJoCo's tasks and
 those of gymnax that it can draw, episode.html for Brax, and always episode.npz. They are written to

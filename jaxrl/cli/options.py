@@ -35,7 +35,7 @@ class Options:
     """Options of every script."""
 
     env: str = "brax/ant"
-    """The environment, "<suite>/<task>"; a wrong name is answered with the nearest right ones."""
+    """The environment, "<suite>/<task>"; for an unknown name, the closest ones are listed."""
     env_options: tuple[str, ...] = ()
     """Options of the environment, as in: backend=mjx"""
     total_steps: int = 500_000
@@ -48,19 +48,19 @@ class Options:
     """The run's folder; default runs/ALGORITHM_ENV_TIME."""
     resume: bool = False
     """Continue the run in --run-dir from its newest intact checkpoint; with more --num-seeds, the
-    new ones are trained to where the others are, and join them."""
+    additional seeds first train to the point the others have reached, and then join them."""
     eval_every: int | None = None
     """Steps between evaluations; default a tenth of the run."""
     eval_episodes: int = 32
     """Episodes per evaluation and seed."""
     eval_mode: Mode = "greedy"
-    """How they are played; sample and explore are stochastic."""
+    """How evaluation episodes are played; sample and explore are stochastic."""
     log_every: int | None = None
     """Steps between rows of metrics.jsonl; default a fifth of --eval-every."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; default --eval-every."""
     keep_best: bool = True
-    """Keep in checkpoints, beside the last policy, that of each seed's best evaluation."""
+    """Checkpoints also keep each seed's policy from its best evaluation."""
     devices: int | None = None
     """Devices of each process; default all that the sizes divide over (on a CPU: one per core)."""
     distributed: tuple[str, ...] | None = None
@@ -70,13 +70,13 @@ class Options:
     sweep: tuple[str, ...] = ()
     """Hyper-parameters to sweep in one program, as in: gamma=0.97,0.99"""
     max_skipped: int = 100
-    """Stop after this many gradient steps in a row were not finite, for every member."""
+    """Stop once every member has skipped this many non-finite gradient steps in a row."""
     max_nonfinite: float = 0.5
     """Stop if more than this fraction of a chunk's environment steps was not finite."""
     log: tuple[str, ...] = ()
     """Further places to log to: tensorboard, wandb."""
     render: bool = False
-    """At the end draw an episode of the first seed, as python -m jaxrl.analysis render does."""
+    """After training, draw an episode of the first seed (see python -m jaxrl.analysis render)."""
     quiet: bool = False
     """No progress bar, no notes."""
 
@@ -120,7 +120,8 @@ class TrainingOptions(Options):
     num_envs: int = 8
     """Environments of each seed."""
     reset_mode: ResetMode | None = None
-    """How ended episodes start again; default "fresh" for toy dynamics, "pool" for physics."""
+    """How environments restart after an episode; default "fresh" where resets are cheap, else
+    "pool"."""
     max_steps: int | None = None
     """Time limit of an episode; default the environment's own."""
     normalize_obs: bool = False
@@ -136,8 +137,8 @@ class OfflineOptions(Options):
     """Gradient steps of each seed, rounded up to whole iterations."""
     dataset: str | None = None
     """Path of a dataset (D4RL, Minari, OGBench), or the name of a shipped one; default --env's."""
-    top: float = number(1.0, 0, 1, above=0, help="part of the episodes, the best, to learn from")
-    validation: float = number(0.0, 0, 1, help="part of the episodes kept for a validation loss")
+    top: float = number(1.0, 0, 1, above=0, help="learn from this fraction of episodes, the best")
+    validation: float = number(0.0, 0, 1, help="fraction of episodes held out for validation")
     sampling: Sampling = choice(
         "uniform", Sampling, help="draws are uniform, or weighted by the episodes' returns (RW) or "
         "advantages (AW)"
@@ -149,7 +150,7 @@ class OfflineOptions(Options):
     batch_size: int = same_as(Offline, "batch_size")
     num_updates: int = same_as(Offline, "num_updates")
     normalize_obs: bool = False
-    """Learn from observations of the dataset's mean and variance, taken to 0 and 1."""
+    """Normalise observations with the dataset's mean and variance."""
     reward_scale: float = same_as(ScaleReward, "reward_scale")
     reward_shift: float = same_as(ScaleReward, "reward_shift")
     reward_clip: float | None = same_as(ScaleReward, "reward_clip")

@@ -28,10 +28,10 @@ class NetworkPart:
     hidden_dims: tuple[int, ...] = size((256, 256), help="widths of the hidden layers")
     activation: Activation = choice("relu", Activation, help="activation of the hidden layers")
     layer_norm: bool = flag(False, help="normalise hidden layers before their activation")
-    post_norm: bool = flag(False, help="normalise hidden layers behind their activation")
+    post_norm: bool = flag(False, help="normalise hidden layers after their activation")
     initializer: Initializer = choice("torch", Initializer, help="distribution of initial weights")
     compute_dtype: ComputeDtype = choice(
-        "float32", ComputeDtype, help="precision of the products of the layers behind the encoder"
+        "float32", ComputeDtype, help="precision of the matrix products after the encoder"
     )
     encoder: Any = part(Flatten(), help="encoder of observations")
     action_dim: int = bound(0)  # action elements, or choices if discrete
@@ -81,7 +81,7 @@ class DropoutPart(NetworkPart):
     """A network with dropout of hidden units during imitation only."""
 
     dropout: float | None = number(
-        None, 0, 1, help="share of hidden units left out in the loss of imitation; None: no dropout"
+        None, 0, 1, help="dropout rate in imitation losses; None: no dropout"
     )
     dropout_key: Any = held()
 

@@ -115,7 +115,7 @@ def run(
             run also has starts from that seed's policy; any other seed starts from the policy of
             the earlier run's first seed.
         eval_every: steps between evaluations; default a tenth of the run, or of each phase. The
-            first is at step 0.
+            first is before the first gradient step.
         eval_episodes: episodes per evaluation and member, with the same starts each time.
         eval_mode: how evaluation episodes are played: "greedy"; "sample", from the policy's
             distribution; or "explore", as in training. In a deterministic task with a fixed start,
