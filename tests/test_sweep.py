@@ -227,6 +227,8 @@ def test_halving_over_static_choices_finds_the_best_of_all(monkeypatch, eta):
     for rung, end in zip(ladder, sorted({end for _, end, _ in trained}), strict=True):
         assert sum(size for _, e, size in trained if e == end) == 2 * rung.keep
         assert end == int(np.ceil(16 * rung.share - 1e-9))
+    with pytest.raises(UsageError, match="the run has no phases; give at least one"):
+        sweep([Variant([])], configurations=values, **options)
     with pytest.raises(UsageError, match="variants .* repeat a name"):
         sweep([variants[0]] * 2, configurations=values, **options)
 

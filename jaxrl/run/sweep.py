@@ -14,7 +14,7 @@ from jaxrl.require import INT32_MAX, require_integer
 from jaxrl.run.halving import Halving
 from jaxrl.run.legs import Variant
 from jaxrl.run.pbt import PBT
-from jaxrl.run.phases import Phase
+from jaxrl.run.phases import Phase, as_phases
 from jaxrl.run.population import population
 from jaxrl.run.settings import Settings
 from jaxrl.run.spaces import Space, grid
@@ -168,4 +168,6 @@ def _variants(trainer: Any, steps: int | None, data: PyTree, reference: Any) -> 
     names = [variant.name for variant in variants]
     if len(set(names)) < len(names):
         raise UsageError(f"variants {names} repeat a name; give each its own choices")
+    for variant in variants:
+        as_phases(variant.trainer, variant.total_steps)
     return variants
