@@ -30,11 +30,12 @@ def permutations(key: Key, n: int, count: int) -> Array:
     Uses a Feistel network on the two digits of the index in the mixed base (n / d, d). Each round
     rotates one digit by a hash of the other, which is a bijection for any hash. This is
     elementwise, so far cheaper than sorting random numbers, which XLA does on one core. Lengths
-    with a divisor too small for this are sorted instead.
+    whose divisors are too small or too unequal for this are sorted instead.
     """
     right_size = _factor(n)
     left_size = n // right_size
-    if right_size < 8:
+    # A row moves by one of few offsets if its digits are unequal: three rounds add to the left one.
+    if right_size < 8 or right_size**3 < n:
         keys = jax.random.split(key, count)
         return jax.vmap(lambda k: jax.random.permutation(k, n))(keys).astype(jnp.int32)
 

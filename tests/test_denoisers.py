@@ -355,6 +355,8 @@ def test_what_cannot_be_is_refused() -> None:
         bound(Flow(hidden_dims=(8, 4), residual=True))
     with pytest.raises(UsageError, match="layer_norm is True, and residual blocks have norms of"):
         bound(Flow(residual=True, hidden_dims=(8,), layer_norm=True))
+    with pytest.raises(UsageError, match="sigma_max is 0.001; it must be at least 0.005"):
+        bound(EDM(**SMALL, sigma_max=0.001))
     with pytest.raises(UsageError, match="time_features is 5; it must be even, as 6"):
         bound(Flow(time_features=5))
     with pytest.raises(UsageError, match="observations are no dictionary"):

@@ -1,5 +1,7 @@
 """Environments: names, options, time limits, illegal actions, and the probes' known values."""
 
+import dataclasses
+import json
 import subprocess
 import sys
 
@@ -8,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl import envs
+from jaxrl import PPO, OnPolicy, VectorEnv, envs
 from jaxrl.envs import brax as brax_suite
 from jaxrl.envs import gymnax as gymnax_suite
 from jaxrl.envs import probe
+from jaxrl.envs.maze import GoalMaze, PointMaze
+from jaxrl.envs.probe import Memory, Termination
 from jaxrl.errors import UsageError
 from jaxrl.types import Box, Discrete, Environment
 
@@ -82,6 +86,17 @@ def test_a_wrong_name_answers_with_the_nearest(name, answer):
         ("gymnax/Acrobot-v1", {"available_torque": [1.0]}, ["[1.0]", "[-1.0, 0.0, 1.0]"]),
         ("gymnax/FrozenLake-misc", {"map_name": "5x5"}, ["map_name", "'8x8'"]),
         ("gymnax/DeepSea-bsuite", {"size": 0}, ["'size': 0", "refused by gymnax"]),
+        ("gymnax/DeepSea-bsuite", {"action_mapping_key": 3}, ["no option 'action_mapping_key'"]),
+        ("gymnax/MetaMaze-misc", {"maze_size": 4}, ["'maze_size': 4", "an assertion"]),
+        ("gymnax/CartPole-v1", {"gravity": np.nan}, ["gravity is nan", "as 9.8"]),
+        ("gymnax/SimpleBandit-bsuite", {"num_actions": 0}, ["num_actions is 0", "at least 1"]),
+        ("gymnax/MemoryChain-bsuite", {"num_bits": 0}, ["num_bits is 0", "at least 1"]),
+        ("gymnax/MemoryChain-bsuite", {"memory_length": 1000}, ["max_steps=1002"]),
+        ("gymnax/UmbrellaChain-bsuite", {"chain_length": 200}, ["max_steps=202"]),
+        ("gymnax/DiscountingChain-bsuite", {"mapping_seed": 9}, ["mapping_seed is 9", "at most 4"]),
+        ("gymnax/DiscountingChain-bsuite", {"n_actions": 7}, ["n_actions is 7", "at most 5"]),
+        ("gymnax/FourRooms-misc", {"goal_fixed": [0, 0]}, ["goal_fixed is (0, 0)", "(4, 1)"]),
+        ("gymnax/FourRooms-misc", {"pos_fixed": [99, 0]}, ["pos_fixed is (99, 0)", "(4, 1)"]),
         ("brax/ant", {"backend": "mjxx"}, ["'mjxx'", "did you mean mjx?"]),
         ("brax/ant", {"backend": None}, ["backend is None"]),
         ("brax/reacher", {"max_steps": 1.5}, ["max_steps is 1.5"]),
@@ -101,6 +116,31 @@ def test_wrong_options_are_refused_in_one_line(name, options, parts):
     assert name in message
     for part in parts:
         assert part in message
+
+
+NUMPY = {
+    "gymnax/Acrobot-v1": {"available_torque": [np.float32(-1), 0.0, 1.0]},
+    "gymnax/FrozenLake-misc": {"reward_schedule": (np.float32(1), 0, 0)},
+    "gymnax/Pendulum-v1": {"execute": 2, "gamma": jnp.float32(0.5)},
+}
+
+
+@pytest.mark.parametrize("name", NUMPY)
+def test_numbers_of_numpy_and_jax_are_recorded_as_json(name):
+    env = envs.make(name, **NUMPY[name])
+    again = envs.make_recorded(name, json.loads(json.dumps(env.options)))
+    assert again.spec == env.spec and again.options == env.options
+
+
+@pytest.mark.parametrize(
+    "env",
+    [PointMaze(anywhere=True), GoalMaze(anywhere=True), Memory(delay=9), Termination(length=9)],
+)
+def test_environments_made_by_their_classes_are_recorded_with_their_options(env):
+    config = OnPolicy(PPO(), VectorEnv(env, 2)).config()
+    assert envs.make_recorded(config["env"], config["env_options"]) == env
+    plain = envs.make(config["env"])
+    assert plain.options == {} and dataclasses.replace(env) == env != plain
 
 
 def test_mistakes_answer_before_heavy_imports_and_imports_are_silent():

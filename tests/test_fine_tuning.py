@@ -434,6 +434,10 @@ PENDULUM = VectorEnv(make("gymnax/Pendulum-v1"), 2)
         (dppo(gamma_denoising=1.5), "gamma_denoising is 1.5; it must be at least 0 and at most 1"),
         (dppo(num_minibatches=3), "num_minibatches is 3, which does not divide the 16 transition"),
         (ReinFlow(policy=Flow()), r"ReinFlow needs a policy with stds\(\), which Flow lacks; give"),
+        (
+            ReinFlow(policy=NoisyFlow(std_min=0.5)),
+            "policy.std_max is 0.24; it must be at least 0.5",
+        ),
         (reinflow(entropy_coef=-1.0), "entropy_coef is -1; it must be at least 0"),
         (reinflow(num_minibatches=16), "num_minibatches is 16, and so its minibatches have 1 of"),
     ],

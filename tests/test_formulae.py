@@ -9,7 +9,7 @@ import optax
 import pytest
 from scipy import stats
 
-from jaxrl import losses, optim
+from jaxrl import PPO, ScaleReward, losses, optim
 from jaxrl.counters import counter_add, counter_value, counter_zero
 from jaxrl.errors import UsageError
 from jaxrl.nn import running_statistics as statistics
@@ -218,6 +218,26 @@ def test_running_statistics_survive_large_offsets():
     assert (running.m2 / running.size)[0] == pytest.approx(1.0, rel=0.1)
 
 
+@pytest.mark.parametrize(("dtype", "level"), [(np.float16, 100.0), (np.int32, 2.5e6)])
+def test_statistics_of_narrow_floats_and_integers_do_not_overflow(dtype, level):
+    rows = RNG.normal(level, level / 20, size=(128, 64, 2)).astype(dtype)
+    running = statistics.start(jax.ShapeDtypeStruct((2,), dtype))
+    running = statistics.merge(running, jnp.array(rows))
+    exact = rows.reshape(-1, 2).astype(np.float64)
+    np.testing.assert_allclose(running.mean, exact.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(np.sqrt(running.m2 / running.size), exact.std(0), rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_rewards_and_saturated_actions_of_16_bits_are_learnt_as_float32(dtype):
+    dist, one = TanhNormal(jnp.zeros((1, 1)), jnp.ones((1, 1))), jnp.ones((1, 1))
+    assert jnp.isfinite(dist.trace(one).log_prob)
+    assert dist.trace(one.astype(dtype)).log_prob == dist.trace(one).log_prob
+    assert dist.log_probs(one.astype(dtype)) == dist.log_probs(one)
+    learnt = ScaleReward(PPO(), 1e5).learnt_reward(jnp.full(2, 2.0, dtype))
+    np.testing.assert_array_equal(learnt, 2e5)
+
+
 @pytest.mark.parametrize("n", [1, 7, 512, 20480, 2 * 1009, 1000])
 def test_permutations_are_permutations_and_differ(n):
     found = np.asarray(permutations(jax.random.key(3), n, 4))
@@ -238,6 +258,14 @@ def test_permutations_put_every_index_everywhere_and_mix_minibatches():
     for a, b in [(0, 1), (0, 16), (0, 128), (5, 250), (32, 48)]:
         together = np.mean(where[:, a] == where[:, b])
         assert together == pytest.approx(expected, abs=5 * (expected / count) ** 0.5)
+
+
+@pytest.mark.parametrize("n", [8 * 1009, 16 * 1009, 64 * 64])
+def test_minibatches_are_spread_as_those_of_uniform_permutations(n):
+    """Digits of unequal size once moved rows by one of 512 offsets: minibatches were windows."""
+    blocks = np.asarray(permutations(jax.random.key(0), n, 300)).reshape(300, 4, -1)
+    variance = blocks.mean(-1).var() / ((n * n - 1) / 12 / (n / 4) * 0.75)
+    assert 0.8 < variance < 1.25
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (4, 64), (64, 2), (256, 256), (1, 1), (3, 3, 8, 16)])

@@ -470,6 +470,11 @@ def test_the_other_engines_have_no_gradients_and_say_so():
         ({"frame_skip": 0}, ["frame_skip is 0", "at least 1"]),
         ({"helthy_reward": 1}, ["no option 'helthy_reward'", "did you mean healthy_reward"]),
         ({"healthy_z_range": 0.7}, ["healthy_z_range is 0.7", "must be like (0.7, inf)"]),
+        ({"healthy_z_range": (2.0, 0.7)}, ["healthy_z_range is (2.0, 0.7)", "like (0.7, inf)"]),
+        ({"healthy_reward": np.zeros((3, 3))}, ["healthy_reward is array", "like 1.0"]),
+        ({"reset_noise_scale": -0.1}, ["reset_noise_scale is -0.1", "at least 0"]),
+        ({"reset_noise_scale": np.nan}, ["reset_noise_scale is nan", "like 0.005"]),
+        ({"xml_file": "/"}, ["xml_file is '/'", "a folder"]),
         ({"healthy_reward": "much"}, ["healthy_reward is 'much'", "like 1.0"]),
         ({"terminate_when_unhealthy": 1}, ["terminate_when_unhealthy is 1", "like True"]),
         ({"render_mode": "human"}, ["no option 'render_mode'"]),
@@ -549,6 +554,41 @@ def test_arrays_of_a_camera_are_recorded_as_json():
     env = make("mjx/Hopper-v5", engine="c", default_camera_config=camera)
     recorded = json.loads(json.dumps(env.options))["default_camera_config"]
     assert recorded == {"lookat": [0.0, 0.0, 1.0], "distance": 2.0}
+
+
+def test_numbers_of_numpy_in_ranges_are_recorded_as_json():
+    env = make("mjx/Hopper-v5", engine="c", healthy_z_range=(np.float32(0.5), np.float32(2)))
+    assert json.loads(json.dumps(env.options))["healthy_z_range"] == [0.5, 2.0]
+
+
+@pytest.mark.parametrize("engine", ["c", "mjx"])
+def test_models_with_delays_are_refused(engine, tmp_path):
+    """MuJoCo's buffer of past controls and readings is part of the state."""
+    text = (ASSETS / "inverted_pendulum.xml").read_text()
+    assert "<motor " in text
+    path = tmp_path / "delayed.xml"
+    path.write_text(text.replace("<motor ", '<motor nsample="5" delay="0.06" '))
+    with pytest.raises(UsageError, match="has delays .*; leave them out") as error:
+        make("mjx/InvertedPendulum-v5", engine=engine, xml_file=str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_reset_to_has_the_models_own_parameters_whatever_was_drawn_before():
+    def play(env):
+        state, _ = env.reset_to(env.task.model.qpos0, np.zeros(6))
+        seen = []
+        for _ in range(10):
+            state, step = env.step(jax.random.key(0), state, np.full(3, 0.5, np.float32))
+            seen.append(step.obs)
+        return np.array(seen)
+
+    drawn = make("mjx/Hopper-v5", engine="c", randomize={"mass": (3, 3), "gravity": (0.5, 0.5)})
+    state, _ = drawn.reset(jax.random.key(0))
+    drawn.step(jax.random.key(1), state, np.zeros(3, np.float32))
+    np.testing.assert_array_equal(play(drawn), play(make("mjx/Hopper-v5", engine="c")))
+    for wrong in (np.zeros(1), np.zeros(7)):
+        with pytest.raises(UsageError, match=r"qpos has shape .*; mjx/Hopper-v5 has \(6,\)"):
+            drawn.reset_to(wrong, np.zeros(6))
 
 
 def test_a_run_of_warp_is_played_without_its_options():

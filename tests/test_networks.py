@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 from scipy import special, stats
 
+from jaxrl.errors import UsageError
 from jaxrl.nn.activations import gelu, mish
 from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.networks import MLP, ResidualMLP, apply_network, init_network
@@ -31,6 +32,19 @@ def test_gelu_and_its_derivative_are_exact_to_float32():
     _, tangent = jax.jvp(gelu, (x,), (np.ones_like(x),))
     np.testing.assert_allclose(tangent, slope, rtol=4e-7, atol=4e-7)
     assert np.isnan(gelu(jnp.float32(np.nan)))
+
+
+@pytest.mark.parametrize("std", ["independent", "clipped", "softplus", "exp"])
+def test_every_kind_of_std_starts_at_initial_std(std):
+    spec = Spec(Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,)))
+    policy = Gaussian(std=std, initial_std=0.1, initializer="orthogonal", head_scale=1e-3)
+    policy = policy.bind(spec)
+    dist = policy.dist(policy.init(KEY), jnp.ones((4, 3)))
+    np.testing.assert_allclose(dist.std, 0.1, rtol=0.02)
+    if std in ("clipped", "exp"):
+        line = "initial_std is 10; it must be at least .* and at most 7.389"
+        with pytest.raises(UsageError, match=line):
+            policy.replace(initial_std=10.0).bind(spec)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(70, 3), (3, 70)])

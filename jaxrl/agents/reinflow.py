@@ -22,6 +22,7 @@ from jaxrl.nn.critics import ValueFunction
 from jaxrl.nn.distributions import Normal
 from jaxrl.nn.flow import NoisyFlow
 from jaxrl.optim import Adam, Trained
+from jaxrl.require import require
 from jaxrl.types import Array, Extras, Key, Mode, PyTree, Spec, Transition
 
 
@@ -92,8 +93,9 @@ class ReinFlow:
         return dataclasses.replace(self, policy=policy, critic=critic)
 
     def check(self, rows: int) -> None:
-        """Raise UsageError unless the transitions of an update divide into minibatches."""
+        """Raise UsageError for sizes that do not divide, or ``std_min`` above ``std_max``."""
         minibatches.check_divides(self.num_minibatches, rows, least=2)
+        require("policy.std_max", self.policy.std_max, self.policy.std_min)
 
     def init(self, key: Key) -> ReinFlowState:
         """Return fresh networks."""

@@ -17,6 +17,7 @@ from jaxrl.hyper import bound, flag, number
 from jaxrl.metrics import Metrics
 from jaxrl.nn import running_statistics
 from jaxrl.nn.running_statistics import RunningStatistics
+from jaxrl.precision import widened
 from jaxrl.sharding import reducing_over
 from jaxrl.types import Array, Batch, Box, Extras, Key, Mode, PyTree, Spec, Transition
 
@@ -179,6 +180,6 @@ class ScaleReward:
 
     def learnt_reward(self, reward: Array) -> Array:
         """Return transformed rewards, of the same shape."""
-        reward = self.reward_scale * reward + self.reward_shift
+        reward = self.reward_scale * widened(reward) + self.reward_shift
         clip = self.reward_clip
         return reward if clip is None else jnp.clip(reward, -clip, clip)

@@ -58,8 +58,9 @@ def make(name: str, /, **options: Any) -> Environment:
         chunking = {option: options.pop(option) for option in known if option in options}
         env: Any = SUITES[suite].make(task, **options)
         # A run records its environment by name and options, as JSON.
-        chosen = getattr(env, "options", options)
-        object.__setattr__(env, "options", _as_json(chosen))
+        if not isinstance(getattr(type(env), "options", None), property):
+            chosen = getattr(env, "options", options)
+            object.__setattr__(env, "options", _as_json(chosen))
         if chunking:
             env = ChunkActions(env, **chunking)
         return env
@@ -71,9 +72,11 @@ def make(name: str, /, **options: Any) -> Environment:
 
 
 def _as_json(value: Any) -> Any:
-    """Return options with arrays as lists, at any depth of dictionaries."""
+    """Return options with arrays as lists, at any depth of dictionaries and tuples."""
     if isinstance(value, Mapping):
         return {name: _as_json(each) for name, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_as_json(each) for each in value]
     return value.tolist() if hasattr(value, "tolist") else value
 
 

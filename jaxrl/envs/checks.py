@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.errors import UsageError, nearest
+from jaxrl.require import shown
 from jaxrl.types import Array, Box, Discrete
 
 
@@ -67,25 +69,31 @@ def check_options(name: str, options: Iterable[str], valid: Collection[str]) -> 
 def check_positive(name: str, option: str, value: Any) -> int:
     """``value`` as an integer of at least 1, else ``UsageError``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise UsageError(f"{name}: {option} is {value!r}; it must be an integer of at least 1")
+        raise UsageError(f"{name}: {option} is {shown(value)}; it must be an integer of at least 1")
     return int(value)
 
 
 def check_like(name: str, option: str, value: Any, default: Any) -> None:
-    """Raise UsageError unless ``value`` is a bool, number or tuple of numbers like ``default``."""
+    """Raise UsageError unless ``value`` is a bool, number or tuple of numbers like ``default``.
+
+    NaN is refused. Ranges may be infinite, single numbers only if the default is; a range's ends
+    are in order if the default's are.
+    """
 
     def number(x: Any) -> bool:
-        return isinstance(x, Real) and not isinstance(x, bool)
+        return isinstance(x, Real) and not isinstance(x, bool) and not math.isnan(x)
 
     if isinstance(default, bool):
         fits = isinstance(value, bool)
     elif isinstance(default, tuple):
         fits = isinstance(value, (tuple, list)) and len(value) == len(default)
         fits = fits and all(map(number, value))
+        if fits and len(value) == 2 and default[0] < default[1]:
+            fits = value[0] < value[1]
     else:
-        fits = number(value)
+        fits = number(value) and (math.isfinite(value) or math.isinf(default))
     if not fits:
-        raise UsageError(f"{name}: {option} is {value!r}; it must be like {default!r}")
+        raise UsageError(f"{name}: {option} is {shown(value)}; it must be like {default!r}")
 
 
 def check_nvidia(name: str, option: str, value: str, instead: str) -> None:

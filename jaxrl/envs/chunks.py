@@ -77,6 +77,7 @@ class ChunkActions:
             value = plain(getattr(self, name))
             require_integer(name, value, optional=name == "horizon")
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "gamma", plain(self.gamma))
         require("gamma", self.gamma, 0, 1)
         if self.execute > self.length:
             raise UsageError(

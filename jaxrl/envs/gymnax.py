@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -34,6 +35,7 @@ import numpy as np
 
 from jaxrl.envs.checks import check_action, check_options, check_positive, refuse
 from jaxrl.errors import UsageError
+from jaxrl.require import require, shown
 from jaxrl.types import Array, Box, Discrete, Environment, Key, PyTree, Spec, Step
 
 TASKS = (
@@ -134,12 +136,13 @@ def make(task: str, /, max_steps: int | None = None, **options: Any) -> Environm
     import gymnax
 
     env, _ = gymnax.make(task)
-    own = inspect.signature(type(env)).parameters
+    own = set(inspect.signature(type(env)).parameters) - {"action_mapping_key"}  # no JSON
     built = {option: value for option, value in options.items() if option in own}
     try:
         env = type(env)(**built)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise UsageError(f"{name}: {built} is refused by gymnax: {error}") from error
+    except (AssertionError, IndexError, TypeError, ValueError) as error:
+        reason = str(error) or "an assertion about them failed"
+        raise UsageError(f"{name}: {built} is refused by gymnax: {reason}") from error
 
     defaults = {key: value for key, value in vars(env.default_params).items() if key != _LIMIT}
     check_options(name, options, {"max_steps", *own, *defaults})
@@ -153,12 +156,35 @@ def make(task: str, /, max_steps: int | None = None, **options: Any) -> Environm
     limit = getattr(env.default_params, _LIMIT)
     limit = limit if max_steps is None else type(limit)(max_steps)  # a float in BernoulliBandit
     params = env.default_params.replace(**changed, **{_LIMIT: limit})
-    with jax.ensure_compile_time_eval():  # even while a user's function is traced
-        spec = Spec(_observation(task, env, params), _action(env, params), int(limit))
+    _check_sense(name, env, params, int(limit))
     try:
+        with jax.ensure_compile_time_eval():  # even while a user's function is traced
+            spec = Spec(_observation(task, env, params), _action(env, params), int(limit))
         return GymnaxEnv(name, env, params, spec, clock=task in CLOCKS)  # traces a reset
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
         raise UsageError(f"{name}: {options} is refused by gymnax: {error}") from error
+
+
+def _check_sense(name: str, env: Any, params: Any, limit: int) -> None:
+    """Raise UsageError for options with which gymnax makes a task that cannot be solved."""
+    values = {**vars(env), **vars(params)}
+    require(f"{name}: num_actions", env.num_actions, 1)
+    require(f"{name}: num_bits", values.get("num_bits"), 1)
+    if "mapping_seed" in values and "reward_timestep" in values:  # DiscountingChain
+        delays = len(values["reward_timestep"])
+        require(f"{name}: n_actions", values["n_actions"], 1, delays)
+        require(f"{name}: mapping_seed", values["mapping_seed"], 0, values["n_actions"] - 1)
+    for length in ("chain_length", "memory_length"):
+        if length in values and values[length] >= limit:
+            raise UsageError(
+                f"{name}: {length} is {values[length]}, and max_steps {limit} ends the episode "
+                f"before its reward; give max_steps={values[length] + 2}"
+            )
+    for cell in ("goal_fixed", "pos_fixed"):  # FourRooms
+        place = tuple(np.asarray(values.get(cell, ())).tolist())
+        free = set(map(tuple, np.asarray(values.get("coords", ())).tolist()))
+        if place and place not in free:
+            raise UsageError(f"{name}: {cell} is {place}, which is no free cell, as (4, 1) is")
 
 
 def _parameter(name: str, option: str, value: Any, default: Any) -> Any:
@@ -166,11 +192,13 @@ def _parameter(name: str, option: str, value: Any, default: Any) -> Any:
     if isinstance(default, jax.Array):
         if np.shape(value) == default.shape:
             return jnp.asarray(value, default.dtype)
-        raise UsageError(f"{name}: {option} is {value!r}; it must be like {default.tolist()}")
+        raise UsageError(f"{name}: {option} is {shown(value)}; it must be like {default.tolist()}")
     kind = bool if isinstance(default, bool) else Integral if isinstance(default, int) else Real
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return type(default)(value)
-    raise UsageError(f"{name}: {option} is {value!r}; it must be a {type(default).__name__}")
+        if math.isfinite(value) or not math.isfinite(default):
+            return type(default)(value)
+    wanted = "finite float" if kind is Real else type(default).__name__
+    raise UsageError(f"{name}: {option} is {shown(value)}; it must be a {wanted}, as {default}")
 
 
 def _consistent(params: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,11 @@ class PointMaze:
         return f"maze/{self.task}"
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The options of ``make`` that differ from their defaults."""
+        return {"anywhere": True} if self.anywhere else {}
+
+    @property
     def cells(self) -> np.ndarray:
         """The map: ``str[rows, columns]`` of one character each."""
         return np.array([list(row) for row in MAPS[self.task].splitlines()])

@@ -34,6 +34,12 @@ class Probe:
     cheap: ClassVar[bool] = True
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The options of ``make`` that differ from their defaults."""
+        values = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {field.name: x for field, x in values.items() if x != field.default}
+
+    @property
     def limit(self) -> int | None:
         """The time limit in steps."""
         return None

@@ -27,6 +27,7 @@ from jaxrl.nn.networks import (
 )
 from jaxrl.nn.part import DropoutPart, split_key
 from jaxrl.nn.policies import check_reach, vector_size
+from jaxrl.require import is_number, plain
 from jaxrl.rng import row_key
 from jaxrl.types import Array, Key, PyTree, Spec
 
@@ -104,7 +105,7 @@ class Denoiser(DropoutPart):
                     "leave it empty"
                 )
             chosen_keys(spec.observation, self.guided_by, POLICY_KEYS)
-        elif isinstance(self.guidance, float) and self.guidance != 1.0:
+        elif is_number(self.guidance) and plain(self.guidance) != 1.0:
             raise UsageError(
                 f"guidance is {self.guidance}, and guided_by names no entry of observations to "
                 "strengthen; name one, or leave guidance at 1"

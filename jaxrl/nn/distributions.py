@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxrl.precision import widened
 from jaxrl.rng import row_key
 from jaxrl.types import Array, Key
 
@@ -165,7 +166,7 @@ class TanhNormal(NamedTuple):
 
     def trace(self, action: Array) -> Trace:
         """Return the trace of ``action[..., A]``, clipped to the open interval (-1, 1)."""
-        raw = jnp.arctanh(jnp.clip(action, -_LARGEST_TANH, _LARGEST_TANH))
+        raw = jnp.arctanh(jnp.clip(widened(action), -_LARGEST_TANH, _LARGEST_TANH))
         return self._squashed(self.base.trace(raw))
 
     def log_prob(self, trace: Trace) -> Array:
@@ -174,7 +175,7 @@ class TanhNormal(NamedTuple):
 
     def log_probs(self, action: Array) -> Array:
         """Return log-densities of ``action[..., A]``, element by element: ``[..., A]``."""
-        raw = jnp.arctanh(jnp.clip(action, -_LARGEST_TANH, _LARGEST_TANH))
+        raw = jnp.arctanh(jnp.clip(widened(action), -_LARGEST_TANH, _LARGEST_TANH))
         return self.base.log_probs(raw) - log_det_tanh(raw)
 
     def _squashed(self, trace: Trace) -> Trace:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxrl import hyper
 from jaxrl.hyper import choice, number, size
 from jaxrl.nn.denoisers import Denoiser, Predict, normals, run_chain
-from jaxrl.types import Array, Key
+from jaxrl.require import require
+from jaxrl.types import Array, Key, Spec
 
 SigmaSchedule = Literal["exponential", "linear", "karras"]
 Solver = Literal["euler", "heun", "ancestral"]
@@ -51,6 +52,11 @@ class EDM(Denoiser):
     sigma_data: float = number(0.5, above=0, help="deviation of actions")
     sigma_loc: float = number(-0.6, help="location of the logarithm of levels to learn at")
     sigma_scale: float = number(1.6, above=0, help="scale of the logarithm of levels to learn at")
+
+    def bind(self, spec: Spec) -> Any:
+        """Return the policy for ``spec``; raises UsageError as all, or for levels that rise."""
+        require("sigma_max", self.sigma_max, self.sigma_min)
+        return super().bind(spec)
 
     def scales(self, sigma: Array) -> tuple[Array, Array, Array]:
         """Return ``c_skip``, ``c_out``, ``c_in`` (Karras et al. 2022, table 1)."""

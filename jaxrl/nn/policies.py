@@ -15,6 +15,7 @@ Actions are in [-1, 1] or an index.
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from typing import Any, Literal
 
@@ -29,12 +30,13 @@ from jaxrl.nn import distributions
 from jaxrl.nn.distributions import Distribution, Trace
 from jaxrl.nn.encoders import POLICY_KEYS
 from jaxrl.nn.part import DropoutPart
+from jaxrl.require import is_number, require
 from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec
 
 Std = Literal["independent", "clipped", "softplus", "exp"]
 STD_HELP = (
     "independent of the observation; clipped: so too, its logarithm clipped to log_std_range; or a "
-    "second output of the network, through a softplus that is initial_std at 0 or through an "
+    "second output of the network, initial_std where that is 0: through a softplus, or through an "
     "exponential whose logarithm is clipped to log_std_range"
 )
 
@@ -125,6 +127,17 @@ class Gaussian(_Density):
     log_std_range: tuple[float, float] = interval((-20.0, 2.0), help="see std")
     squash_mean: bool = flag(False, help="pass the mean through tanh, and clip samples to [-1, 1]")
 
+    def bind(self, spec: Spec) -> Any:
+        """Return the policy for ``spec``.
+
+        Raises:
+            UsageError: as all families; or if clipping would hold the standard deviation fast.
+        """
+        if self.std in ("clipped", "exp"):
+            low, high = (math.exp(x) if is_number(x) else x for x in self.log_std_range)
+            require("initial_std", self.initial_std, low, high)
+        return super().bind(spec)
+
     @property
     def squashes(self) -> bool:
         """Whether its actions never leave [-1, 1]."""
@@ -133,7 +146,7 @@ class Gaussian(_Density):
     @property
     def unchangeable(self) -> tuple[str, ...]:
         """The numbers without which the parameters mean something else."""
-        return ("initial_std",) if self.std == "softplus" else ()
+        return () if self.independent else ("initial_std",)
 
     @property
     def independent(self) -> bool:
@@ -160,6 +173,8 @@ class Gaussian(_Density):
             mean = jnp.tanh(mean)
         if self.std == "softplus":
             return mean, jax.nn.softplus(spread + jnp.log(jnp.expm1(self.initial_std))) + 1e-3
+        if self.std == "exp":
+            spread = spread + jnp.log(self.initial_std)
         if self.std != "independent":
             spread = jnp.clip(spread, *self.log_std_range)
         return mean, jnp.broadcast_to(jnp.exp(spread), mean.shape)

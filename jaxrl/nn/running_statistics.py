@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl.precision import widened
 from jaxrl.sharding import shard_sum
 from jaxrl.types import Array, PyTree
 
@@ -42,6 +43,7 @@ def merge(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
     total = statistics.size + size
 
     def update(mean: Array, m2: Array, x: Array) -> tuple[Array, Array]:
+        x = widened(x)
         batch_mean = shard_sum(jnp.sum(x, axes)) / size
         batch_m2 = shard_sum(jnp.sum(jnp.square(x - batch_mean), axes))
         delta = batch_mean - mean

@@ -151,6 +151,9 @@ class CEngine:
             fields = [(output, _field(worker, name)) for name, output in outside.items()]
             span, simulate = worker.span, how(worker)
             try:
+                for name in worker.changed - parameters.keys():
+                    worker.settable[name][...] = worker.nominal[name]
+                worker.changed = set(parameters)
                 for i in range(first, last):
                     for name, values in parameters.items():
                         worker.settable[name][...] = values[i]
@@ -216,12 +219,15 @@ class CEngine:
             step()
             forces()
 
+        settable = {name: nominal(model, name) for name in FIELDS}
         return SimpleNamespace(
             model=model,
             data=data,
             span=span,
             places=places,
-            settable={name: nominal(model, name) for name in FIELDS},
+            settable=settable,
+            nominal={name: field.copy() for name, field in settable.items()},
+            changed=set(),
             restart=functools.partial(_restart, mujoco.mj_resetData, model, data),
             forward=functools.partial(mujoco.mj_forward, model, data),
             step=step_with_forces if "cfrc_ext" in self.task.reads else step,

@@ -13,6 +13,7 @@ import numpy as np
 from jaxrl.envs.checks import check_action
 from jaxrl.envs.mjx.task import Task
 from jaxrl.envs.randomize import Parameters, Randomize
+from jaxrl.errors import UsageError
 from jaxrl.types import Array, Box, Key, PyTree, Spec, Step
 
 
@@ -86,7 +87,15 @@ class MujocoEnv:
         return self.engine.reset(qpos, qvel, parameters)
 
     def reset_to(self, qpos: Array, qvel: Array) -> tuple[PyTree, Array]:
-        """The state at ``qpos[nq], qvel[nv]`` with the model's own parameters, and ``obs[O]``."""
+        """The state at ``qpos[nq], qvel[nv]`` with the model's own parameters, and ``obs[O]``.
+
+        Raises:
+            UsageError: for positions or velocities of another length.
+        """
+        model = self.task.model
+        for name, value, size in (("qpos", qpos, model.nq), ("qvel", qvel, model.nv)):
+            if jnp.shape(value) != (size,):
+                raise UsageError(f"{name} has shape {jnp.shape(value)}; {self.name} has ({size},)")
         return self.engine.reset(jnp.asarray(qpos), jnp.asarray(qvel), {})
 
     def step(self, key: Key, state: PyTree, action: Array) -> tuple[PyTree, Step]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxrl.envs.checks import check_like, check_options, check_positive
 from jaxrl.errors import UsageError
+from jaxrl.require import require, shown
 
 # Options of every task in addition to its class's; ``make`` takes them by name.
 _OWN = ("engine", "exact", "iterations", "ls_iterations", "naconmax", "margin", "randomize")
@@ -51,9 +52,11 @@ def checked(name: str, kind: Any, version: int, options: Mapping[str, Any]) -> d
         elif option in _KINDS:
             kinds, wanted = _KINDS[option]
             if not isinstance(value, kinds) or isinstance(value, bool):
-                raise UsageError(f"{name}: {option} is {value!r}; it must be {wanted}")
+                raise UsageError(f"{name}: {option} is {shown(value)}; it must be {wanted}")
         elif isinstance(default, (bool, tuple, Real)):
             check_like(name, option, value, default)
+            if option == "reset_noise_scale":
+                require(f"{name}: {option}", value, 0)
 
     arguments: dict[str, Any] = {
         option: tuple(value) if isinstance(value, list) else value

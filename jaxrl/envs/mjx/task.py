@@ -63,19 +63,25 @@ class Task:
         """The ``mujoco.MjModel``, read from the XML file.
 
         Raises:
-            UsageError: the file is missing or not a model.
+            UsageError: the file is missing or not a model, or the model has delays or plugins.
         """
         import mujoco
 
         path = _path(self.xml_file)
         if not path.is_file():
-            raise UsageError(f"xml_file is {self.xml_file!r}, but {path} is missing")
+            kind = "a folder" if path.is_dir() else "missing"
+            raise UsageError(f"xml_file is {self.xml_file!r}, but {path} is {kind}")
         try:
             with old_xml_unsaid():
                 model = mujoco.MjModel.from_xml_path(str(path))
         except ValueError as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"xml_file is {self.xml_file!r}: {reason}") from error
+        if getattr(model, "nhistory", 0) or model.npluginstate:
+            raise UsageError(
+                f"xml_file is {self.xml_file!r}, which has delays (nsample) or plugins, whose "
+                "state the engines do not keep; leave them out"
+            )
         if self.legacy_margin:
             # MuJoCo 3.5 adds the margins of two geoms; it used to take the larger.
             model.geom_margin *= 0.5
