@@ -9,6 +9,7 @@ from scipy.stats import trim_mean
 from jaxrl import analysis
 from jaxrl.analysis import aggregate
 from jaxrl.analysis.__main__ import main, table_rows
+from jaxrl.analysis.heat_map import axes_of, plot_sweep
 from jaxrl.errors import UsageError
 
 STEPS = (0, 1000, 2000)
@@ -360,6 +361,61 @@ def test_unfinished_runs_are_shown_as_far_as_they_are(tmp_path):
 def test_a_failed_seed_leaves_the_statistics_open(tmp_path):
     run = finish(make_run(tmp_path / "run", seeds=2), per_seed=[1.0, float("nan")])
     assert table_rows(run)[0][4:] == ["2", "2,000", "-", "-", "-", "4,321"]
+
+
+@pytest.mark.parametrize("since", [1000, 2000])
+def test_an_unfinished_run_with_a_failed_seed_shows_no_earlier_score(tmp_path, since):
+    run = make_run(tmp_path / "run", seeds=2)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["seed"] == 0 and row["step"] >= since:
+            row["episode_return"] = None
+    write_lines(run / "metrics.jsonl", rows)
+    assert table_rows(run)[0][4:8] == ["2", "2,000", "-", "-"]
+    write_lines(run / "metrics.jsonl", rows[:-1])  # killed before the row of the last seed
+    score = "-" if since == 1000 else "1.500"
+    assert table_rows(run)[0][4:7] == ["2", "1,000", score]
+
+
+def test_swept_values_are_printed_with_all_their_digits(tmp_path):
+    sweep = [{"gamma": 0.9999995}, {"gamma": 0.9999999}]
+    run = make_run(tmp_path / "run", sweep=sweep, seeds=1)
+    assert [row[3] for row in table_rows(run)] == ["gamma=0.9999995", "gamma=0.9999999"]
+    _, curves = analysis.load_curves(run)
+    assert [curve.label for curve in curves] == ["gamma=0.9999995", "gamma=0.9999999"]
+
+
+# --- sweeps
+
+
+@pytest.mark.parametrize(
+    ("rows", "axes", "panels"),
+    [
+        ([{}], [], ["configuration"]),
+        ([{}, {}], [], ["configuration"]),
+        ([{"a": "1", "x": 0.9}, {"b": "2", "x": 0.9}], ["a", "b"], ["a", "b"]),
+        ([{"x": 0.9}, {"b": "2", "x": 0.99}], ["x", "b"], ["x", "b"]),
+        ([{"b": "2", "x": 0.9}, {"x": 0.9}], ["b"], ["b"]),
+        ([{"x": 0.9, "y": 1.0}, {"x": 0.99}, {"y": 3.0}], ["x", "y"], ["x", "y"]),
+    ],
+)
+def test_a_sweep_is_drawn_where_rows_lack_names_of_others(tmp_path, rows, axes, panels):
+    results = {"score": 1.0, "seeds": 2, "scores": [1.0, 2.0]}
+    table = [{**row, **results} for row in rows]
+    assert axes_of(table) == axes
+    figure = plot_sweep(table, {"best": {}}, tmp_path / "sweep.png")
+    drawn = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    assert [axes.get_xlabel() for axes in drawn] == panels
+    ticks = {text.get_text() for text in drawn[-1].get_xticklabels()}
+    assert "default" in ticks and (tmp_path / "sweep.png").exists()
+
+
+def test_a_schedule_is_drawn_for_the_names_that_it_has(tmp_path):
+    """Choices of a variant stay the same, and are not in it."""
+    table = [{"num-envs": n, "rate": r, "score": 1.0} for n, r in (("8", 0.1), ("16", 0.2))]
+    schedule = [{"step": 0, "rate": 0.1}, {"step": 10, "rate": 0.2}]
+    figure = plot_sweep(table, {"best": {"schedule": schedule, "row": {"steps": 20}}})
+    assert [axes.get_ylabel() for axes in figure.axes] == ["rate"]
 
 
 def test_pictures_are_drawn_where_asked_and_replace_nothing_unasked(tmp_path, capsys, monkeypatch):

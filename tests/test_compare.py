@@ -227,6 +227,24 @@ def test_configurations_of_a_sweep_are_all_compared_and_none_is_chosen(tmp_path,
         assert code == 2 and reason in error and error.count("\n") == 1
 
 
+def test_configurations_that_differ_late_in_their_digits_are_groups_of_their_own(tmp_path):
+    sweep = [{"gamma": 0.9999995}, {"gamma": 0.9999999}]
+    a = make_run(tmp_path / "a", [[1.0, 2.0], [5.0, 6.0]], sweep=sweep)
+    b = make_run(tmp_path / "b", [3.0, 4.0], algorithm="SAC")
+    names = ["PPO gamma=0.9999995", "PPO gamma=0.9999999", "SAC"]
+    assert [group.name for group in analysis.read_groups([[a], [b]]).groups] == names
+    for i, swept in enumerate(sweep):
+        groups = analysis.read_groups([[a], [b]], where=swept)
+        assert [group.name for group in groups.groups] == [names[i], "SAC"]
+        assert any(f"--where gamma={swept['gamma']};" in note for note in groups.notes)
+    # Equal values are one group: in another order, or with another rounding error.
+    first, second = {"x": 0.3, "y": 1e6}, {"y": 1e6, "x": 0.1 + 0.2}
+    c = make_run(tmp_path / "c", [1.0, 2.0], sweep=[first])
+    d = make_run(tmp_path / "d", [3.0, 4.0], sweep=[second])
+    pooled = analysis.read_groups([[c, d], [b]], where={"x": 0.3}).groups[0]
+    assert pooled.name == "PPO x=0.3 y=1000000" and len(pooled.tasks["probe/two"].final) == 4
+
+
 def test_datasets_are_tasks_of_their_own_where_one_side_has_several(tmp_path):
     for name in "ab":
         for data in ("d1", "d2"):
@@ -277,6 +295,47 @@ def test_what_is_no_sample_is_refused(tmp_path):
 # --- returns
 
 
+def unequal(path):
+    """Write a CSV file of seeds whose returns are their steps, but one ends at 100 of 1,000."""
+    ends = {"X": (1000, 100, 1000), "Y": (1000, 1000, 1000)}
+    rows = [
+        f"{name},env,{seed},{step},{step}"
+        for name, seeds in ends.items()
+        for seed, end in enumerate(seeds)
+        for step in range(0, end + 1, 100)
+    ]
+    return write_csv(path, rows)
+
+
+def test_a_seed_that_ends_early_hides_none_that_ends_late(tmp_path):
+    groups = analysis.read_groups([], [unequal(tmp_path / "x.csv")])
+    scores = groups.groups[0].tasks["env"]
+    assert scores.ends == (100, 1000) and groups.groups[1].tasks["env"].ends == (1000, 1000)
+    np.testing.assert_array_equal(scores.final, [1000.0, 100.0, 1000.0])
+    np.testing.assert_array_equal(scores.curve.steps, [0, 100])
+    assert analysis.compare_groups(groups).rows[0].steps == (100, 1000)
+    write_csv(tmp_path / "y.csv", [f"{x},env,{s},0,{s}" for x in "XY" for s in range(2)])
+    with open(tmp_path / "y.csv", "a") as file:
+        file.write("".join(f"{x},env,1,500,2\n" for x in "XY"))
+    for name, low, high in (("x", 100, "1,000"), ("y", 0, "500")):
+        notes = analysis.read_groups([], [tmp_path / f"{name}.csv"]).notes
+        assert f"runs on env end at {low} to {high} steps; to compare" in " ".join(notes)
+
+
+def test_steps_to_a_threshold_are_those_of_every_seeds_whole_curve(tmp_path):
+    groups = analysis.read_groups([], [unequal(tmp_path / "x.csv")])
+    x, y = analysis.compare_groups(groups, threshold=650.0).rows
+    assert (x.reached, x.steps_to.value) == (2, 700.0) and np.isinf(x.steps_to.high)
+    assert (y.reached, y.steps_to) == (3, (700.0, 700.0, 700.0))
+    # Runs of other lengths are one sample too, with scores as with returns.
+    runs = [make_run(tmp_path / name, [200.0, 210.0], reference=REFERENCE) for name in "ab"]
+    lines = (runs[1] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (runs[1] / "metrics.jsonl").write_text("".join(lines[:-2]).replace("100.0", "110.0"))
+    sac = make_run(tmp_path / "sac", [50.0, 60.0], algorithm="SAC", reference=REFERENCE)
+    first, _ = analysis.compare_groups(analysis.read_groups([runs, [sac]]), threshold=90.0).rows
+    assert first.steps == (500, 1000) and first.reached == 2 and first.seeds == (4, 4)
+
+
 def test_failed_seeds_are_named_and_never_left_out(tmp_path):
     a = make_run(tmp_path / "a", [1.0, np.nan, 3.0])
     b = make_run(tmp_path / "b", [1.0, 2.0, 2.5], algorithm="SAC")
@@ -306,6 +365,11 @@ def test_unfinished_runs_are_compared_where_every_seed_is(tmp_path):
     for steps in (-1, 501):
         with pytest.raises(UsageError, match="a has returns from step 0 to 500; give one of these"):
             analysis.read_groups([[a], [b]], steps=steps)
+    # A seed that diverged has a row: it counts, as in a finished run.
+    diverged = lines[-1].replace("2.0}", "null}")
+    (a / "metrics.jsonl").write_text("".join([*lines[:-1], diverged]))
+    with pytest.raises(UsageError, match="no finite return of seed 1 at step 1,000"):
+        read_run(a)
     with pytest.raises(UsageError, match="no returns yet"):
         (a / "metrics.jsonl").write_text("")
         analysis.read_groups([[a], [b]])
@@ -412,6 +476,14 @@ def test_wrong_usage_is_one_line_before_anything_is_written(tmp_path, compare):
         (("a", "--", "b", "--reference", "x"), "give TASK=RANDOM,EXPERT"),
         (("a", "--", "b", "--reference", "probe/two=5,1"), "expert's return must be greater"),
         (("a", "--", "b", "--steps", "x"), "invalid int value"),
+        (
+            ("a", "--", "b", "--where", "gamma=0.9", "--where", "gamma=0.99"),
+            "where gamma=0.99 repeats gamma; give one value, as --where 'gamma=0.99'",
+        ),
+        (
+            ("a", "--", "b", "--reference", "probe/two=0,1", "--reference", "probe/two=0,2"),
+            "reference probe/two=0,2 repeats probe/two; give one value, as --reference",
+        ),
         (("a", "--", "b", "--out-csv", "x", "--out-latex", "x"), "name two files"),
         (("a", "--", "b", "--threshold", "inf"), "threshold is inf"),
     ):
@@ -439,3 +511,33 @@ def test_figure_has_a_row_per_task_and_a_panel_per_statistic(tmp_path):
     assert chance.get_yticklabels()[0].get_text() == "a > b"
     np.testing.assert_array_equal(curves.get_lines()[0].get_xdata(), STEPS)
     assert curves.get_lines()[0].get_ydata()[-1] == pytest.approx(analysis.iqm(scores))
+
+
+def test_tasks_without_common_steps_leave_a_panel_empty(tmp_path, compare):
+    rows = [
+        f"{name},{env},{seed},{step},{step * (seed + shift)}"
+        for name, shift in (("X", 1), ("Y", 3))
+        for env, steps in (("short", (100, 1000)), ("long", (2000, 10_000)))
+        for seed in range(3)
+        for step in steps
+    ]
+    write_csv(tmp_path / "x.csv", rows)
+    words = ["--csv", "x.csv", "--reference", "short=0,1000", "--reference", "long=0,10000"]
+    tables = ["--out-csv", "out.csv", "--out-latex", "out.tex"]
+    code, printed, _ = compare(*words, *tables, "--out", "x.png")
+    assert code == 0 and "picture: x.png" in printed and (tmp_path / "x.png").exists()
+    assert [row["task"] for row in records("out.csv")].count("all tasks") == 3
+    references = {"short": (0.0, 1000.0), "long": (0.0, 10_000.0)}
+    groups = analysis.read_groups([], ["x.csv"], references=references)
+    panels = analysis.plot_groups(analysis.compare_groups(groups)).axes[3::4]
+    assert [len(panel.get_lines()) for panel in panels] == [2, 2, 0]
+    assert [text.get_text() for text in panels[2].texts] == ["no common steps"]
+
+
+def test_tables_are_written_before_the_figure(tmp_path, compare):
+    make_run(tmp_path / "a", sample(5, 1))
+    make_run(tmp_path / "b", sample(5, 2), algorithm="SAC")
+    files = ("--out-csv", "x.csv", "--out-latex", "x.tex", "--out", "not/there.png")
+    code, _, error = compare("a", "--", "b", *files)
+    assert code == 2 and "No such file" in error
+    assert len(records("x.csv")) == 3 and (tmp_path / "x.tex").read_text().count("tabular") == 4

@@ -50,6 +50,16 @@ def test_batches_of_tasks_are_aggregated_one_by_one():
         np.testing.assert_allclose(f(batch), [f([a, b]) for a, b in zip(*batch, strict=True)])
 
 
+@pytest.mark.parametrize(
+    "wrong", [3.0, np.array(3.0), [[1.0, 2.0], 3.0], {"a": 1.0, "b": 2.0}, [], {}, [[1.0], []]]
+)
+def test_scores_that_are_no_tasks_are_refused_in_one_line(wrong):
+    for f in (aggregate.as_tasks, analysis.aggregate_mean, analysis.mean_ci):
+        with pytest.raises(UsageError, match=r"at least one of every task, as \[1\.0") as caught:
+            f(wrong)
+        assert "\n" not in str(caught.value)
+
+
 # --- the bootstrap
 
 
@@ -99,6 +109,13 @@ def test_bands_of_profiles_and_pieces_of_the_bootstrap(monkeypatch):
     np.testing.assert_array_equal(analysis.profile_ci(scores, taus), (low, high))
 
 
+def test_a_profile_takes_a_single_level():
+    scores = sample(8)
+    for f in (analysis.performance_profile, analysis.profile_ci):
+        np.testing.assert_array_equal(f(scores, 0.5), f(scores, [0.5]))
+    assert analysis.performance_profile([0.0, 1.0], 0.5).tolist() == [0.5]
+
+
 def test_interval_of_a_mean_is_students_and_welchs():
     x, y = sample(5, seed=1), 3.0 * sample(9, seed=2)
     one = stats.ttest_1samp(x, 0.0).confidence_interval(0.9)
@@ -106,6 +123,22 @@ def test_interval_of_a_mean_is_students_and_welchs():
     two = stats.ttest_ind(x, -y, equal_var=False).confidence_interval(0.95)
     np.testing.assert_allclose(2 * np.array(analysis.mean_ci([x, y])), two)
     assert np.isnan(analysis.mean_ci([1.0])).all() and analysis.mean_ci([2.0, 2.0]) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, -1.1, 1e9 / 3, 1e-9 / 3, 0.0])
+def test_constants_have_no_spread_whatever_their_rounding(value):
+    nothing = (None, None, None)
+    for n in range(2, 9):
+        same = [value] * n
+        assert analysis.separation(same, [value] * (n + 1)) == nothing
+        assert analysis.separation(same, [2.0 * value] * 3) == nothing
+        assert analysis.separation([same, [3.0] * 2], [same, [5.0] * 2]) == nothing
+        low, high = analysis.mean_ci(same)
+        assert low == high == pytest.approx(value)
+    # A small spread is still one.
+    x, y = [1.0, 1.0 + 1e-9], [1.0 + 1e-9, 1.0 + 2e-9]
+    assert analysis.separation(x, y).d == pytest.approx(-np.sqrt(2), rel=1e-5)
+    assert np.ptp(analysis.mean_ci(x)) > 1e-9
 
 
 # --- two groups

@@ -28,6 +28,7 @@ from jaxrl.analysis.load import (
     load_curves,
     load_summary,
     load_timing,
+    sweep_label,
 )
 from jaxrl.analysis.render import parse_size, render_run
 from jaxrl.analysis.statistics import final_return
@@ -166,21 +167,18 @@ def _so_far(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def _newest(curve: Curve) -> dict[str, Any]:
-    whole = curve.complete()
-    seeds = whole.returns.shape[1]
-    known = len(whole.steps) > 0
+    whole = curve.without_partial()
     return {
-        "sweep": curve.sweep,
-        "steps": f"{int(whole.steps[-1]) if known else 0:,}",
-        "final_return": final_return(whole.returns[-1] if known else [None] * seeds),
+        "sweep": whole.sweep,
+        "steps": f"{int(whole.steps[-1]):,}",
+        "final_return": final_return(whole.returns[-1]),
     }
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:
     """Return swept values, seeds, steps, final IQM, interval and mean."""
     final = entry["final_return"]
-    swept = " ".join(f"{name}={value:g}" for name, value in entry.get("sweep", {}).items())
-    cells = [swept, str(len(final["per_seed"])), entry["steps"]]
+    cells = [sweep_label(entry.get("sweep", {})), str(len(final["per_seed"])), entry["steps"]]
     if final["iqm"] is None:
         return [*cells, "-", "-", "-"]
     low, high = final["ci95"]

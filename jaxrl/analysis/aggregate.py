@@ -22,6 +22,7 @@ Tasks = Mapping[str, ArrayLike] | Sequence[ArrayLike] | ArrayLike
 Statistic = Callable[[list[Array]], Any]
 
 CONFIDENCE, RESAMPLES = 0.95, 2000
+ROUNDING = 1e-12  # a spread of up to this share of the largest score is rounding error
 _BLOCK = 2**23  # scores resampled at once
 
 
@@ -29,14 +30,21 @@ def as_tasks(scores: Tasks) -> list[Array]:
     """Return the scores of every task, each ``[..., n_i]``.
 
     Raises:
-        UsageError: if there are none, or a score is not finite.
+        UsageError: if there are none, a score is not finite, or a task is a number, not ``[n_i]``.
     """
     parts: Any = list(scores.values()) if isinstance(scores, Mapping) else scores
-    nested = any(np.ndim(part) for part in parts)
-    tasks = [np.asarray(part, np.float64) for part in (parts if nested else [parts])]
-    if not tasks or not all(task.size and np.isfinite(task).all() for task in tasks):
-        raise UsageError("scores must be finite, at least one of every task, as [1.0, 2.0]")
+    several = isinstance(scores, Mapping) or (np.iterable(parts) and any(map(np.ndim, parts)))
+    tasks = [np.asarray(part, np.float64) for part in (parts if several else [parts])]
+    if not tasks or not all(x.ndim and x.size and np.isfinite(x).all() for x in tasks):
+        raise UsageError(
+            "scores must be finite, at least one of every task, as [1.0, 2.0] or [[1.0], [2.0]]"
+        )
     return tasks
+
+
+def is_rounding(spread: float, tasks: Sequence[Array]) -> bool:
+    """Return whether a spread is that of equal scores: 0, or an error of rounding their mean."""
+    return bool(spread <= ROUNDING * max(np.abs(task).max() for task in tasks))
 
 
 def iqm(x: ArrayLike, axis: int = -1) -> Any:

@@ -56,7 +56,7 @@ class GroupRow(NamedTuple):
     group: str
     task: str
     seeds: tuple[int, int]  # the minimum and the maximum over tasks
-    steps: tuple[int, int]  # at the end of the shortest and the longest run
+    steps: tuple[int, int]  # at the end of the shortest and the longest seed
     iqm: Interval
     median: float
     mean: Interval  # by Student's t
@@ -175,8 +175,10 @@ def _row(
     ends = [end for task in view.tasks for end in group.tasks[task].ends]
     reached, steps_to = None, None
     if threshold is not None and len(view.tasks) == 1:
-        curve = group.tasks[view.tasks[0]].curve
-        times = steps_to_threshold(curve.steps, curve.returns, threshold)
+        curves = group.tasks[view.tasks[0]].curves  # whole, where the merged curve is cut
+        times = np.concatenate(
+            [steps_to_threshold(curve.steps, curve.returns, threshold) for curve in curves]
+        )
         reached, steps_to = int(np.isfinite(times).sum()), _median_steps(times)
     return GroupRow(
         group.name,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from jaxrl.analysis.command import Parser, picture
 from jaxrl.analysis.compare import Comparison, compare_groups
@@ -28,6 +29,7 @@ Compare groups of runs, separated by --: every seed's final return (a normalised
 have a reference), on every environment that all groups have. Print both tables and what they come
 to, and draw the figure. The runs of one group on one environment are one sample of seeds; each
 configuration of a sweep is a group of its own. docs/statistics.md has the formulae."""
+T = TypeVar("T")
 BREAK = "\0"  # replaces -- between groups, which argparse would read as the end of options
 
 
@@ -47,9 +49,9 @@ def main(words: Sequence[str]) -> None:
         sides,
         options.csv,
         names=[name.strip() for name in options.names.split(",")] if options.names else (),
-        where=dict(map(_where, options.where)),
+        where=_once("where", options.where, _where),
         steps=options.steps,
-        references=dict(map(_reference, options.reference)),
+        references=_once("reference", options.reference, _reference),
         failed=options.failed,
     )
     comparison = compare_groups(groups, options.threshold)
@@ -68,14 +70,14 @@ def main(words: Sequence[str]) -> None:
 
 
 def _write(comparison: Comparison, options: argparse.Namespace, out: str) -> None:
-    plot_groups(comparison, out)
-    print(f"picture: {out}")
     if options.out_csv is not None:
         write_csv(comparison, options.out_csv)
         print(f"csv: {options.out_csv}")
     if options.out_latex is not None:
         write_latex(comparison, options.out_latex)
         print(f"latex: {options.out_latex}")
+    plot_groups(comparison, out)
+    print(f"picture: {out}")
 
 
 def _sides(words: Sequence[str]) -> list[list[str]]:
@@ -98,6 +100,19 @@ def _check_outputs(options: argparse.Namespace) -> None:
             raise UsageError(f"{name} {path} is read by --csv; name another file")
     if len({Path(path).resolve() for path in named.values()}) < len(named):
         raise UsageError(f"out-csv and out-latex are both {options.out_csv}; name two files")
+
+
+def _once(option: str, texts: Sequence[str], parse: Callable[[str], tuple[str, T]]) -> dict[str, T]:
+    """Return the values that an option gives to names; raise UsageError for a repeated name."""
+    found: dict[str, T] = {}
+    for text in texts:
+        name, value = parse(text)
+        if name in found:
+            raise UsageError(
+                f"{option} {text} repeats {name}; give one value, as --{option} '{text}'"
+            )
+        found[name] = value
+    return found
 
 
 def _where(text: str) -> tuple[str, float]:
@@ -149,7 +164,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of swept runs, only the configurations with this value (may be repeated)",
+        help="of swept runs, only the configurations with this value (may be repeated, for other "
+        "names)",
     )
     add(
         "--steps",
@@ -163,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="TASK=RANDOM,EXPERT",
         help="the returns that scores of 0 and 100 mean; default those of the runs, if they have "
-        "any (may be repeated)",
+        "any (may be repeated, for other tasks)",
     )
     add("--threshold", type=float, metavar="SCORE", help="count the steps to this score")
     add("--failed", type=float, metavar="RETURN", help="what a return that is not finite counts as")

@@ -20,6 +20,7 @@ from jaxrl.analysis.curves import (
 )
 from jaxrl.analysis.efficiency import at_steps, curve_ci
 from jaxrl.analysis.statistics import performance_profile, profile_ci
+from jaxrl.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,10 +38,10 @@ def plot_groups(comparison: Comparison, path: str | Path | None = None) -> Figur
     There is a row per task, and one for all tasks if scores are normalised. Each row shows the
     final IQM with its 95% interval; the performance profile (the share of seeds above each score)
     with its band; the probability of improvement for each pair; and the IQM against steps with its
-    band. A group with one seed has no interval.
+    band. A group with one seed has no interval. Tasks that share no steps have no common curve.
 
     Raises:
-        UsageError: if ``path`` does not end in an image format, or curves share no steps.
+        UsageError: if ``path`` does not end in an image format.
         OSError: if ``path`` cannot be written.
     """
     if path is not None:
@@ -105,7 +106,12 @@ def _improvement(ax: Axes, pairs: Sequence[PairRow]) -> None:
 
 def _curves(ax: Axes, comparison: Comparison, view: View, colours: Sequence[str]) -> None:
     groups = comparison.groups
-    steps = shared_steps(groups, view)
+    try:
+        steps = shared_steps(groups, view)
+    except UsageError:  # between tasks; on each task compare_groups has found some
+        ax.text(0.5, 0.5, "no common steps", ha="center", color=GREY, transform=ax.transAxes)
+        ax.set(xticks=[], yticks=[])
+        return
     steps = steps[np.unique(np.linspace(0, len(steps) - 1, POINTS).astype(int))]
     for group, colour in zip(groups.groups, colours, strict=True):
         curves = [at_steps(group.tasks[task].curve, steps) for task in view.tasks]

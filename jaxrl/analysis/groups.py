@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxrl._output import one_line
-from jaxrl.analysis.load import Curve
+from jaxrl.analysis.load import Curve, sweep_label
 from jaxrl.analysis.sources import Source, choose, merged, read_csv, read_run
 from jaxrl.data.scores import normalized
 from jaxrl.errors import UsageError, nearest
@@ -23,9 +23,15 @@ References = Mapping[str, tuple[float, float]]
 class Scores(NamedTuple):
     """A group's scores on one task: normalised scores in percent, or returns."""
 
-    final: NDArray[np.float64]  # [n], at the end of each run
-    curve: Curve  # for the same seeds
-    ends: tuple[int, int]  # the steps of the shortest and the longest run
+    final: NDArray[np.float64]  # [n], at the end of each seed's curve
+    curve: Curve  # for the same seeds, at the steps that all of them cover
+    curves: tuple[Curve, ...]  # for the same seeds, in full; seeds of one have the same steps
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The last steps of the shortest and the longest seed."""
+        ends = [int(curve.steps[-1]) for curve in self.curves]
+        return min(ends), max(ends)
 
 
 class Group(NamedTuple):
@@ -86,9 +92,9 @@ def read_groups(
     chosen, notes = choose(read, where or {})
     kept = _with_data(chosen)
     parts = [
-        (side, f"{title} {label}".strip(), own)
+        (side, f"{title} {sweep_label(own[0].sweep)}".strip(), own)
         for side, title in enumerate(_titles(kept, names))
-        for label, own in _by(kept[side], lambda source: source.curve.label).items()
+        for own in _by(kept[side], _configuration).values()
     ]
     if len(read) == 1:  # a sweep: its configurations are compared with each other
         parts = [(i, name, own) for i, (_, name, own) in enumerate(parts)]
@@ -106,6 +112,11 @@ def _by(sources: Iterable[Source], key: Callable[[Source], str]) -> dict[str, li
     for source in sources:
         found.setdefault(key(source), []).append(source)
     return found
+
+
+def _configuration(source: Source) -> str:
+    """Return a source's swept values, the same in any order."""
+    return sweep_label(dict(sorted(source.sweep.items())))
 
 
 def _check_once(sides: Sequence[Sequence[str | Path]]) -> None:
@@ -157,9 +168,7 @@ def _group(side: int, name: str, sources: Sequence[Source], notes: list[str]) ->
     tasks = {}
     for task, own in _by(sources, lambda source: source.task).items():
         _check_pool(task, own)
-        ends = [int(source.curve.steps[-1]) for source in own]
-        final = np.concatenate([source.final for source in own])
-        tasks[task] = Scores(final, merged([s.curve for s in own]), (min(ends), max(ends)))
+        tasks[task] = _scores([curve for source in own for curve in source.curves])
         if any(source.in_training for source in own):
             notes.append(f"{name} on {task} was not evaluated: its returns are those in training")
         if len({source.agent for source in own}) > 1:
@@ -168,6 +177,11 @@ def _group(side: int, name: str, sources: Sequence[Source], notes: list[str]) ->
                 "are taken as seeds of one algorithm"
             )
     return Group(side, name, tasks)
+
+
+def _scores(curves: Sequence[Curve]) -> Scores:
+    final = np.concatenate([curve.returns[-1] for curve in curves])
+    return Scores(final, merged(curves), tuple(curves))
 
 
 def _check_pool(task: str, sources: Sequence[Source]) -> None:
@@ -179,15 +193,14 @@ def _check_pool(task: str, sources: Sequence[Source]) -> None:
             "of either; put -- between them"
         )
     seen: dict[tuple[int | str, bytes, bytes], str] = {}
-    for source in sources:
-        for seed, returns in zip(source.curve.seeds, source.curve.returns.T, strict=True):
-            key = (seed, source.curve.steps.tobytes(), returns.tobytes())
+    for name, curve in [(source.name, curve) for source in sources for curve in source.curves]:
+        for seed, returns in zip(curve.seeds, curve.returns.T, strict=True):
+            key = (seed, curve.steps.tobytes(), returns.tobytes())
             if key in seen and len(returns) > 1:
                 raise UsageError(
-                    f"{seen[key]} and {source.name} hold the same returns of seed {seed}; give a "
-                    "run once"
+                    f"{seen[key]} and {name} hold the same returns of seed {seed}; give a run once"
                 )
-            seen[key] = source.name
+            seen[key] = name
 
 
 def _scaled(
@@ -246,8 +259,9 @@ def _normalised(group: Group, references: Mapping[str, tuple[float, float] | Non
     tasks = {}
     for task, scores in group.tasks.items():
         random, expert = references[task] or (0.0, 100.0)
-        curve = scores.curve._replace(returns=normalized(scores.curve.returns, random, expert))
-        tasks[task] = scores._replace(final=normalized(scores.final, random, expert), curve=curve)
+        tasks[task] = _scores(
+            [c._replace(returns=normalized(c.returns, random, expert)) for c in scores.curves]
+        )
     return group._replace(tasks=tasks)
 
 

@@ -19,18 +19,24 @@ RESULTS = {
     "scores", "mean", "population", "member", "copies",
 }  # fmt: skip
 MOST_CELLS = 24  # maximum cells with printed numbers
+DEFAULT = "default"  # the value in rows that lack a name, such as a variant without that choice
 
 
 def axes_of(table: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names of a table's swept columns with more than one value."""
-    names = [name for name in table[0] if name not in RESULTS and not name.startswith("first_")]
-    return [name for name in names if len({row[name] for row in table}) > 1]
+    return [name for name in _names(table) if len(_values(table, name)) > 1]
 
 
 def is_grid(table: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:
     """Return whether the table has a row for every combination of its axes' values."""
-    counts = [len({row[name] for row in table}) for name in names]
+    counts = [len(_values(table, name)) for name in names]
     return len(table) == np.prod(counts, dtype=int)
+
+
+def _names(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the swept names of all rows, each once; some rows may lack some of them."""
+    names = dict.fromkeys(name for row in table for name in row)
+    return [name for name in names if name not in RESULTS and not name.startswith("first_")]
 
 
 def plot_sweep(
@@ -40,22 +46,24 @@ def plot_sweep(
 
     One swept name gives a map of values by seeds; two give a map of the IQM; more give a map for
     every pair, with the best over the other names. Random draws give a panel of score against value
-    for each name. With PBT, the values that led to the best member are drawn against steps. Crosses
-    mark diverged members.
+    for each name. A table without swept names has one panel. With PBT, the values that led to the
+    best member are drawn against steps. Crosses mark diverged members.
 
     Raises:
         OSError: if ``path`` cannot be written.
     """
     from matplotlib.figure import Figure
 
-    names = axes_of(table) or [name for name in table[0] if name not in RESULTS][:1]
+    names = axes_of(table) or _names(table)[:1] or ["configuration"]
+    table = [dict.fromkeys(names, DEFAULT) | dict(row) for row in table]
     best = summary["best"]
     if "schedule" in best:
+        names = [name for name in best["schedule"][0] if name != "step"]
         figure = Figure(figsize=(5.2 * len(names), 3.6), layout="constrained")
         panels = figure.subplots(1, len(names), squeeze=False)[0]
         for ax, name in zip(panels, names, strict=True):
             _schedule(ax, name, best["schedule"], int(best["row"]["steps"]))
-    elif names and is_grid(table, names):
+    elif is_grid(table, names):
         pairs: list[Any] = list(itertools.combinations(names, 2)) or [(names[0], None)]
         columns = min(len(pairs), 3)
         rows = -(-len(pairs) // columns)
@@ -76,7 +84,7 @@ def plot_sweep(
 
 
 def _values(table: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
-    found = {row[name] for row in table}
+    found = {row.get(name, DEFAULT) for row in table}
     return sorted(found, key=lambda value: (isinstance(value, str), value))
 
 
@@ -115,6 +123,8 @@ def _map(ax: Axes, table: Sequence[Mapping[str, Any]], x: str, y: str | None) ->
 
 def _scatter(ax: Axes, table: Sequence[Mapping[str, Any]], name: str) -> None:
     """Draw the scores of all rows against a swept value; colours show the rung reached."""
+    if any(isinstance(row[name], str) for row in table):  # an axis of texts takes no numbers
+        table = [{**row, name: _label(row[name])} for row in table]
     known = [row for row in table if np.isfinite(row["score"])]
     lost = [row for row in table if not np.isfinite(row["score"])]
     x = [row[name] for row in known]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,16 +26,28 @@ class Curve(NamedTuple):
     steps: NDArray[np.int64]
     returns: NDArray[np.float64]
     seeds: tuple[int | str, ...] = ()  # for the columns of returns; empty if unknown
+    partial: bool = False  # the last step has no rows of some seeds, as after a kill
 
     @property
     def label(self) -> str:
         """The swept values as ``"learning_rate=0.001"``, or an empty string."""
-        return " ".join(f"{name}={value:g}" for name, value in self.sweep.items())
+        return sweep_label(self.sweep)
+
+    def without_partial(self) -> Curve:
+        """Drop the last step if it is partial. A seed that diverged has a row, and is kept."""
+        if not self.partial:
+            return self
+        return self._replace(steps=self.steps[:-1], returns=self.returns[:-1], partial=False)
 
     def complete(self) -> Curve:
         """Keep the steps at which every seed has a return; a mean over fewer would be biased."""
         whole = np.isfinite(self.returns).all(axis=1)
         return self._replace(steps=self.steps[whole], returns=self.returns[whole])
+
+
+def sweep_label(sweep: Mapping[str, float]) -> str:
+    """Return swept values as ``"gamma=0.9 tau=0.005"``, to 12 digits: more are rounding errors."""
+    return " ".join(f"{name}={value:.12g}" for name, value in sweep.items())
 
 
 def load(run_dir: str | Path, kind: str | None = None) -> DataFrame:
@@ -138,7 +150,9 @@ def _curve(group: DataFrame, kind: str) -> Curve:
     table = unique.pivot(index="step", columns="seed", values="episode_return").astype(float)
     table = table.ffill() if kind == "train" else table
     seeds = tuple(map(int, table.columns))
-    return Curve(sweep, table.index.to_numpy(), table.to_numpy(), seeds)
+    last = (unique["step"] == table.index[-1]).sum()
+    partial = bool(len(table) > 1 and last < len(seeds))
+    return Curve(sweep, table.index.to_numpy(), table.to_numpy(), seeds, partial)
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrl.analysis.aggregate import Tasks
+from jaxrl.analysis.aggregate import Tasks, is_rounding
 from jaxrl.analysis.statistics import matched_tasks
 from jaxrl.errors import UsageError
 from jaxrl.require import require, require_integer
@@ -103,7 +103,8 @@ def separation(x: Tasks, y: Tasks, power: float = POWER, alpha: float = ALPHA) -
     spread is that of one seed on every task, ``sqrt(mean_k(s_k^2) / K)`` with ``s_k`` pooled from
     both groups. Few seeds estimate the spread poorly, so the seeds are also computed for its upper
     80% limit (chi-square). The difference is itself an estimate: the result is the number of seeds
-    that would separate two groups that truly differ by this much.
+    that would separate two groups that truly differ by this much. Without a spread, as of constant
+    scores, all are None.
 
     Raises:
         UsageError: for scores that are missing or not finite, or other tasks in ``y`` than ``x``.
@@ -117,7 +118,7 @@ def separation(x: Tasks, y: Tasks, power: float = POWER, alpha: float = ALPHA) -
         return Separation(None, None, None)
     squares = np.array([_square(u) + _square(v) for u, v in zip(a, b, strict=True)])
     spread = float(np.sqrt(np.mean(squares / freedoms) / len(a)))
-    if spread == 0.0:
+    if is_rounding(spread, [*a, *b]):
         return Separation(None, None, None)
     d, freedom = float(difference / spread), int(freedoms.sum())
     limit = d * np.sqrt(chi2.ppf(1.0 - SPREAD_LIMIT, freedom) / freedom)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from jaxrl._output import joined
 from jaxrl.analysis.curves import env_label
 from jaxrl.analysis.efficiency import at_steps, common_steps
-from jaxrl.analysis.load import Curve, is_finished, load_config, load_curves
+from jaxrl.analysis.load import Curve, is_finished, load_config, load_curves, sweep_label
 from jaxrl.envs import OF_ENGINE
 from jaxrl.errors import UsageError, nearest
 
@@ -34,14 +34,28 @@ class Source(NamedTuple):
     name: str  # the folder or file
     algorithm: str
     task: str  # the environment, with options that make it a different task
-    curve: Curve  # all returns finite
-    final: NDArray[np.float64]  # [n], the last returns
+    curves: tuple[Curve, ...]  # all returns finite; seeds of one curve have the same steps
     in_training: bool = False  # training returns, if there was no evaluation
     unit: str = ""  # unit of steps: "env_steps", "gradient_steps"; empty if unknown
     data: str | None = None  # the checksum of its dataset
     reference: tuple[float, float] | None = None  # returns of a random policy and an expert
     agent: str = ""  # the record of the agent and its hyper-parameters
     world: Mapping[str, Any] = {}  # options of the environment that may change returns
+
+    @property
+    def curve(self) -> Curve:
+        """The curve of all seeds, at the steps that all of them cover."""
+        return merged(self.curves)
+
+    @property
+    def final(self) -> NDArray[np.float64]:
+        """The last return of every seed, ``[n]``."""
+        return np.concatenate([curve.returns[-1] for curve in self.curves])
+
+    @property
+    def sweep(self) -> dict[str, float]:
+        """The swept values; empty if nothing is swept."""
+        return self.curves[0].sweep
 
 
 def read_run(
@@ -68,18 +82,15 @@ def read_run(
     finished = is_finished(run_dir)
     sources = []
     for curve in curves:
-        # The last rows of a killed run may lack some seeds.
-        if not finished and len(curve.steps) > 1 and np.isnan(curve.returns[-1]).any():
-            curve = _rows(curve, np.arange(len(curve.steps)) < len(curve.steps) - 1)
+        curve = curve if finished else curve.without_partial()
         if kind == "train" and len(curve.complete().steps):
             curve = curve.complete()  # a return is missing until the first episode has ended
-        curve, final = _finite(str(run_dir), curve, steps, failed)
+        curve = _finite(str(run_dir), curve, steps, failed)
         source = Source(
             str(run_dir),
             str(config["algorithm"]),
             env_label(config),
-            curve,
-            final,
+            (curve,),
             kind == "train",
             config.get("unit", "env_steps"),
             (config.get("data") or {}).get("checksum"),
@@ -140,8 +151,8 @@ def read_csv(
     sources = []
     for (algorithm, env), group in frame.groupby(["algorithm", "env"], sort=False):
         what = f"{path}: {algorithm} on {env}"
-        curve, final = _of_seeds(what, dict(iter(group.groupby("seed"))), steps, failed)
-        sources.append(Source(str(path), str(algorithm), str(env), curve, final))
+        curves = _of_seeds(what, dict(iter(group.groupby("seed"))), steps, failed)
+        sources.append(Source(str(path), str(algorithm), str(env), curves))
     return sources
 
 
@@ -167,17 +178,17 @@ def choose(
     Raises:
         UsageError: for a name that is not swept, or values that leave a side empty.
     """
-    swept = [source.curve.sweep for side in sides for source in side if source.curve.sweep]
+    swept = [source.sweep for side in sides for source in side if source.sweep]
     known = {name for sweep in swept for name in sweep}
     for name in where:
         if name not in known:
             hint = nearest(name, known) if known else "no run has a sweep"
             raise UsageError(f"where names {name}, which no run sweeps; {hint}")
     chosen = [[source for source in side if _has(source, where)] for side in sides]
-    words = ", ".join(f"{name}={value:g}" for name, value in where.items())
+    words = sweep_label(where)
     for side, kept in zip(sides, chosen, strict=True):
         if not kept:
-            labels = "; ".join(dict.fromkeys(source.curve.label for source in side))
+            labels = "; ".join(dict.fromkeys(sweep_label(source.sweep) for source in side))
             raise UsageError(f"where has {words}; {side[0].name} has {labels}")
     if not swept:
         return chosen, []
@@ -189,28 +200,25 @@ def choose(
 
 
 def _has(source: Source, where: Mapping[str, float]) -> bool:
-    sweep = source.curve.sweep
-    return all(math.isclose(sweep[n], v, rel_tol=1e-6) for n, v in where.items() if n in sweep)
+    sweep = source.sweep
+    return all(math.isclose(sweep[n], v, rel_tol=1e-9) for n, v in where.items() if n in sweep)
 
 
 def _of_seeds(
     what: str, seeds: Mapping[str, Any], steps: int | None, failed: float | None
-) -> tuple[Curve, NDArray[np.float64]]:
-    """Return the curve and last returns from several frames with columns step and return."""
+) -> tuple[Curve, ...]:
+    """Return a curve for each of several frames with columns step and return."""
     found = []
     for seed, rows in seeds.items():
         rows = rows.sort_values("step")
         returns = rows["return"].to_numpy(float)[:, None]
         curve = Curve({}, rows["step"].to_numpy(np.int64), returns, (seed,))
         found.append(_finite(what, curve, steps, failed))
-    curves, finals = zip(*found, strict=True)
-    return merged(curves), np.concatenate(finals)
+    return tuple(found)
 
 
-def _finite(
-    what: str, curve: Curve, steps: int | None, failed: float | None
-) -> tuple[Curve, NDArray[np.float64]]:
-    """Return the finite part of a curve and its last returns, up to the given steps."""
+def _finite(what: str, curve: Curve, steps: int | None, failed: float | None) -> Curve:
+    """Return the finite part of a curve, up to the given steps."""
     if steps is not None:
         first, last = curve.steps[0], curve.steps[-1]
         if not first <= steps <= last:
@@ -219,7 +227,8 @@ def _finite(
                 "of these"
             )
         # Up to the first evaluation at these steps or later.
-        curve = _rows(curve, curve.steps <= curve.steps[curve.steps >= steps][0])
+        kept = curve.steps <= curve.steps[curve.steps >= steps][0]
+        curve = curve._replace(steps=curve.steps[kept], returns=curve.returns[kept])
     if failed is not None:
         returns = np.where(np.isfinite(curve.returns), curve.returns, failed)
         curve = curve._replace(returns=returns)
@@ -234,11 +243,7 @@ def _finite(
     if steps is not None and curve.steps[-1] > steps:
         inside = np.append(curve.steps[curve.steps < steps], steps)
         curve = curve._replace(steps=inside, returns=at_steps(curve, inside))
-    return curve, curve.returns[-1]
-
-
-def _rows(curve: Curve, kept: NDArray[np.bool_]) -> Curve:
-    return curve._replace(steps=curve.steps[kept], returns=curve.returns[kept])
+    return curve
 
 
 def _numbers(path: str | Path, name: str, column: Any) -> Any:

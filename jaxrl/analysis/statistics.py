@@ -26,6 +26,7 @@ from jaxrl.analysis.aggregate import (
     check_confidence,
     interval,
     iqm,
+    is_rounding,
 )
 from jaxrl.errors import UsageError
 from jaxrl.require import require_integer
@@ -83,7 +84,7 @@ def mean_ci(scores: Tasks, confidence: float = CONFIDENCE) -> tuple[float, float
     mean = float(np.mean([task.mean() for task in tasks]))
     parts = np.array([task.var(ddof=1) / len(task) for task in tasks]) / len(tasks) ** 2
     variance = parts.sum()
-    if variance == 0.0:
+    if is_rounding(np.sqrt(variance), tasks):
         return mean, mean
     freedom = variance**2 / sum(
         part**2 / (len(task) - 1) for part, task in zip(parts, tasks, strict=True)
@@ -94,6 +95,8 @@ def mean_ci(scores: Tasks, confidence: float = CONFIDENCE) -> tuple[float, float
 
 def performance_profile(scores: Tasks, taus: ArrayLike) -> Array:
     """Return the fraction of scores above each of ``taus[k]``, averaged over tasks: ``[k]``.
+
+    A single number counts as ``[1]``.
 
     Raises:
         UsageError: for no scores, or scores that are not finite.
@@ -120,7 +123,7 @@ def profile_ci(
 
 def _profile(tasks: Sequence[Array], taus: ArrayLike) -> Array:
     """Return the profiles of tasks ``[rows, n_i]``: ``[k, rows]``."""
-    levels = np.asarray(taus, np.float64)[:, None, None]
+    levels = np.atleast_1d(np.asarray(taus, np.float64))[:, None, None]
     return np.mean([np.mean(task > levels, axis=-1) for task in tasks], axis=0)
 
 
