@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from functools import partial
 from pathlib import Path
 
 from jaxrl import cli, sweep
@@ -28,6 +27,7 @@ from jaxrl.errors import UsageError
 
 def main() -> None:
     """Train the sweep, and keep a record of it."""
+    sweeping.check_once(sys.argv[1:])
     if any(word.startswith("--") for word in sys.argv[1:2]):  # no script is named
         sys.argv[1:] = with_recorded(sys.argv[1:])
     name, *words = sys.argv[1:] or [""]
@@ -55,7 +55,7 @@ def main() -> None:
         confirm=options.confirm,
         max_parallel=options.max_parallel,
         time_one=options.time_one,
-        command=partial(sweeping.command, script, others),
+        command=None if options.pbt else sweeping.command_of(script, others, variants, tried),
         **settings,
     )
     cli.report_sweep(result, quiet=settings.get("quiet", False))

@@ -21,6 +21,7 @@ from recurrent import Recurrent
 from jaxrl import (
     BC,
     DQN,
+    IDQL,
     PPO,
     PQN,
     SAC,
@@ -36,6 +37,7 @@ from jaxrl import (
     hyper,
     make,
 )
+from jaxrl.agents import BestOf
 from jaxrl.analysis.__main__ import main
 from jaxrl.export import (
     JaxPolicy,
@@ -50,7 +52,7 @@ from jaxrl.export.acting import Acting
 from jaxrl.export.formats import write_npz, write_onnx
 from jaxrl.export.metadata import metadata, observation_names
 from jaxrl.export.trace import trace
-from jaxrl.nn.critics import QNetwork
+from jaxrl.nn.critics import Critic, QNetwork
 from jaxrl.nn.encoders import CNN, Flatten
 from jaxrl.nn.flow import Flow
 from jaxrl.nn.networks import ResidualMLP
@@ -274,6 +276,40 @@ def test_a_recurrent_policy_is_exported_with_its_memory(tmp_path):
     done = export_policy(policy, tmp_path)
     assert [each.path.name for each in done.files] == ["policy.jaxexport"]
     assert "which has a memory" in done.notes[0]
+
+
+@jax.custom_jvp
+def sine_and_cosine(x):
+    return jnp.sin(x), jnp.cos(x)
+
+
+@sine_and_cosine.defjvp
+def _(primals, tangents):
+    (x,), (t,) = primals, tangents
+    return sine_and_cosine(x), (jnp.cos(x) * t, -jnp.sin(x) * t)
+
+
+@hyper.dataclass
+class Cosine(Deterministic):
+    """A policy of a function that has two outputs, and a derivative of its own."""
+
+    def action(self, params, obs):
+        return sine_and_cosine(super().action(params, obs))[1]
+
+
+def test_a_function_of_one_array_may_have_two_outputs(tmp_path):
+    policy = random_policy(TD3(policy=wide(Cosine)), BOUNDED)
+    done = export_policy(policy, tmp_path)
+    assert len(done.files) == 3 and not done.notes
+
+
+def test_a_state_of_numpy_arrays_is_exported(tmp_path):
+    """As ``jax.device_get`` returns it; ``vmap`` over an ensemble refuses such arrays."""
+    chain, critic = wide(Flow, sample_steps=1), wide(Critic)
+    policy = random_policy(IDQL(policy=chain, critic=critic, improver=BestOf(2)), BOUNDED)
+    assert isinstance(jax.tree.leaves(policy.state)[0], np.ndarray)
+    done = export_policy(policy, tmp_path, formats=["jax"])
+    assert done.files[0].difference < 1e-4
 
 
 def test_a_file_that_plays_otherwise_is_not_written(tmp_path, monkeypatch):

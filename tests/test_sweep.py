@@ -31,6 +31,7 @@ from jaxrl import (
     Values,
     Variant,
     VectorEnv,
+    hyper,
     load_policy,
     make,
     run,
@@ -521,6 +522,92 @@ def test_the_command_sweeps_a_script_and_the_best_is_a_command_line(script, tmp_
     assert summary["cost"]["wall_seconds_over_one_run"] > 0
 
 
+BEST = {
+    "ppo --env gymnax/CartPole-v1 --grid head_scale=1,2": "ppo.py --env gymnax/CartPole-v1 "
+    "--head-scale=2.0",
+    "td3 --env gymnax/Pendulum-v1 --reward-scale 2 --grid reward_scale=2,1": "td3.py --env "
+    "gymnax/Pendulum-v1 --reward-scale 2 --reward-scale=1.0",  # adds no wrapper, as the last value
+    "iql --quiet --grid reward_scale=0.5,2": "iql.py --reward-scale=2.0 --return-range None",
+    "ppo --env gymnax/CartPole-v1 --pbt --grid gamma=0.9,0.99": None,
+    "offline_to_online --quiet --grid expectile=0.7,0.9": None,
+    "td3_bc --quiet --grid obs_clip=5,10": None,
+    "dqn --env gymnax/CartPole-v1 --reward-scale 2 --grid reward_shift=0,1": None,
+}
+
+
+@pytest.mark.parametrize("line", BEST)
+def test_the_best_is_a_command_line_if_that_trains_the_same(script, monkeypatch, line):
+    asked = mock.Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(script, "sweep", asked)
+    with pytest.raises(InterruptedError):
+        run_script(script, line.split())
+    (variant,), given = asked.call_args.args[0], asked.call_args.kwargs
+    if BEST[line] is None:
+        assert given["command"] is None
+        return
+    last = given["configurations"][-1]
+    written = given["command"](variant, last)
+    assert written == f"python experiments/{BEST[line]}"
+    trainer = trainer_of(line.split()[0], written.partition(".py ")[2])
+    none = {"reward_scale": 1.0, "reward_shift": 0.0}
+    wanted = hyper.numbers(hyper.replace(variant.trainer, last))
+    assert none | hyper.numbers(trainer) == none | wanted
+
+
+OWN = """
+import argparse
+from jaxrl import PPO, OnPolicy, VectorEnv, make, run
+
+def main():
+    argparse.ArgumentParser().parse_args()
+    run(OnPolicy(PPO(), VectorEnv(make("gymnax/CartPole-v1"), 4)), 512)
+"""
+
+
+def test_an_own_script_without_options_has_no_command_line(script, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(OWN)
+    asked = mock.Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(script, "sweep", asked)
+    with pytest.raises(InterruptedError):
+        run_script(script, [str(tmp_path / "mine.py"), "--grid", "gamma=0.9,0.99"])
+    assert asked.call_args.kwargs["command"] is None
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_path_of_an_own_script_is_left_as_it_is(script, tmp_path, monkeypatch):
+    asked = mock.Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(script, "sweep", asked)
+    mine = tmp_path / "x" / "mine.py"
+    mine.parent.mkdir()
+    shutil.copy(EXPERIMENTS / "ppo.py", mine)
+    monkeypatch.chdir(tmp_path)
+    for name, shown in [
+        (str(mine), str(mine)),
+        ("x/mine.py", "x/mine.py"),
+        (str(EXPERIMENTS / "ppo.py"), "experiments/ppo.py"),
+        ("ppo", "experiments/ppo.py"),
+    ]:
+        with pytest.raises(InterruptedError):
+            run_script(script, [name, "--env", "gymnax/CartPole-v1", "--grid", "gamma=0.9,0.99"])
+        variants, given = asked.call_args.args[0], asked.call_args.kwargs
+        assert given["command"](variants[0], {"gamma": 0.9}).split()[:2] == ["python", shown]
+
+
+def test_a_resumed_sweep_may_be_given_its_options_again(script, tmp_path, monkeypatch):
+    """They override the recorded ones, which precede them."""
+    asked = mock.Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(script, "sweep", asked)
+    recorded = f"{script.__name__} ppo {TINY} {GRID} --confirm 2 --run-dir elsewhere"
+    (tmp_path / "config.json").write_text(json.dumps({"command": recorded}))
+    again = f"--resume --run-dir {tmp_path} --grid gamma=0.9,1 --confirm 3"
+    with pytest.raises(InterruptedError):
+        run_script(script, again.split())
+    assert asked.call_args.kwargs["configurations"] == [{"gamma": 0.9}, {"gamma": 1.0}]
+    assert asked.call_args.kwargs["confirm"] == 3
+    with pytest.raises(UsageError, match="--confirm is given twice; give it once"):
+        run_script(script, [*again.split(), "--confirm=4"])
+
+
 def test_words_become_values_static_choices_and_options():
     line = "--env a --grid x=1,2 y=log:1,2,3 --num-seeds 3 --halving=2 --hidden-dims 8 8"
     own, others = sweeping.divided(line.split())
@@ -562,6 +649,8 @@ WRONG = {
     "ppo --grid gamma=0.9,nan": "--grid gamma=0.9,nan is not a list of numbers",
     "ppo --grid gamma=log:0.9,0.99": "has no number of values, which a grid needs; give one",
     "ppo --random learning_rate=log:1e-4,1e-2": "is not a number and what to draw, as --random 32",
+    f"ppo {GRID} --grid gamma=0.9,1": "--grid is given twice; give all names after one --grid",
+    f"ppo {GRID} --max_parallel 2 --max-parallel=3": "--max-parallel is given twice; give it once",
     f"ppo {GRID} --sweep gamma=0.9,1": "--sweep is no option of a sweep: name what is swept with",
     f"ppo {GRID} --render": "--render is no option of a sweep: draw the best one afterwards",
     f"ppo {GRID} --max-nonfinite 1": "--max-nonfinite is no option of a sweep",
@@ -592,10 +681,14 @@ WRONG = {
     f"ppo {GRID} --pbt --interval 9999": "interval is 9984 steps, and the run has 512",
     f"ppo {GRID} --pbt --eval-every 32": "eval-every cannot be chosen with pbt",
     f"ppo {GRID} --pbt --explore learning_rate=log:1e-2,1": "begins with learning_rate=0.001",
+    f"ppo {GRID} --pbt --explore learnin_rate=log:1e-4,1": "explore names learnin_rate, which is "
+    "not swept; did you mean learning_rate?",
     f"ppo {GRID} --pbt --max-parallel 3": "a population of 4 members trains at once, and 3 may",
     "ppo --grid gama=0.9,1": "unknown hyper-parameter 'gama'; did you mean gamma?",
     "ppo --grid num_envs=2,4": "swept as --static num_envs=",
     "ppo --grid update_epochs=1,2": "update_epochs is static: each value compiles anew, and is",
+    "td3 --env gymnax/Pendulum-v1 --quiet --grid reward_scale=1,2": "reward_scale is not in use, "
+    "and so cannot be swept; wrap the agent in ScaleReward, or give a --reward-scale other than 1",
     "ppo --grid gamma=0.9,1.5": "gamma is 1.5; it must be at least 0 and at most 1",
     "offline_to_online --grid tau=0.1,0.2 --halving 2 --quiet": "and this one has several; leave",
 }

@@ -39,6 +39,31 @@ def test_a_grid_is_even_on_its_scale():
     assert len(both) == 6 and both[1] == {"a": 1.0, "b": 0.99} and both[3]["a"] == 2.0
 
 
+def test_rounded_values_stay_inside_and_the_ends_are_as_given():
+    for space in (
+        Range(0.9, 0.999999, "linear", 2),
+        Range(0.0, 123456.0, "linear", 3),
+        Range(1.23454e-4, 1e-2, "log", 3),
+        Range(0.9000004, 0.99999994, "log1m", 4),
+        Range(-3.0, -1.0, "linear", 3),
+        Range(-1.000004, -1.000001, "linear", 5),
+    ):
+        values = space.grid()
+        assert (values[0], values[-1]) == (space.low, space.high) and values == sorted(values)
+        values += [each["x"] for each in drawn({"x": space}, 100)]
+        assert all(space.low <= value <= space.high for value in values)
+        assert {type(value) for value in values} == {float}
+        PBT({"x": space}).check([{"x": value} for value in values])
+
+
+@pytest.mark.parametrize("space", [Range(-3.0, -1.0), Range(-2.0, 3.0), RATES])
+def test_an_end_of_a_range_may_be_rounded_and_no_more(space):
+    for end, out in ((space.low, -1), (space.high, 1)):
+        assert float(np.float32(end)) in space and end in space
+        assert end + out * 5e-7 * abs(end) in space
+        assert end + out * 1e-5 * abs(end) not in space
+
+
 @pytest.mark.parametrize("space", [RATES, GAMMAS, Range(-2.0, 3.0), Values((0.1, 0.2, 5.0))])
 def test_draws_are_uniform_on_the_scale_inside_and_programs_draw_alike(space):
     values = np.array([each["x"] for each in drawn({"x": space}, 4000, seed=1)])
@@ -88,6 +113,10 @@ def test_perturbation_is_on_the_scale_and_stays_inside():
         (lambda: PBT({}, quantile=0.6), "quantile is 0.6; it must be at least 0 and at most 0.5"),
         (lambda: PBT({}, factors=(0.0, 1.0)), r"give two above 0, as 1.2 0.8"),
         (lambda: PBT({}).check([{"a": 1.0}] * 2), "pbt knows no space of a; give one, as a=log:"),
+        (
+            lambda: PBT({"gamma": RATES, "gama": RATES}).check([{"gamma": 1e-3}] * 2),
+            r"explore names gama, which is not swept; did you mean gamma\?",
+        ),
         (lambda: PBT({"a": RATES}).check([{"a": 1e-3}, {"a": 0.1}]), "a=0.1, which is outside"),
         (lambda: PBT({"a": RATES}).check([{"a": 1e-3}]), "there is one configuration; give more"),
     ],

@@ -44,6 +44,8 @@ class Script:
         if path is None or not path.is_file():
             raise UsageError(f"there is no script {name!r}; {nearest(name, known)}")
         self.path = path
+        own = path.is_absolute() and path.resolve().parent == folder.resolve()
+        self.shown = f"{folder.name}/{path.name}" if own else str(path)  # on a command line
         self._module = _loaded(path)
         if not callable(getattr(self._module, "main", None)) or not hasattr(self._module, "run"):
             raise UsageError(

@@ -29,6 +29,7 @@ class Acting:
 
     def __init__(self, policy: Policy, mode: Mode) -> None:
         self.policy, self.mode = policy, mode
+        self._state: Any = jax.tree.map(jnp.asarray, policy.state)  # vmap traces no numpy arrays
         observation = policy.spec.observation
         self.entries = tuple(observation) if isinstance(observation, dict) else ()
         self.boxes: dict[str, Box] = (
@@ -51,7 +52,7 @@ class Acting:
         given: Any = dict(zip(self.entries, obs, strict=True)) if self.entries else obs[0]
         memory = jax.tree.unflatten(self._memory, carry)
         policy = self.policy
-        action, memory, _ = policy.agent.act(policy.state, memory, given, key, self.mode)
+        action, memory, _ = policy.agent.act(self._state, memory, given, key, self.mode)
         return rescale(policy.spec.action, action), jax.tree.leaves(memory)
 
     def start(self, key: Key, rows: Array) -> list[Any]:

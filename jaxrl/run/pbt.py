@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.errors import UsageError
+from jaxrl.errors import UsageError, nearest
 from jaxrl.record.metrics_file import plain
 from jaxrl.require import is_number, require, require_integer
 from jaxrl.run.ranking import diverged_members, member_scores
@@ -73,11 +73,18 @@ class PBT:
             raise UsageError(f"factors are {self.factors}; give two above 0, as 1.2 0.8")
 
     def check(self, configurations: Sequence[Mapping[str, float]]) -> None:
-        """Raise UsageError unless there is a population and its values are in the spaces."""
+        """Raise UsageError unless there is a population, each name has a space that holds its
+        values, and nothing else has one.
+        """
         if len(configurations) < 2:
             raise UsageError(
                 "pbt needs a population, and there is one configuration; give more, as 16 of them"
             )
+        for name in self.spaces:
+            if name not in configurations[0]:
+                raise UsageError(
+                    f"explore names {name}, which is not swept; {nearest(name, configurations[0])}"
+                )
         for name in configurations[0]:
             if name not in self.spaces:
                 raise UsageError(f"pbt knows no space of {name}; give one, as {name}=log:1e-4,1e-2")

@@ -28,7 +28,7 @@ SCALES: dict[str, tuple[Callable, Callable]] = {
     "log1m": (lambda np, x: np.log1p(-x), lambda np, x: -np.expm1(x)),
 }
 EXAMPLES = {"linear": "linear:0,0.02", "log": "log:1e-4,1e-2", "log1m": "log1m:0.9,0.999"}
-DIGITS = 5  # significant digits of a range's values, so that they are easy to type
+DIGITS = 5  # significant digits of values between a range's ends, so that they are easy to type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Range:
             object.__setattr__(self, name, float(end))
 
     def grid(self) -> list[float]:
-        """Return ``count`` values, evenly spaced on the scale, including both ends."""
+        """Return ``count`` values, evenly spaced on the scale, from ``low`` to ``high``."""
         if self.count is None:
             example = f"{EXAMPLES[self.scale]},8"
             raise UsageError(
@@ -105,7 +105,7 @@ class Range:
                 f"needs; give one, as {example}"
             )
         low, high = self._forward(np.array([self.low, self.high]))
-        return self._typed(np.linspace(low, high, self.count))
+        return [self.low, *self._typed(np.linspace(low, high, self.count)[1:-1]), self.high]
 
     def draw(self, rng: np.random.Generator, count: int) -> list[float]:
         """Return ``count`` random values, uniform on the scale."""
@@ -113,7 +113,7 @@ class Range:
         return self._typed(low + (high - low) * rng.uniform(size=count))
 
     def __contains__(self, value: float) -> bool:
-        return self.low * (1 - 1e-6) <= value <= self.high * (1 + 1e-6)
+        return self.low - 1e-6 * abs(self.low) <= value <= self.high + 1e-6 * abs(self.high)
 
     def resample(self, key: Key, shape: tuple[int, ...]) -> Array:
         """Return random values of ``shape``, uniform on the scale."""
@@ -134,10 +134,12 @@ class Range:
 
     def _typed(self, positions: np.ndarray) -> list[float]:
         """Return the values at positions on the scale, rounded so that they are easy to type."""
-        values = np.clip(SCALES[self.scale][1](np, positions), self.low, self.high)
+        values = SCALES[self.scale][1](np, positions).tolist()
         if self.scale == "log1m":
-            return [round(1.0 - _rounded(1.0 - x), 12) for x in values]
-        return [_rounded(x) for x in values]
+            rounded = [round(1.0 - _rounded(1.0 - x), 12) for x in values]
+        else:
+            rounded = [_rounded(x) for x in values]
+        return [min(max(x, self.low), self.high) for x in rounded]
 
 
 Space = Values | Range
