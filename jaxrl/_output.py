@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 _GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader; a closed terminal
@@ -93,6 +93,11 @@ def lasting_output() -> Iterator[None]:
 def joined(message: object) -> str:
     """Return a message of several lines as a single line."""
     return one_line(" ".join(str(message).split()))
+
+
+def sweep_label(sweep: Mapping[str, float]) -> str:
+    """Return swept values as ``"gamma=0.9 tau=0.005"``, to 12 digits: more are rounding errors."""
+    return " ".join(f"{name}={value:.12g}" for name, value in sweep.items())
 
 
 def one_line(text: object) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jaxrl import _startup
-from jaxrl._output import lasting_output, one_line
+from jaxrl._output import lasting_output, one_line, sweep_label
 from jaxrl.analysis import compare_command
 from jaxrl.analysis.command import PICTURE, Parser, picture
 from jaxrl.analysis.curves import env_label, plot_comparison, plot_run
@@ -28,7 +28,6 @@ from jaxrl.analysis.load import (
     load_curves,
     load_summary,
     load_timing,
-    sweep_label,
 )
 from jaxrl.analysis.render import parse_size, render_run
 from jaxrl.analysis.statistics import final_return

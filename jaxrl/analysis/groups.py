@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxrl._output import one_line
-from jaxrl.analysis.load import Curve, sweep_label
+from jaxrl._output import one_line, sweep_label
+from jaxrl.analysis.load import Curve
 from jaxrl.analysis.sources import Source, choose, merged, read_csv, read_run
 from jaxrl.data.scores import normalized
 from jaxrl.errors import UsageError, nearest

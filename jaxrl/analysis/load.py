@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxrl._output import sweep_label
 from jaxrl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,11 +44,6 @@ class Curve(NamedTuple):
         """Keep the steps at which every seed has a return; a mean over fewer would be biased."""
         whole = np.isfinite(self.returns).all(axis=1)
         return self._replace(steps=self.steps[whole], returns=self.returns[whole])
-
-
-def sweep_label(sweep: Mapping[str, float]) -> str:
-    """Return swept values as ``"gamma=0.9 tau=0.005"``, to 12 digits: more are rounding errors."""
-    return " ".join(f"{name}={value:.12g}" for name, value in sweep.items())
 
 
 def load(run_dir: str | Path, kind: str | None = None) -> DataFrame:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxrl._output import joined
+from jaxrl._output import joined, sweep_label
 from jaxrl.analysis.curves import env_label
 from jaxrl.analysis.efficiency import at_steps, common_steps
-from jaxrl.analysis.load import Curve, is_finished, load_config, load_curves, sweep_label
+from jaxrl.analysis.load import Curve, is_finished, load_config, load_curves
 from jaxrl.envs import OF_ENGINE
 from jaxrl.errors import UsageError, nearest
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxrl import _startup, envs, processes
-from jaxrl._output import joined, lasting_output, one_line
+from jaxrl._output import joined, lasting_output, one_line, sweep_label
 from jaxrl.analysis.curves import step_label
 from jaxrl.cli.options import Options
 from jaxrl.errors import Interrupted, RunError, UsageError
@@ -86,7 +86,7 @@ def describe(result: Run) -> str:
             lines.append(f"no final return: {evaluated}")
             continue
         low, high = final["ci95"]
-        name = " ".join(f"{k}={v:g}" for k, v in entry.get("sweep", {}).items())
+        name = sweep_label(entry.get("sweep", {}))
         lines.append(
             f"{name + ': ' if name else ''}final return {final['iqm']:.1f} "
             f"(IQM of {len(final['per_seed'])} seeds, 95% interval {low:.1f} to {high:.1f})"

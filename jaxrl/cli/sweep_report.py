@@ -54,7 +54,7 @@ def _row(row: Mapping[str, Any]) -> str:
     hidden = {"rank", "score", "ci_low", "ci_high", "final_mean", "seeds", "diverged", "scores"}
     hidden |= {"steps", "mean"}
     named = [
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        f"{name}={value:.12g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in row.items()
         if name not in hidden
     ]

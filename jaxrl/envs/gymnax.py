@@ -194,9 +194,9 @@ def _parameter(name: str, option: str, value: Any, default: Any) -> Any:
             return jnp.asarray(value, default.dtype)
         raise UsageError(f"{name}: {option} is {shown(value)}; it must be like {default.tolist()}")
     kind = bool if isinstance(default, bool) else Integral if isinstance(default, int) else Real
-    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        if math.isfinite(value) or not math.isfinite(default):
-            return type(default)(value)
+    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if fits and (math.isfinite(value) or not math.isfinite(default)):
+        return type(default)(value)
     wanted = "finite float" if kind is Real else type(default).__name__
     raise UsageError(f"{name}: {option} is {shown(value)}; it must be a {wanted}, as {default}")
 

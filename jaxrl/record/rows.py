@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl import metrics as m
+from jaxrl._output import sweep_label
 from jaxrl.record.metrics_file import Row
 from jaxrl.training.evaluate import Evaluation
 
@@ -35,7 +36,7 @@ class Member(NamedTuple):
     @property
     def name(self) -> str:
         """The member as text: ``seed 0``, or ``seed 0 with gamma=0.9``."""
-        values = " ".join(f"{name}={value:g}" for name, value in self.sweep.items())
+        values = sweep_label(self.sweep)
         return f"seed {self.seed}" + (f" with {values}" if values else "")
 
 
