@@ -206,6 +206,24 @@ def test_a_stopped_run_goes_on_with_all_seeds(joined, tmp_path):
     assert before[0].equals(before[1])  # the programs of four members; then it is one of eight
 
 
+def test_seeds_join_a_run_made_to_end_where_it_was_stopped(tmp_path):
+    """All are evaluated there, the new ones only once they have joined."""
+    path = tmp_path / "run"
+    with killed("advance", 5):
+        train(path, OLD)
+    with mock.patch.object(extension, "join", side_effect=Killed), pytest.raises(Killed):
+        train(path, ALL, 48, resume=True)
+    found = train(path, ALL, 48, resume=True)
+    wanted = train(None, ALL, 48)
+    marks = [[(row["kind"], row["config"], row["seed"], row["step"]) for row in each.rows]
+             for each in (found, wanted)]  # fmt: skip
+    assert marks[0] == marks[1] and found.rows[-1]["step"] == 48
+    last = [row["episode_return"] for row in found.rows[-8:]]
+    assert [
+        x for c in found.summary["configurations"] for x in c["final_return"]["per_seed"]
+    ] == last
+
+
 # --- killed on the way
 
 

@@ -278,6 +278,18 @@ WRITES = {
         lambda p: write_minari(small(), p, Walk().spec, {"total_steps": 3}),
         "metadata has 'total_steps', which the writer sets; leave it out",
     ),
+    "NaN": (
+        lambda p: write_minari(small(), p, Walk().spec, {"x": float("nan")}),
+        "metadata are no JSON: .*",
+    ),
+    "a size": (
+        lambda p: write_minari(small(), p, Walk().spec, {"dataset_size": 3}),
+        "metadata has 'dataset_size', which the writer sets; leave it out",
+    ),
+    "a reference": (
+        lambda p: write_minari(small(), p, Walk().spec, reference=Reference(2.0, 1.0, "mine")),
+        "reference.expert is 1, and random 2; the expert's return must be greater",
+    ),
     "an id": (
         lambda p: write_minari(small(), p, Walk().spec, {"dataset_id": "walk"}),
         "dataset_id is 'walk'; it must be like pendulum/medium-v0",

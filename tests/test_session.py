@@ -207,6 +207,25 @@ def test_a_signal_before_the_first_chunk_leaves_a_run_that_goes_on_as_if_nothing
     assert rows[0] == rows[1]
 
 
+def test_a_run_made_to_end_where_it_was_stopped_is_evaluated_there(tmp_path, monkeypatch):
+    """The signal came between two evaluations, and the policy is not that of the former."""
+    whole, folder = run(tiny(), 32, run_dir=tmp_path / "whole", **SMALL), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        sends_itself(patch, "advance", call=2)
+        with pytest.raises(Interrupted, match="at step 32$"):
+            run(tiny(), 64, run_dir=folder, **SMALL)
+    for _ in range(2):  # the second session finds the evaluation
+        resumed = run(tiny(), 32, run_dir=folder, resume=True, **SMALL)
+        rows = [(path / "metrics.jsonl").read_bytes() for path in (folder, tmp_path / "whole")]
+        assert rows[0] == rows[1] and resumed.rows[-1] == whole.rows[-1]
+        for name in ("final_return", "best_checkpoint"):
+            assert resumed.summary[name] == whole.summary[name]
+    metas = [checkpoint.restore(path / "checkpoints", None).meta for path in
+             (folder, tmp_path / "whole")]  # fmt: skip
+    assert metas[0]["metrics_bytes"] == metas[1]["metrics_bytes"]
+    assert metas[0]["best"] == metas[1]["best"]
+
+
 def no_space(*args, **options):
     raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -14,7 +14,7 @@ import re
 from typing import Any, NamedTuple
 
 from jaxrl.errors import UsageError
-from jaxrl.require import require
+from jaxrl.require import plain, require, shown
 
 
 class Reference(NamedTuple):
@@ -28,6 +28,35 @@ class Reference(NamedTuple):
     def name(self) -> str:
         """The name of the score: ``d4rl`` with D4RL's constants, else ``normalized``."""
         return "d4rl" if self.source == _SOURCE else "normalized"
+
+
+def as_reference(given: Any) -> Reference | None:
+    """Return a reference, or None, with Python's own numbers.
+
+    Raises:
+        UsageError: for anything but a ``Reference`` of two finite returns, the expert's greater.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, Reference) or not isinstance(given.source, str):
+        raise UsageError(
+            f"reference is {shown(given)}; give the returns of a random policy and of an expert, "
+            "and where they come from, as Reference(20.0, 500.0, 'measured')"
+        )
+    _check(given.random, given.expert, "reference.")
+    return Reference(*map(plain, given))
+
+
+def _check(random: Any, expert: Any, of: str = "") -> None:
+    """Raise UsageError unless both returns are finite numbers, and the expert's is greater."""
+    for name, value in (("random", random), ("expert", expert)):
+        if value is None:
+            raise UsageError(f"{of}{name} is None; it must be a number")
+        require(f"{of}{name}", value, float("-inf"))
+    if expert <= random:
+        raise UsageError(
+            f"{of}expert is {expert:g}, and random {random:g}; the expert's return must be greater"
+        )
 
 
 _SOURCE = "D4RL's constants"
@@ -94,10 +123,5 @@ def normalized(episode_return: Any, random: float, expert: float) -> Any:
     Raises:
         UsageError: unless both references are finite, and the expert's is greater.
     """
-    require("random", random, float("-inf"))
-    require("expert", expert, float("-inf"))
-    if expert <= random:
-        raise UsageError(
-            f"expert is {expert:g}, and random {random:g}; the expert's return must be greater"
-        )
+    _check(random, expert)
     return 100.0 * (episode_return - random) / (expert - random)

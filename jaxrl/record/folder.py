@@ -20,7 +20,7 @@ LOCK = ".lock"
 ADDED = "added"  # the folder of the run that trains added seeds
 JOINED = "joined"  # the folder of a complete record that is about to replace the run's
 
-# Options that may change on resume: length, evaluation, logging.
+# Options that may change on resume: length, evaluation, logging, scores in the summary.
 FREE = {
     "total_steps",
     "eval_every",
@@ -32,6 +32,7 @@ FREE = {
     "max_skipped",
     "max_nonfinite",
     "log",
+    "reference",
 }
 # Entries that are only recorded; a change is reported, since bits may differ.
 RECORDED = {"placement", "device", "versions", "git", "command"}

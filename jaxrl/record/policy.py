@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -143,7 +144,8 @@ def load_policy(
         seed: one of its seeds; default the first.
         mode: "greedy", or "sample" to act as in training.
         iteration: the number of the checkpoint; default the newest intact one.
-        config: the index of a configuration, if the run was a sweep.
+        config: the index of a configuration, if the run was a sweep. With PBT, the agent has the
+            values that were in force when its state was kept.
         checkpoint: "last", or "best" for the policy at the seed's best evaluation so far. That
             score is biased upwards, as the best of many (``jaxrl.analysis.evaluate_run`` evaluates
             it again).
@@ -195,10 +197,12 @@ def load_policy_and_env(
     if seed not in seeds:
         raise UsageError(f"seed {seed} is not in {folder}; it has {', '.join(map(str, seeds))}")
     configurations = stored["sweep"] or [{}]
+    require_integer("config", config, -math.inf)
+    require_integer("iteration", iteration, -math.inf, optional=True)
     if not 0 <= config < len(configurations):
         raise UsageError(f"config is {config}; {folder} has 0 to {len(configurations) - 1}")
     reader = _Reader(folder, stored, config, classes, env)
-    found = reader.best(seed, iteration) if checkpoint == "best" else reader.last(iteration)
+    found = (reader.best if checkpoint == "best" else reader.last)(seed, iteration)
     member = reader.member(found.seeds, seed)
     state = jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x)[member]), found.states)
     chosen_by = None if found.best is None else found.best[member]
@@ -233,7 +237,7 @@ def load_members(run_dir: str | Path, *, classes: Sequence[type], instead: Spec)
             "give a run without a sweep"
         )
     env = None if stored["env"] in envs.names() else instead
-    return _Reader(folder, stored, 0, classes, env).last(None)
+    return _Reader(folder, stored, 0, classes, env).last(stored["seeds"][0], None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,9 +253,9 @@ class _Reader:
     classes: Sequence[type]
     env: Environment | Spec | None
 
-    def last(self, iteration: int | None) -> Recorded:
-        """Return the states after the checkpoint's last iteration."""
-        return self._restore("agent", iteration, lambda meta: meta["phase"])
+    def last(self, seed: int, iteration: int | None) -> Recorded:
+        """Return the states after the checkpoint's last iteration; the agent is the seed's."""
+        return self._restore("agent", seed, iteration, lambda meta: meta["phase"])
 
     def best(self, seed: int, iteration: int | None) -> Recorded:
         """Return the states at the best evaluations; agent and environment are the given seed's."""
@@ -264,7 +268,7 @@ class _Reader:
             found: int = meta["best"][self.member(self._seeds(meta), seed)]["phase"]
             return found
 
-        return self._restore("best", iteration, phase)
+        return self._restore("best", seed, iteration, phase)
 
     def member(self, seeds: Sequence[int], seed: int) -> int:
         """Return the row of a seed among the members."""
@@ -278,8 +282,24 @@ class _Reader:
     def _seeds(self, meta: Mapping[str, Any]) -> list[int]:
         return list(meta.get("config", self.stored)["seeds"])
 
+    def _values(self, part: str, seed: int, meta: Mapping[str, Any]) -> dict[str, float]:
+        """Return the seed's swept values when the states were kept; PBT changes them."""
+        values, seeds = dict((self.stored["sweep"] or [{}])[self.config]), self._seeds(meta)
+        before = math.inf  # a best policy was evaluated before its interval's values changed
+        if part == "best":
+            before = meta["best"][self.member(seeds, seed)]["iteration"]
+        for each in meta.get("extra", {}).get("lineage", []):
+            if each["iteration"] < before:
+                population = seeds.index(seed)
+                values |= {n: x[self.config][population] for n, x in each["values"].items()}
+        return values
+
     def _restore(
-        self, part: str, iteration: int | None, phase: Callable[[Mapping[str, Any]], int]
+        self,
+        part: str,
+        seed: int,
+        iteration: int | None,
+        phase: Callable[[Mapping[str, Any]], int],
     ) -> Recorded:
         """Read a part of the checkpoint's tree; ``phase`` returns its agent's phase."""
         stored, configurations = self.stored, self.stored["sweep"] or [{}]
@@ -291,7 +311,7 @@ class _Reader:
             task = make_env(own, self.env)
             spec = dataclasses.replace(task.spec, max_steps=own["max_steps"])
             agent = make_agent(own["agent"], self.classes)
-            agent = hyper.replace(agent, configurations[self.config])
+            agent = hyper.replace(agent, self._values(part, seed, meta))
             made.append((agent, spec, task, seeds))
             one = jax.eval_shape(agent.bind(spec).init, jax.random.key(0))
             members = len(seeds) * len(configurations)

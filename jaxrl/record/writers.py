@@ -23,7 +23,7 @@ from jaxrl.data.formats.d4rl import ATTRIBUTE
 from jaxrl.data.formats.minari import MAIN, METADATA
 from jaxrl.data.formats.spaces import dump_spec
 from jaxrl.data.rows import blocks, on_host
-from jaxrl.data.scores import Reference
+from jaxrl.data.scores import Reference, as_reference
 from jaxrl.data.units import to_agent, to_environment
 from jaxrl.errors import UsageError
 from jaxrl.record.provenance import provenance
@@ -62,7 +62,7 @@ def write_minari(
 
     Raises:
         UsageError: if the folder is not empty, the dataset does not fit ``spec``, an episode is not
-            continuous, or the metadata are not valid JSON.
+            continuous, the metadata are not valid JSON, or the reference gives no scores.
     """
     data, folder = _checked(dataset, spec), Path(path)
     breaks = _first_break(data)
@@ -178,16 +178,18 @@ def _described(
     own: dict[str, Any] = {"max_steps": spec.max_steps, **provenance()}
     action = to_agent(to_environment(np.asarray(data.action), spec.action), spec.action)
     own["checksum"] = checksum(data._replace(action=action, extras={}))  # type: ignore[arg-type]
+    reference = as_reference(reference)
     if reference is not None:
         own |= {"ref_min_score": reference.random, "ref_max_score": reference.expert}
         own["ref_source"] = reference.source
     taken = {"total_episodes", "total_steps", "data_format", "jpeg_encoding", "minari_version"}
+    taken |= {"dataset_size"}
     given = dict(metadata or {})
     for name in given:
         if name in taken | own.keys() - {"command"} or name.endswith("_space"):
             raise UsageError(f"metadata has {name!r}, which the writer sets; leave it out")
     try:
-        text = json.dumps(given)
+        text = json.dumps(given, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UsageError(f"metadata are no JSON: {error}") from None
     return {**own, **json.loads(text)}

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxrl.data.scores import Reference
+from jaxrl.data.scores import Reference, as_reference
 from jaxrl.record import checkpoint
 from jaxrl.record.folder import METRICS, SUMMARY
 from jaxrl.record.metrics_file import Row
@@ -37,6 +37,9 @@ class Variant:
         total_steps: the length of a run; phases define their own.
         choices: the static choices by name, e.g. ``{"num-envs": "8"}``.
         data, reference, policy_from: as in ``run``.
+
+    Raises:
+        UsageError: for a reference that gives no scores.
     """
 
     trainer: Trainer | Sequence[Phase]
@@ -45,6 +48,9 @@ class Variant:
     data: PyTree = ()
     reference: Reference | None = None
     policy_from: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reference", as_reference(self.reference))
 
     @property
     def name(self) -> str:
@@ -97,7 +103,7 @@ def finished(folder: Path | None, plan: Plan) -> tuple[list[Row], dict | None, d
     summary = json.loads((folder / SUMMARY).read_text())
     if summary["total_steps"] != plan.position(plan.total).step:
         return [], None, {}  # the sweep was extended
-    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / METRICS).read_bytes().splitlines()]
     at = checkpoint.available(folder / "checkpoints")[-1:]
     extra: dict = {}
     for iteration in at:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from jaxrl.errors import UsageError, nearest
 from jaxrl.record.metrics_file import Row, plain
+from jaxrl.require import shown
 
 
 class Writer(Protocol):
@@ -113,17 +114,26 @@ WRITERS: dict[str, Callable[..., Writer]] = {
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
-def check_writers(names: Sequence[str]) -> None:
-    """Raise ``UsageError`` for an unknown writer, or one whose package is not installed."""
+def check_writers(log: Sequence[str] | str) -> tuple[str, ...]:
+    """Return the names of event writers; a string is one name.
+
+    Raises:
+        UsageError: for an unknown writer, or one whose package is not installed.
+    """
+    given = (log,) if isinstance(log, str) else log
+    if not isinstance(given, Iterable):
+        raise UsageError(f"log is {shown(log)}; give names, as ['tensorboard']")
+    names = tuple(given)
     for name in names:
         if name not in WRITERS:
-            raise UsageError(f"unknown log writer '{name}'; {nearest(name, WRITERS)}")
+            raise UsageError(f"unknown log writer '{name}'; {nearest(str(name), WRITERS)}")
         try:
             importlib.import_module(PACKAGES[name])
         except ImportError:
             raise UsageError(
                 f"log writer '{name}' needs the package {PACKAGES[name]}: pip install 'jaxrl[log]'"
             ) from None
+    return names
 
 
 def make_writers(
@@ -137,8 +147,7 @@ def make_writers(
 
     ``whole`` is the folder of the full run if ``run_dir`` is a part of one.
     """
-    check_writers(names)
-    return [WRITERS[name](run_dir, config, resume, whole) for name in names]
+    return [WRITERS[name](run_dir, config, resume, whole) for name in check_writers(names)]
 
 
 def _member(row: Row) -> str:

@@ -7,9 +7,10 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxrl.errors import UsageError
-from jaxrl.require import INT32_MAX, require
+from jaxrl.require import INT32_MAX, is_number, plain, require, shown
 
 MOST = 2**16  # members of a population; each has its own rows
 
@@ -25,21 +26,26 @@ def population(
 
     Raises:
         UsageError: for seeds that are not integers from 0 to 2**31 - 1, or repeat; for a swept name
-            without values; for configurations with different names; for more than ``MOST`` members.
+            without values, or with any that are not numbers; for configurations with different
+            names, or several without any; for more than ``MOST`` members.
     """
     given = _sequence(seeds)
     if sweep is not None and not isinstance(sweep, Mapping):
+        if not isinstance(sweep, Sequence) or not all(isinstance(x, Mapping) for x in sweep):
+            raise UsageError(
+                f"sweep is {shown(sweep)}; give values by name, as {{'gamma': [0.9, 0.99]}}"
+            )
         check_count(len(given), len(sweep))
         return _seeds(given), _listed(sweep)
-    swept = dict(sweep or {})
+    swept = {name: plain(values) for name, values in (sweep or {}).items()}
     for name, values in swept.items():
+        if isinstance(values, str | Mapping) or not hasattr(values, "__len__"):
+            raise UsageError(f"sweep of {name} is {shown(values)}; give numbers, as [0.9, 0.99]")
         if not len(values):
             raise UsageError(f"sweep of {name} has no values; give some, as gamma=0.9,0.99")
     check_count(len(given), math.prod(len(values) for values in swept.values()))
-    configurations = [
-        dict(zip(swept, map(float, values), strict=True))  # they are recorded as JSON
-        for values in itertools.product(*swept.values())
-    ]
+    columns = [[_number(name, value) for value in values] for name, values in swept.items()]
+    configurations = [dict(zip(swept, each, strict=True)) for each in itertools.product(*columns)]
     return _seeds(given), configurations
 
 
@@ -47,14 +53,26 @@ def _listed(configurations: Sequence[Mapping[str, float]]) -> list[dict[str, flo
     """Return listed configurations in the form in which they are recorded."""
     if not len(configurations):
         raise UsageError("sweep has no configurations; give some, as [{'gamma': 0.9}]")
-    names = list(configurations[0])
+    names, count = list(configurations[0]), len(configurations)
+    if not names and count > 1:
+        raise UsageError(
+            f"sweep has {count} configurations without hyper-parameters, which are one; give each "
+            "its own values, as [{'gamma': 0.9}, {'gamma': 0.99}], or more seeds"
+        )
     for each in configurations:
         if set(each) != set(names):
             raise UsageError(
                 f"sweep has configurations of {', '.join(names) or 'nothing'} and of "
                 f"{', '.join(each) or 'nothing'}; give all of them the same hyper-parameters"
             )
-    return [{name: float(each[name]) for name in names} for each in configurations]
+    return [{name: _number(name, each[name]) for name in names} for each in configurations]
+
+
+def _number(name: str, value: Any) -> float:
+    """Return a swept value in the form in which it is recorded as JSON."""
+    if not is_number(value):
+        raise UsageError(f"sweep of {name} has {shown(value)}; give numbers, as [0.9, 0.99]")
+    return float(value)
 
 
 def _seeds(given: Sequence[int]) -> list[int]:

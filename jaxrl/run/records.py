@@ -15,6 +15,7 @@ from jaxrl._output import Lasting, one_line
 from jaxrl.errors import RunError, UsageError
 from jaxrl.record import checkpoint
 from jaxrl.record.folder import METRICS, TIMING, RunFolder
+from jaxrl.record.joining import members_of
 from jaxrl.record.metrics_file import MetricsFile, Row
 from jaxrl.record.shared_folder import open_folder
 from jaxrl.run.best import Best, with_best, without_best
@@ -237,9 +238,25 @@ class Records:
         return self.saved()
 
     def _read_rows(self) -> list[Row]:
+        """Return the rows; drop those at the end that are not of all members.
+
+        Raises:
+            RunError: if some members' rows are missing earlier.
+        """
         assert self.folder is not None
-        lines = (self.folder.path / METRICS).read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        path, members = self.folder.path / METRICS, members_of(self.config)
+        text = path.read_bytes()
+        lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
+        events = len(lines) // len(members)
+        lines = lines[: events * len(members)]
+        rows = [json.loads(line) for line in lines]
+        if [(row.get("config", 0), row["seed"]) for row in rows] != events * members:
+            raise RunError(
+                f"{path} lacks rows of some seeds, so this run cannot be resumed; start it anew "
+                "in another run-dir"
+            )
+        self._metrics.truncate(sum(map(len, lines)))
+        return rows
 
     def _rewind(self, step: int, metrics_bytes: int, timing_bytes: int) -> None:
         """Truncate the records to ``step``, once resuming is certain."""

@@ -12,7 +12,7 @@ import jax
 
 from jaxrl import hyper, processes
 from jaxrl.data.dataset import checksum
-from jaxrl.data.scores import Reference
+from jaxrl.data.scores import Reference, as_reference
 from jaxrl.errors import UsageError
 from jaxrl.record.folder import mend
 from jaxrl.record.metrics_file import Row
@@ -86,7 +86,7 @@ def run(
     devices: int | None = None,
     max_skipped: int = 100,
     max_nonfinite: float = 0.5,
-    log: Sequence[str] = (),
+    log: Sequence[str] | str = (),
     quiet: bool = False,
 ) -> Run:
     """Train the population (all configurations x seeds) together and keep a record.
@@ -130,7 +130,7 @@ def run(
             they were not finite. If only some members diverge, they are reported and the rest
             continue.
         max_nonfinite: stop if more than this fraction of a chunk's environment steps is non-finite.
-        log: additional loggers: "tensorboard", "wandb".
+        log: additional loggers: "tensorboard", "wandb", or both in a list.
         quiet: no progress bar and no messages.
 
     Raises:
@@ -156,8 +156,9 @@ def run(
     seed_list, configurations = population(seeds, sweep)
     if resume and run_dir is None:
         raise UsageError("resume needs the run-dir of the run to continue")
-    if log and run_dir is None:
-        raise UsageError(f"log {', '.join(log)} needs a run-dir to write to")
+    reference = as_reference(reference)
+    if settings.log and run_dir is None:
+        raise UsageError(f"log {', '.join(settings.log)} needs a run-dir to write to")
 
     phases = as_phases(trainer, total_steps)
     trainers = [phase.trainer for phase in phases]
@@ -166,7 +167,7 @@ def run(
     check_data(trainers, data)
     check_one_agent(phases)
     size = len(seed_list) * len(configurations)
-    placement = choose(trainers, size, devices)
+    placement = choose(trainers, size, settings.devices)
     used = placement.members * placement.shards
     check_dataset(data, used)
     memory = [each.check_memory(size, used) for each in trainers]
@@ -200,14 +201,14 @@ def run(
         processes.from_first(partial(mend, Path(run_dir)))
     if resume and run_dir is not None and (added := new_seeds(run_dir, seed_list)):
         new = [member for member in members if member.seed in added]
-        where = choose(trainers, len(new), devices)
+        where = choose(trainers, len(new), settings.devices)
         alone = partial(session_of, within=Within({}))
         report = session.records.report
         extension = Extension(Path(run_dir), plan, config, new, where, alone, report)
         with interruptible() as interrupted, out_of_memory_reported(config):
             extension.make(interrupted)
     with (
-        session.records.opened(run_dir, resume, log),
+        session.records.opened(run_dir, resume, settings.log),
         interruptible() as interrupted,
         out_of_memory_reported(config),
         loss_reported(resumable=run_dir is not None),

@@ -125,7 +125,11 @@ class Session:
         records, began = self.records, time.monotonic()
         ts, done = self.start()
         began -= records.clock["wall_seconds"]  # in earlier sessions
-        if done >= self.plan.total and records.rows and self.stage is self.plan.stages[-1]:
+        if done >= self.plan.total and self.stage is self.plan.stages[-1]:
+            if self._lacks_evaluation(done):
+                self._evaluate(self.compile(ts), ts, done)
+                records.clock["wall_seconds"] = time.monotonic() - began
+                self.save(ts, done)
             records.report(f"already finished at step {self.position(done).step}")
             return ts
         for stage in self.plan.stages[self.stage.index :]:
@@ -136,6 +140,16 @@ class Session:
                 ts, done = self._train_stage(ts, done, began, interrupted)
         records.close_bar()
         return ts
+
+    def _lacks_evaluation(self, done: int) -> bool:
+        """Return whether an evaluation is due after ``done`` iterations and not recorded.
+
+        This is so if a stopped run was made to end where it was stopped.
+        """
+        step, rows = self.position(done).step, reversed(self.records.rows)
+        evaluated = next((row["step"] for row in rows if row["kind"] == "eval"), None)
+        wanted = self.stage.trainer.evaluates and self.stage.due(done, "eval_every")
+        return wanted and evaluated != step
 
     def _train_stage(
         self, ts: TrainState, done: int, began: float, interrupted: Callable[[], int | None]

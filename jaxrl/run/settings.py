@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxrl.data.scores import Reference
+from jaxrl.errors import UsageError
 from jaxrl.record.provenance import provenance
 from jaxrl.require import plain, require, require_choice, require_integer
 from jaxrl.run.logs import check_writers
@@ -14,6 +16,7 @@ from jaxrl.run.phases import Phase, Plan, make_plan
 from jaxrl.run.placement import Placement
 from jaxrl.types import Mode
 
+OPTIONAL = {"eval_every", "log_every", "checkpoint_every"}
 INTEGERS = ("eval_every", "eval_episodes", "log_every", "checkpoint_every", "max_skipped")
 
 
@@ -34,17 +37,20 @@ class Settings:
     devices: int | None = None
     max_skipped: int = 100
     max_nonfinite: float = 0.5
-    log: Sequence[str] = ()
+    log: Sequence[str] | str = ()
     quiet: bool = False
 
     def __post_init__(self) -> None:
         for name in INTEGERS:
-            require_integer(name, getattr(self, name), optional=True)
+            require_integer(name, getattr(self, name), optional=name in OPTIONAL)
+        require_integer("devices", self.devices, -math.inf, optional=True)
+        if self.max_nonfinite is None:
+            raise UsageError("max_nonfinite is None; it must be at least 0 and at most 1, as 0.5")
         require("max_nonfinite", self.max_nonfinite, 0, 1)
         require_choice("eval_mode", self.eval_mode, Mode)
-        check_writers(self.log)
+        object.__setattr__(self, "log", check_writers(self.log))
         # They are recorded as JSON, which numpy and JAX numbers do not support.
-        for name in (*INTEGERS, "max_nonfinite"):
+        for name in (*INTEGERS, "devices", "max_nonfinite"):
             object.__setattr__(self, name, plain(getattr(self, name)))
 
     def plan(self, phases: Sequence[Phase]) -> Plan:

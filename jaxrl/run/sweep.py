@@ -10,14 +10,14 @@ from typing import Any
 from jaxrl import processes
 from jaxrl.data.scores import Reference
 from jaxrl.errors import UsageError
-from jaxrl.require import INT32_MAX, require_integer
+from jaxrl.require import INT32_MAX, require_integer, shown
 from jaxrl.run.halving import Halving
 from jaxrl.run.legs import Variant
 from jaxrl.run.pbt import PBT
 from jaxrl.run.phases import Phase, as_phases
 from jaxrl.run.population import population
 from jaxrl.run.settings import Settings
-from jaxrl.run.spaces import Space, grid
+from jaxrl.run.spaces import Space, Values, grid
 from jaxrl.run.sweep_driver import Driver
 from jaxrl.run.sweep_plans import Course, Plans, cohorts_of
 from jaxrl.training.trainer import Trainer
@@ -57,7 +57,7 @@ def sweep(
     trainer: Trainer | Sequence[Phase] | Sequence[Variant],
     total_steps: int | None = None,
     *,
-    configurations: Mapping[str, Space] | Sequence[Mapping[str, float]],
+    configurations: Mapping[str, Space | Sequence[float]] | Sequence[Mapping[str, float]],
     method: Method = None,
     seeds: Sequence[int] | int = 1,
     confirm: int = 0,
@@ -76,7 +76,7 @@ def sweep(
     keep_best: bool = True,
     devices: int | None = None,
     max_skipped: int = 100,
-    log: Sequence[str] = (),
+    log: Sequence[str] | str = (),
     quiet: bool = False,
 ) -> Sweep:
     """Train all configurations x seeds, rank the configurations, and keep a record.
@@ -88,8 +88,9 @@ def sweep(
     Args:
         trainer: the trainer of all members, or phases, or variants (static configurations).
         total_steps: the minimum number of steps; phases and variants define their own.
-        configurations: numeric values by name. Either spaces, whose combinations are all tried, or
-            a list of configurations, e.g. from ``jaxrl.run.spaces.draw``.
+        configurations: numeric values by name. Either spaces (or lists of numbers), whose
+            combinations are all tried, or a list of configurations, e.g. from
+            ``jaxrl.run.spaces.draw``.
         method: None trains all to the end; ``Halving`` drops the worst during training; ``PBT``
             changes the values during training.
         seeds: the seeds, or their number (0, 1, ...); with PBT, one independent population per
@@ -133,8 +134,13 @@ def sweep(
     require_integer("max_parallel", max_parallel, optional=True)
     if resume and run_dir is None:
         raise UsageError("resume needs the run-dir of the sweep to continue")
+    if method is not None and not isinstance(method, Halving | PBT):
+        raise UsageError(
+            f"method is {shown(method)}; give None, Halving(2), or "
+            "PBT({'gamma': Values((0.9, 0.99))})"
+        )
     if isinstance(configurations, Mapping):
-        configurations = grid(configurations)
+        configurations = grid({name: _space(name, x) for name, x in configurations.items()})
     seed_list, listed = population(seeds, configurations)
     if max(seed_list) + confirm > INT32_MAX:
         raise UsageError(
@@ -156,6 +162,18 @@ def sweep(
     )
     table, summary = Driver(Course(plans, folder)).run(resume)
     return Sweep(table, summary, folder)
+
+
+def _space(name: str, given: Any) -> Space:
+    """Return a space as it is, and a list of numbers as ``Values``."""
+    if isinstance(given, Space):
+        return given
+    try:
+        return Values(given)
+    except UsageError:
+        raise UsageError(
+            f"configurations has {name}={shown(given)}; give numbers, as [0.9, 0.99], or a Range"
+        ) from None
 
 
 def _variants(trainer: Any, steps: int | None, data: PyTree, reference: Any) -> list[Variant]:

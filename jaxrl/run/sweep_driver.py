@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -34,12 +36,26 @@ from jaxrl.run.signals import interruptible
 from jaxrl.run.sweep_plans import PARTS, Course, before_added, population_too_large
 
 SIZES = "sizes.json"
+LONGEST = 210  # bytes of a variant's part of a folder's name; file systems allow 255 in all
 
 
 def _sizes(path: Path | None) -> dict[str, int]:
     """Return the recorded numbers of members that lanes train at once."""
     known: dict[str, int] = {}
     return json.loads(path.read_text()) if path is not None and path.exists() else known
+
+
+def slugs(names: Sequence[str]) -> list[str]:
+    """Return the names of variants as different, not too long parts of folder names.
+
+    Those that would be equal or too long end with the variant's index.
+    """
+    found = [re.sub(r"[^\w=.-]+", "-", name) for name in names]
+    counts = Counter(found)
+    for i, slug in enumerate(list(found)):
+        if counts[slug] > 1 or len(slug.encode()) > LONGEST:
+            found[i] = f"{slug.encode()[:LONGEST].decode(errors='ignore')}+{i}"
+    return found
 
 
 class Driver:
@@ -49,6 +65,7 @@ class Driver:
         self.course, self.plans, self.folder = course, course.plans, course.folder
         self.lanes, self.ladder, self.ends = course.lanes, course.ladder, course.ends
         self.bar, self.intervals, self.outcomes = course.bar, course.intervals, course.outcomes
+        self.slugs = slugs([variant.name for variant in self.plans.variants])
 
     def run(self, resume: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Train everything that is not trained yet; return the table and the summary."""
@@ -112,14 +129,11 @@ class Driver:
         count = len(self.plans.configurations)
         if isinstance(self.plans.method, PBT) and min(self.sizes) < count:
             raise UsageError(population_too_large(count, min(self.sizes)))
-        steps = [
-            sum(
-                rung.keep * (end - begin)
-                for rung, begin, end in zip(self.ladder, [0, *ends], ends, strict=False)
-            )
-            * lane.full.stages[-1].trainer.units_per_iteration
-            for lane, ends in zip(self.lanes, self.ends, strict=True)
-        ]
+        steps = []
+        for lane, ends in zip(self.lanes, self.ends, strict=True):
+            reached = [0, *(lane.full.position(end).step for end in ends)]
+            pairs = zip(self.ladder, itertools.pairwise(reached), strict=True)
+            steps.append(sum(rung.keep * (end - begin) for rung, (begin, end) in pairs))
         each = sum(steps) / len(steps)
         again = self.plans.confirm * self.lanes[0].full.position(self.lanes[0].full.total).step
         self.bar.total = round(each * len(self.plans.seeds)) + again
@@ -134,7 +148,7 @@ class Driver:
         return found
 
     def _leg(self, lane: Lane, name: str, part: tuple, begins: int, ends: int) -> Leg:
-        slug = re.sub(r"[^\w=.-]+", "-", lane.variant.name)
+        slug = self.slugs[self.lanes.index(lane)]
         configurations, seeds = part
         return Leg("_".join(filter(None, (slug, name))), configurations, seeds, begins, ends)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any, ClassVar
 
 import jax
@@ -17,7 +18,7 @@ from jaxrl.counters import counter_add, counter_zero
 from jaxrl.envs.absent import NoEnvironment
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
-from jaxrl.require import INT32_MAX, require_instance, require_integer
+from jaxrl.require import INT32_MAX, plain, require_instance, require_integer, shown
 from jaxrl.sharding import reducing_over, shard_count
 from jaxrl.training.evaluate import Evaluation, evaluate
 from jaxrl.training.sampling import check_split
@@ -207,14 +208,18 @@ class Trainer:
         return None
 
     def config(self) -> dict[str, Any]:
-        """Return everything that defines the run, except its seeds and length, as JSON."""
+        """Return everything that defines the run, except its seeds and length, as JSON.
+
+        Raises:
+            UsageError: for an environment with options that JSON cannot hold.
+        """
         venv = self.env
         own = [f for f in dataclasses.fields(self) if f.name not in ("agent", "env", "axis")]
         fields = {field.name: _recorded(getattr(self, field.name)) for field in own}
         return {
             "algorithm": type(protocol.innermost(self.agent)).__name__,
             "env": venv.env.name,
-            "env_options": dict(getattr(venv.env, "options", {})),
+            "env_options": _options(venv.env),
             "num_envs": venv.num_envs,
             "reset_mode": venv.reset_mode,
             "pool_size": venv.pool_size,
@@ -346,6 +351,19 @@ class Trainer:
         """Play one episode from each of ``keys[E]``."""
         limit = self.env.spec.max_steps
         return evaluate(self.agent, ts.agent, self.env.env, keys, mode, limit)
+
+
+def _options(env: Any) -> dict[str, Any]:
+    """Return an environment's options, as ``make`` takes them, as JSON."""
+    given = getattr(env, "options", None)
+    try:
+        text = json.dumps({} if given is None else dict(given), default=plain)
+    except (TypeError, ValueError):  # ValueError: ``plain`` returns what it does not know
+        raise UsageError(
+            f"env {env.name} has options {shown(given)}; give what JSON can hold, as {{'g': 9.8}}"
+        ) from None
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def _recorded(value: Any) -> Any:

@@ -109,11 +109,11 @@ def reference(path: str | os.PathLike[str]) -> Reference | None:
     """Return the returns of a dataset's random and expert policies, if known.
 
     They come from the metadata, or from D4RL's constants for a file with a D4RL name, such as
-    ``hopper_medium-v2.hdf5``.
+    ``hopper_medium-v2.hdf5``. Metadata whose expert is no better than the random policy give none.
     """
     known = metadata(path)
     random, expert = known.get("ref_min_score"), known.get("ref_max_score")
-    if is_number(random) and is_number(expert):
+    if is_number(random) and is_number(expert) and plain(random) < plain(expert):
         source = known.get("ref_source", "the dataset's metadata")
         return Reference(float(plain(random)), float(plain(expert)), str(source))
     if known or detect(path) != "d4rl":
