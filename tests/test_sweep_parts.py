@@ -110,6 +110,8 @@ def test_perturbation_is_on_the_scale_and_stays_inside():
         (lambda: Halving(1.0), "halving is 1; it must be more than 1"),
         (lambda: Halving(4).ladder(3), "by 4 needs at least 4 configurations, and there are 3"),
         (lambda: Halving(2, rungs=1), "rungs is 1; it must be at least 2"),
+        (lambda: PBT([0.9]), r"spaces is \[0.9\]; give a dictionary"),
+        (lambda: PBT({"a": 0.9}), "spaces has a=0.9; give numbers, as"),
         (lambda: PBT({}, quantile=0.6), "quantile is 0.6; it must be at least 0 and at most 0.5"),
         (lambda: PBT({}, factors=(0.0, 1.0)), r"give two above 0, as 1.2 0.8"),
         (lambda: PBT({}).check([{"a": 1.0}] * 2), "pbt knows no space of a; give one, as a=log:"),

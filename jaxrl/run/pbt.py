@@ -25,7 +25,7 @@ from jaxrl.record.metrics_file import plain
 from jaxrl.require import is_number, require, require_integer
 from jaxrl.run.ranking import diverged_members, member_scores
 from jaxrl.run.session import Session
-from jaxrl.run.spaces import Space
+from jaxrl.run.spaces import spaces_of
 from jaxrl.types import Array, Key, TrainState
 
 Lineage = list[dict[str, Any]]  # at each interval's end: iteration, step, parents, values, scores
@@ -47,7 +47,7 @@ class PBT:
     """The settings of population-based training.
 
     Attributes:
-        spaces: the allowed values of every swept hyper-parameter.
+        spaces: the allowed values of every swept hyper-parameter, as spaces or lists of numbers.
         interval: steps between exploits; default a twentieth of the run.
         quantile: the fraction of a population that is replaced, and the fraction that replaces it.
         factors: perturbation factors, equally likely; values from a list move to a neighbour.
@@ -58,7 +58,7 @@ class PBT:
         UsageError: for a value that cannot work.
     """
 
-    spaces: Mapping[str, Space]
+    spaces: Mapping[str, Any]
     interval: int | None = None
     quantile: float = 0.25
     factors: tuple[float, float] = (1.2, 0.8)
@@ -66,6 +66,7 @@ class PBT:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "spaces", spaces_of("spaces", self.spaces))
         require_integer("interval", self.interval, optional=True)
         require("quantile", self.quantile, 0, 0.5)
         require("resample", self.resample, 0, 1)

@@ -145,6 +145,28 @@ class Range:
 Space = Values | Range
 
 
+def spaces_of(argument: str, given: Any) -> dict[str, Space]:
+    """Return spaces by name; lists of numbers become ``Values``.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    if not isinstance(given, Mapping):
+        raise UsageError(f"{argument} is {shown(given)}; give a dictionary, as {{'gamma': [0.9]}}")
+    return {name: _space(argument, name, each) for name, each in given.items()}
+
+
+def _space(argument: str, name: str, given: Any) -> Space:
+    if isinstance(given, Space):
+        return given
+    try:
+        return Values(given)
+    except UsageError:
+        raise UsageError(
+            f"{argument} has {name}={shown(given)}; give numbers, as [0.9, 0.99], or a Range"
+        ) from None
+
+
 def _rounded(x: float) -> float:
     return float(f"{x:.{DIGITS}g}")
 

@@ -17,7 +17,7 @@ from jaxrl.run.pbt import PBT
 from jaxrl.run.phases import Phase, as_phases
 from jaxrl.run.population import population
 from jaxrl.run.settings import Settings
-from jaxrl.run.spaces import Space, Values, grid
+from jaxrl.run.spaces import Space, grid, spaces_of
 from jaxrl.run.sweep_driver import Driver
 from jaxrl.run.sweep_plans import Course, Plans, cohorts_of
 from jaxrl.training.trainer import Trainer
@@ -140,7 +140,7 @@ def sweep(
             "PBT({'gamma': Values((0.9, 0.99))})"
         )
     if isinstance(configurations, Mapping):
-        configurations = grid({name: _space(name, x) for name, x in configurations.items()})
+        configurations = grid(spaces_of("configurations", configurations))
     seed_list, listed = population(seeds, configurations)
     if max(seed_list) + confirm > INT32_MAX:
         raise UsageError(
@@ -162,18 +162,6 @@ def sweep(
     )
     table, summary = Driver(Course(plans, folder)).run(resume)
     return Sweep(table, summary, folder)
-
-
-def _space(name: str, given: Any) -> Space:
-    """Return a space as it is, and a list of numbers as ``Values``."""
-    if isinstance(given, Space):
-        return given
-    try:
-        return Values(given)
-    except UsageError:
-        raise UsageError(
-            f"configurations has {name}={shown(given)}; give numbers, as [0.9, 0.99], or a Range"
-        ) from None
 
 
 def _variants(trainer: Any, steps: int | None, data: PyTree, reference: Any) -> list[Variant]:
