@@ -4,8 +4,8 @@ python benchmarks/offline_to_online.py
 python benchmarks/offline_to_online.py --num-seeds 8 --offline-steps 20000 --online-steps 20000
 
 Each method is one call of ``experiments/offline_to_online.py``. The figure has the gradient steps
-on the dataset on its left and the environment's steps behind the switch on its right; RLPD has no
-first phase. The JSON file has the return before the switch, the dip behind it (how far the worst
+on the dataset on its left and the environment's steps after the switch on its right; RLPD has no
+first phase. The JSON file has the return before the switch, the dip after it (how far the worst
 evaluation fell below the last one before), the mean return online (the area under the curve), and
 the last return. A method that is in the file already is not run again.
 """
@@ -87,7 +87,7 @@ def draw(rows: list[Row], path: Path) -> None:
             ax.plot(x, middle[part], color=colour, linewidth=2.0, label=label)
             ax.fill_between(x, low[part], high[part], color=colour, alpha=0.2, linewidth=0)
     before.set(xlabel="gradient steps on the dataset", ylabel="evaluation return (IQM, 95 %)")
-    after.set(xlabel="environment steps behind the switch")
+    after.set(xlabel="environment steps after the switch")
     for ax in (before, after):
         ax.grid(color="#B0B0B0", alpha=0.35, linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
