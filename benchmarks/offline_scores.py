@@ -15,6 +15,7 @@ With ``--sweep`` nothing is added to the table: a heat map of configurations and
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -108,10 +109,15 @@ def measure(name: str, dataset: str, words: list[str], seeds: int, steps: int, r
     return row
 
 
+def short(word: str) -> str:
+    """Return an option without the names of parts: ``temperature`` for ``--agent.temperature``."""
+    return re.sub(r"^--([a-z-]+\.)*", "", word)
+
+
 def line(row: Row) -> str:
     """Return a row's line of the table."""
     final = row["scores"]["final"]
-    name = " ".join([row["algorithm"], *(word.removeprefix("--") for word in row["options"])])
+    name = " ".join([row["algorithm"], *map(short, row["options"])])
     steps = f"{row['steps'] / 1000:.0f}k"
     cells = [row["dataset"], f"{row['tq']:.2f}", name, steps, str(len(row["seeds"]))]
     if final["iqm"] is None:

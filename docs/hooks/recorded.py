@@ -130,7 +130,8 @@ def scores(names: str) -> str:
             raise KeyError(name)
         for row in found:
             score = _score(row["scores"]["final"], len(row["seeds"])).replace(" ", "&nbsp;")
-            label = " ".join([name, *(word.removeprefix("--") for word in row["options"])])
+            words = (re.sub(r"^--([a-z-]+\.)*", "", word) for word in row["options"])
+            label = " ".join([name, *words])
             cells = (f"`{row['dataset']}`", label, steps_of(row["steps"]), len(row["seeds"]), score)
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
