@@ -133,9 +133,10 @@ class Gaussian(_Density):
         Raises:
             UsageError: as all families; or if clipping would hold the standard deviation fast.
         """
-        if self.std in ("clipped", "exp"):
-            low, high = (math.exp(x) if is_number(x) else x for x in self.log_std_range)
-            require("initial_std", self.initial_std, low, high)
+        match self.log_std_range:  # a wrong one is refused by its own name
+            case (low, high) if is_number(low) and is_number(high) and low < high:
+                if self.std in ("clipped", "exp"):
+                    require("initial_std", self.initial_std, math.exp(low), math.exp(high))
         return super().bind(spec)
 
     @property
