@@ -22,6 +22,7 @@ from pathlib import Path
 from jaxrl import cli, sweep
 from jaxrl.cli import sweeping
 from jaxrl.cli.resuming import with_recorded
+from jaxrl.cli.sweep_command import command_of
 from jaxrl.errors import UsageError
 
 
@@ -55,7 +56,7 @@ def main() -> None:
         confirm=options.confirm,
         max_parallel=options.max_parallel,
         time_one=options.time_one,
-        command=None if options.pbt else sweeping.command_of(script, others, variants, tried),
+        command=None if options.pbt else command_of(script, others, variants, tried),
         **settings,
     )
     cli.report_sweep(result, quiet=settings.get("quiet", False))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import itertools
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +14,12 @@ import numpy as np
 from jaxrl import hyper
 from jaxrl.cli.composing import Script
 from jaxrl.cli.parsing import option_flags, parse_words
-from jaxrl.cli.resuming import without_own
 from jaxrl.errors import UsageError, nearest
 from jaxrl.run import PBT, Halving, Range, Values, Variant
 from jaxrl.run.configurations import WRAPPERS
 from jaxrl.run.spaces import EXAMPLES, Space, draw, grid
 
 EXAMPLE = "learning_rate=log:1e-4,1e-2,8"
-UNWRAPPED = {"reward_scale": 1.0, "reward_shift": 0.0}  # rewards as they are, without ScaleReward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +209,11 @@ def static_choices(words: Sequence[str]) -> list[dict[str, str]]:
     return [dict(zip(found, each, strict=True)) for each in itertools.product(*found.values())]
 
 
+def trainers_of(trainer: Any) -> list[Any]:
+    """Return the trainers of a variant's phases, in order."""
+    return [trainer] if hasattr(trainer, "agent") else [phase.trainer for phase in trainer]
+
+
 def static_words(choices: Mapping[str, str]) -> list[str]:
     """Return static choices as options of a script; ``True`` and ``False`` are switches."""
     words = []
@@ -242,7 +242,7 @@ def variants(
     for choices in static_choices(options.static):
         arguments = script.compose([*words, *static_words(choices)])
         trainer = arguments.pop("trainer")
-        _check_names(_trainers(trainer)[-1], tried)
+        _check_names(trainers_of(trainer)[-1], tried)
         found.append(
             Variant(
                 trainer,
@@ -280,11 +280,6 @@ def _check_shared(
             )
 
 
-def _trainers(trainer: Any) -> list[Any]:
-    """Return the trainers of a variant's phases."""
-    return [trainer] if hasattr(trainer, "agent") else [phase.trainer for phase in trainer]
-
-
 def _check_names(trainer: Any, tried: Mapping[str, float]) -> None:
     wrapped = {field.name for wrapper in WRAPPERS for field in dataclasses.fields(wrapper)}
     for name, value in tried.items():
@@ -298,61 +293,3 @@ def _check_names(trainer: Any, tried: Mapping[str, float]) -> None:
             else:
                 text = f"{error}; an option that is static"
             raise UsageError(f"{text}, and is swept as --static {name}=...") from None
-
-
-def command_of(
-    script: Script,
-    words: Sequence[str],
-    variants: Sequence[Variant],
-    tried: Sequence[Mapping[str, float]],
-) -> Callable[[Variant, Mapping[str, float]], str] | None:
-    """Return the function that writes a configuration as the command line that trains it alone.
-
-    None if there is none: a swept number may have no option, or one with another meaning. To find
-    out, the script composes the first and the last configuration of every variant.
-    """
-    for more in ((), ("--return-range", "None")):  # a return range changes the reward scale
-        if all(
-            _trains(script, [*words, *_options(variant, each), *more], variant, each)
-            for variant, each in itertools.product(variants, (tried[0], tried[-1]))
-        ):
-            return partial(_command, script, words, more)
-    return None
-
-
-def _trains(
-    script: Script, words: Sequence[str], variant: Variant, configuration: Mapping[str, float]
-) -> bool:
-    """Whether a script composes a variant's trainers with a configuration's numbers."""
-    heard = io.StringIO()  # the dataset has been described
-    try:
-        with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
-            found = _trainers(script.compose(words)["trainer"])
-        wanted = [hyper.replace(each, configuration) for each in _trainers(variant.trainer)]
-    except (Exception, SystemExit):  # whatever a user's own script raises
-        return False
-    return len(found) == len(wanted) and all(map(_same_numbers, found, wanted))
-
-
-def _same_numbers(one: Any, other: Any) -> bool:
-    """Whether two trainers have the same numeric hyper-parameters."""
-    a, b = ({**UNWRAPPED, **hyper.numbers(each)} for each in (one, other))
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
-
-
-def _options(variant: Variant, configuration: Mapping[str, float]) -> list[str]:
-    """Return a variant's choices and a configuration's values as options of a script."""
-    values = [f"--{name.replace('_', '-')}={value!r}" for name, value in configuration.items()]
-    return [*static_words(variant.choices), *values]
-
-
-def _command(
-    script: Script,
-    words: Sequence[str],
-    more: Sequence[str],
-    variant: Variant,
-    configuration: Mapping[str, float],
-) -> str:
-    """Return the command line that trains a configuration alone, in its own folder."""
-    own = [*without_own(words), *_options(variant, configuration), *more]
-    return shlex.join(["python", script.shown, *own])

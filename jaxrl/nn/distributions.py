@@ -144,6 +144,11 @@ def log_det_tanh(x: Array) -> Array:
     return 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))
 
 
+def _unsquashed(action: Array) -> Array:
+    """Return ``arctanh`` of actions, clipped to the open interval (-1, 1)."""
+    return jnp.arctanh(jnp.clip(widened(action), -_LARGEST_TANH, _LARGEST_TANH))
+
+
 class TanhNormal(NamedTuple):
     """``tanh`` of independent normals over the last axis: actions in (-1, 1)."""
 
@@ -166,7 +171,7 @@ class TanhNormal(NamedTuple):
 
     def trace(self, action: Array) -> Trace:
         """Return the trace of ``action[..., A]``, clipped to the open interval (-1, 1)."""
-        raw = jnp.arctanh(jnp.clip(widened(action), -_LARGEST_TANH, _LARGEST_TANH))
+        raw = _unsquashed(action)
         return self._squashed(self.base.trace(raw))
 
     def log_prob(self, trace: Trace) -> Array:
@@ -175,7 +180,7 @@ class TanhNormal(NamedTuple):
 
     def log_probs(self, action: Array) -> Array:
         """Return log-densities of ``action[..., A]``, element by element: ``[..., A]``."""
-        raw = jnp.arctanh(jnp.clip(widened(action), -_LARGEST_TANH, _LARGEST_TANH))
+        raw = _unsquashed(action)
         return self.base.log_probs(raw) - log_det_tanh(raw)
 
     def _squashed(self, trace: Trace) -> Trace:
