@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from jaxrl.agents import protocol
 from jaxrl.data.dataset import Dataset, Split
 from jaxrl.data.replay import Replay
 from jaxrl.errors import UsageError
-from jaxrl.types import Batch, Key
+from jaxrl.types import Batch, Key, PyTree, Spec
 
 SOURCE = {
     "next_action": "give dataset.with_next_action()",
@@ -31,6 +33,33 @@ def check_split(trainers: Sequence[Any], data: Any) -> None:
             f"data is a Split, and {type(readers[0]).__name__} computes no validation loss; give "
             "it the whole dataset, without split() or --validation"
         )
+
+
+def check_source(reader: Any, needs_data: bool, data: PyTree, spec: Spec) -> None:
+    """Raise UsageError if ``reader`` needs a dataset and there is none, or vice versa.
+
+    ``reader`` is a sampler, or a trainer without one. A dataset must match the environment's spec.
+    """
+    name, given = type(reader).__name__, bool(jax.tree.leaves(data))
+    if needs_data and not given:
+        raise UsageError(
+            f"{name} samples from a dataset, and there is none; give one, as data=dataset"
+        )
+    if not given:
+        return
+    if not needs_data:
+        raise UsageError(
+            f"{name} samples from no dataset, and one is given; leave it out, or give a sampler "
+            "that reads it, such as OffPolicy(..., sampler=Mixed())"
+        )
+    if not hasattr(data, "check"):
+        raise UsageError(
+            f"{name} samples from a dataset, and data is a {type(data).__name__}; give a "
+            "jaxrl.data.Dataset"
+        )
+    data.check()
+    if hasattr(data, "check_spec"):
+        data.check_spec(spec)
 
 
 def sample(

@@ -21,7 +21,7 @@ from jaxrl.errors import UsageError
 from jaxrl.require import INT32_MAX, plain, require_instance, require_integer, shown
 from jaxrl.sharding import reducing_over, shard_count
 from jaxrl.training.evaluate import Evaluation, evaluate
-from jaxrl.training.sampling import check_split
+from jaxrl.training.sampling import check_source, check_split
 from jaxrl.training.sizes import check_gradient_steps, require_divides
 from jaxrl.types import Array, Key, Mode, PyTree, Spec, TrainState
 
@@ -172,26 +172,7 @@ class Trainer:
 
         A dataset must match the environment's spec.
         """
-        given, sampler = bool(jax.tree.leaves(data)), self.sampling or self
-        if self.needs_data and not given:
-            raise UsageError(
-                f"{type(sampler).__name__} samples from a dataset, and there is none; "
-                "give one, as data=dataset"
-            )
-        if given and not self.needs_data:
-            raise UsageError(
-                f"{type(sampler).__name__} samples from no dataset, and one is given; leave it "
-                "out, or give a sampler that reads it, such as OffPolicy(..., sampler=Mixed())"
-            )
-        if given and not hasattr(data, "check"):
-            raise UsageError(
-                f"{type(sampler).__name__} samples from a dataset, and data is a "
-                f"{type(data).__name__}; give a jaxrl.data.Dataset"
-            )
-        if given:
-            data.check()
-            if hasattr(data, "check_spec"):
-                data.check_spec(self.env.spec)
+        check_source(self.sampling or self, self.needs_data, data, self.env.spec)
 
     def check_learning(self, data: PyTree) -> None:
         """Raise UsageError for batches that the agent cannot learn from.
