@@ -8,7 +8,7 @@ FAST = dict(actor_learning_rate=3e-4, alpha_learning_rate=3e-4)
 # Returns of mazes are small: with a weight of 10, only the conservative term matters.
 SPARSE = FAST | dict(cql_alpha=1.0)
 # Without LayerNorm, values of actions outside a small dataset grow: on Pendulum's medium-replay,
-# scores rise to 36 and end at -35; with it they end near 100.
+# scores rise to 36 and end at -35; with it they end near 100. Hopper learns faster with it too.
 SMALL_DATA = FAST | dict(cql_alpha=2.0, critic=dict(layer_norm=True))
 
 PRESETS = [
@@ -21,7 +21,6 @@ PRESETS = [
             policy=dict(hidden_dims=(256, 256)), critic=dict(hidden_dims=(256, 256, 256, 256))
         ),
     ),
-    Preset("mjx/*/*", SMALL),
-    Preset("gymnax/*", SMALL, agent=SMALL_DATA),
+    *[Preset(pattern, SMALL, agent=SMALL_DATA) for pattern in ("mjx/*/*", "gymnax/*")],
     Preset("maze/*", SMALL, agent=SPARSE),
 ]
