@@ -7,9 +7,9 @@ python benchmarks/offline_scores.py --algorithms td3_bc --sweep bc_alpha=2.5,10,
 
 Each cell is one call of ``experiments/ALGORITHM.py``, networks of 128x128 and 30,000 gradient steps
 unless told otherwise; ``bc10`` is behaviour cloning of the best tenth of the episodes. Policies
-that denoise take five steps. The score is
-that of the last evaluation. A row replaces one of the same dataset, algorithm, steps and options.
-With ``--sweep`` nothing is added to the table: a heat map of configurations and seeds is drawn.
+that denoise take five steps. The score is that of the last evaluation. A row replaces one of the
+same dataset, algorithm, steps and options. With ``--sweep`` nothing is added to the table: a heat
+map of configurations and seeds is drawn.
 """
 
 from __future__ import annotations
@@ -77,11 +77,20 @@ def run_script(command: list[str], folder: Path) -> tuple[Row, Row]:
     return summary, load_config(folder)
 
 
-def measure(name: str, dataset: str, words: list[str], seeds: int, steps: int, runs: Path) -> Row:
+def measure(
+    name: str,
+    dataset: str,
+    words: list[str],
+    seeds: int,
+    steps: int,
+    evaluations: int | None,
+    runs: Path,
+) -> Row:
     """Train one cell, and return its row. Raises RunError as ``run_script`` does."""
     algorithm = "bc" if name == "bc10" else name
     command = [f"experiments/{algorithm}.py", "--env", dataset.rpartition("/")[0]]
     command += ["--dataset", dataset, "--total-steps", str(steps), "--num-seeds", str(seeds)]
+    command += ["--eval-every", str(-(-steps // evaluations))] if evaluations else []
     for part in PARTS.get(algorithm, ["policy", "critic"]):
         command += [f"--agent.{part}.hidden-dims", *WIDTH]
     command += ["--agent.policy.sample-steps", "5"] if algorithm in FLOWS else []
@@ -118,7 +127,7 @@ def line(row: Row) -> str:
     """Return a row's line of the table."""
     final = row["scores"]["final"]
     name = " ".join([row["algorithm"], *map(short, row["options"])])
-    steps = f"{row['steps'] / 1000:.0f}k"
+    steps = f"{row['steps'] / 1000:.3g}k"
     cells = [row["dataset"], f"{row['tq']:.2f}", name, steps, str(len(row["seeds"]))]
     if final["iqm"] is None:
         return f"| {' | '.join([*cells, 'not finite', ''])} |"
@@ -167,6 +176,7 @@ def main(
     datasets: tuple[str, ...] = ("gymnax/Pendulum-v1/medium-replay",),
     num_seeds: int = 8,
     steps: int = 30_000,
+    evaluations: int | None = None,
     sweep: str | None = None,
     words: str = "",
     runs: Path = Path("runs/offline_scores"),
@@ -174,14 +184,16 @@ def main(
 ) -> None:
     """Run the cells one after another; the table is written after each.
 
-    ``words``: more options, as one string.
+    ``words``: more options, as one string. ``evaluations``: their number after the start; the
+    default is the script's. Policies that choose among many samples take longer to evaluate than to
+    train.
     """
     for dataset in datasets:
         shipped_path(dataset)
         assert dataset in shipped()
         for name in algorithms:
             options = [*shlex.split(words), *(["--sweep", sweep] if sweep else [])]
-            row = measure(name, dataset, options, num_seeds, steps, runs)
+            row = measure(name, dataset, options, num_seeds, steps, evaluations, runs)
             print(line(row), f"{row['seconds']:.0f} s", flush=True)
             if sweep:
                 write_json(out.with_name(f"offline_{name}_sweep.json"), row)
