@@ -23,6 +23,7 @@ import numpy as np
 
 from jaxrl import UsageError, cli, hyper
 from jaxrl.agents import protocol
+from jaxrl.agents.chunks import Chunks
 from jaxrl.nn.composition import Composed, require_same_process
 from jaxrl.record.policy import Policy, load_policy_and_env
 from jaxrl.require import require
@@ -52,15 +53,27 @@ def composition(first: Policy, second: Policy) -> tuple[Any, PyTree]:
     """Return an agent that acts with the mixture of two policies, and its state.
 
     Raises:
-        UsageError: for policies of two networks, that do not denoise by the same process, or that
-            see observations by other statistics.
+        UsageError: for policies of two networks, that do not denoise by the same process, that
+            predict other chunks, or that see observations by other statistics.
     """
     for name, each in (("first", first), ("second", second)):
         protocol.require_one_network(each.agent, f"the {name} policy")
+        kind, acts_with = type(protocol.innermost(each.agent)).__name__, acting_part(each.agent)
+        if acts_with != "policy":
+            raise UsageError(
+                f"the {name} run is of {kind}, which acts with its {acts_with}, and only policies "
+                "are composed; give a run of another agent, such as flow_bc"
+            )
     one, other = (protocol.innermost(each.agent).policy for each in (first, second))
     require_same_process(one, other)
     if first.spec != second.spec or one.action_dim != other.action_dim:
         raise UsageError("the policies act in different environments; give two runs of one")
+    sizes = [chunk_sizes(each.agent) for each in (first, second)]
+    if sizes[0] != sizes[1]:
+        raise UsageError(
+            "the policies differ in (horizon, execute, obs_horizon), which are "
+            f"{sizes[0]} and {sizes[1]}; give two runs with the same"
+        )
     learnt = [protocol.learnt_policy(each.agent, each.state) for each in (first, second)]
     statistics = [jax.tree.leaves(each.statistics) for each in learnt]
     same = len(statistics[0]) == len(statistics[1])
@@ -72,6 +85,20 @@ def composition(first: Policy, second: Policy) -> tuple[Any, PyTree]:
     params = {"first": learnt[0].params, "second": learnt[1].params}
     state = protocol.with_policy(first.agent, first.state, learnt[0]._replace(params=params))
     return protocol.with_parts(first.agent, policy=Composed(one, other)), state
+
+
+def acting_part(agent: Any) -> str:
+    """Return the name of the part that acts: ``policy`` for most agents."""
+    return str(getattr(protocol.innermost(agent), "acts_with", "policy"))
+
+
+def chunk_sizes(agent: Any) -> tuple[int, int, int]:
+    """Return the actions that are predicted and played at once, and the observations seen."""
+    while hasattr(agent, "agent"):
+        if isinstance(agent, Chunks):
+            return agent.horizon, agent.played, agent.obs_horizon
+        agent = agent.agent
+    return 1, 1, 1
 
 
 def returns_of(agent: Any, state: PyTree, env: Environment, weights: Array, keys: Key) -> Array:
@@ -117,7 +144,12 @@ def main() -> None:
     if folder.exists():
         raise UsageError(f"out is {folder}, which exists; give another folder")
     first, env = load_policy_and_env(config.first, config.seed)
-    second, _ = load_policy_and_env(config.second, config.seed)
+    second, other = load_policy_and_env(config.second, config.seed)
+    if env.name != other.name:
+        raise UsageError(
+            f"the first run is of {env.name}, and the second of {other.name}; give two of one "
+            "environment"
+        )
     agent, state = composition(first, second)
 
     weights = np.linspace(0.0, 1.0, config.num_weights)

@@ -160,6 +160,35 @@ def test_policies_that_cannot_be_fitted_or_do_not_suit_the_actions_are_refused()
     )
 
 
+@pytest.mark.parametrize("policy", [Deterministic, Categorical])
+def test_held_out_rows_are_judged_without_dropout(policy):
+    """The policy's own actions are its best ones, whatever the key."""
+    discrete = policy is Categorical
+    agent = BC(policy=policy(hidden_dims=(16,), dropout=0.5)).bind(Imitation(discrete).spec)
+    state = agent.init(KEY)
+    obs = demonstrations().obs[:64]
+    batch = Batch(obs, agent.policy.mode(state.policy.params, obs), *[jnp.ones(64)] * 2, obs, {})
+    plain = agent.replace(policy=agent.policy.replace(dropout=None))
+    expected = plain.policy_loss(state.policy.params, batch, KEY)[0]
+    for seed in range(2):
+        found = agent.validation_loss(state, batch, jax.random.key(seed))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    if not discrete:
+        assert float(found) == 0.0
+
+
+def test_steps_outside_an_episode_are_left_out_of_discrete_losses():
+    agent = BC(policy=Categorical(hidden_dims=(16,))).bind(Imitation(True).spec)
+    state, data = agent.init(KEY), demonstrations(True)
+    obs, action = (x[:12].reshape(4, 3, *x.shape[1:]) for x in (data.obs, data.action))
+    valid = jnp.arange(3) < jnp.array([[3], [2], [1], [1]])
+    ones = jnp.ones((4, 3))
+    batch = Batch(obs, action, ones, ones, obs, {"valid": valid})
+    log_probs = agent.policy.dist(state.policy.params, obs).trace(action).log_prob
+    found = agent.policy_loss(state.policy.params, batch, KEY)[0]
+    np.testing.assert_allclose(found, -jnp.sum(log_probs * valid) / 12, rtol=1e-6)
+
+
 def test_the_moving_average_acts_and_has_a_closed_form():
     """``decay^n p_0 + (1 - decay) sum_k decay^(n - k) p_k``; the policy itself learns the same."""
     decay, steps = 0.7, 4

@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from shared import assert_same_bits
 
-from jaxrl import BC, IQL, ChunkActions, Chunks, NormalizeObs, Offline, UsageError, VectorEnv, make
+from jaxrl import (
+    BC,
+    IQL,
+    TD3BC,
+    ChunkActions,
+    Chunks,
+    NormalizeObs,
+    Offline,
+    UsageError,
+    VectorEnv,
+    make,
+)
 from jaxrl.agents import protocol
 from jaxrl.chunked import chunked
 from jaxrl.data import Dataset, Hindsight, UniformDataset, WeightedDataset, Windows, weighted
@@ -173,6 +184,9 @@ def test_training_on_windows_and_evaluating_with_queues():
     ahead = dataclasses.replace(trainer, sampler=UniformDataset())
     with pytest.raises(UsageError, match="BC reads 'valid' from its batches, and UniformDataset g"):
         ahead.train(KEY, 50, data)
+    single = Offline(TD3BC(), env, sampler=Windows(3))
+    with pytest.raises(UsageError, match=r"Windows draws windows of steps, and TD3BC learns from"):
+        single.check_learning(data)
     other = dataclasses.replace(trainer, sampler=Windows(3, 2))
     with pytest.raises(UsageError, match=r"have 3 actions and 2 observations.*=Windows\(2, 2\)"):
         other.train(KEY, 50, data)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared import script_module
 
+from jaxrl import BC, DPPO, FQL, Chunks, ReinFlow, hyper
 from jaxrl.errors import UsageError
 from jaxrl.nn.composition import Composed, composed
+from jaxrl.nn.critics import Critic
 from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.edm import EDM
 from jaxrl.nn.encoders import Flatten
@@ -37,6 +41,49 @@ FAMILIES = {
 def test_a_fine_tuned_policy_is_composed_with_its_clone(first, second) -> None:
     """They differ in the noise of exploring, which compositions do not use."""
     Composed(first, second).bind(SPEC)
+
+
+def acting(agent, seed=0):
+    """What a script knows of a run: its agent and state."""
+    agent = agent.bind(SPEC)
+    return SimpleNamespace(agent=agent, state=agent.init(jax.random.key(seed)), spec=SPEC)
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        DPPO(policy=Diffusion(**SMALL, num_steps=2, min_std=0.1), fine_tuned_steps=2),
+        ReinFlow(policy=NoisyFlow(**SMALL, std_hidden_dims=(4,), sample_steps=2)),
+    ],
+)
+def test_fine_tuned_agents_act_with_their_composition(agent) -> None:
+    """At the ends as their own, with the same noise."""
+    first, second = acting(agent, 0), acting(agent, 1)
+    with script_module("compose") as script:
+        composition, state = script.composition(first, second)
+    obs, key = jnp.ones((4, 3)), jax.random.key(2)
+
+    def at(weight: jax.Array) -> jax.Array:
+        each = hyper.replace(composition, {"policy.weight": weight})
+        return each.act(state, (), obs, key, "greedy")[0]
+
+    found = jax.jit(jax.vmap(at))(jnp.array([1.0, 0.5, 0.0]))
+    for row, parent in ((0, first), (2, second)):
+        alone = parent.agent.act(parent.state, (), obs, key, "greedy")[0]
+        np.testing.assert_allclose(found[row], alone, atol=1e-5)
+    assert float(jnp.abs(found[1] - found[0]).max()) > 1e-3
+
+
+def test_policies_that_do_not_act_alike_are_not_composed() -> None:
+    small = {"policy": FAMILIES["flow"][0], "critic": Critic(hidden_dims=(4,))}
+    fql = acting(FQL(one_step=OneStep(**SMALL), **small))
+    clone = BC(policy=FAMILIES["flow"][0])
+    chunks = [acting(Chunks(clone, 2, 1, obs_horizon=n)) for n in (1, 2)]
+    with script_module("compose") as script:
+        with pytest.raises(UsageError, match="second run is of FQL, which acts with its one_step"):
+            script.composition(acting(clone), fql)
+        with pytest.raises(UsageError, match=r"are \(2, 1, 1\) and \(2, 1, 2\); give two runs"):
+            script.composition(*chunks)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

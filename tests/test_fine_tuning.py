@@ -429,6 +429,10 @@ PENDULUM = VectorEnv(make("gymnax/Pendulum-v1"), 2)
         (dppo(fine_tuned_steps=4), "fine_tuned_steps is 4, and the policy has 3 steps; give at m"),
         (DPPO(policy=Gaussian()), "DPPO needs a policy with chain_steps"),
         (DPPO(policy=Diffusion()), "policy.min_std is 0; it must be more than 0"),
+        (
+            DPPO(policy=Diffusion(min_std=0.1, clip="samples")),
+            "policy.clip is 'samples', and points that are clipped have no density; give 'denoi",
+        ),
         (dppo(clip_eps=0.0), "clip_eps is 0; it must be more than 0"),
         (dppo(first_clip_eps=0.0), "first_clip_eps is 0; it must be more than 0"),
         (dppo(gamma_denoising=1.5), "gamma_denoising is 1.5; it must be at least 0 and at most 1"),

@@ -10,13 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl import FQL, IDQL, IFQL, IQL, PPO, BestOf, DiffusionQL, Softmax, UsageError, hyper
+from jaxrl import (
+    DSRL,
+    FQL,
+    IDQL,
+    IFQL,
+    IQL,
+    PPO,
+    BestOf,
+    DiffusionQL,
+    EditPolicy,
+    Softmax,
+    UsageError,
+    hyper,
+)
 from jaxrl.agents import protocol
 from jaxrl.agents.improvement import candidates
 from jaxrl.nn.critics import Critic, ValueFunction
 from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.flow import Flow, OneStep
-from jaxrl.nn.policies import Gaussian
+from jaxrl.nn.policies import Gaussian, TanhGaussian
 from jaxrl.training.gradient_steps import gradient_steps
 
 KEY = jax.random.key(0)
@@ -416,7 +429,15 @@ def test_wrong_parts_are_one_line():
 
 
 def test_dropout_is_refused_where_nothing_imitates():
-    policy = Gaussian(dropout=0.1)
+    policy, normal, flow = (x(dropout=0.1) for x in (Gaussian, TanhGaussian, Flow))
     protocol.check(IQL(policy=policy), 8)
-    with pytest.raises(UsageError, match="policy.dropout is 0.1, .*, and PPO has none; leave it"):
-        protocol.check(PPO(policy=policy), 8)
+    protocol.check(EditPolicy(policy=flow), 8)
+    for agent, name in (
+        (PPO(policy=policy), "policy"),
+        (DSRL(actor=normal), "actor"),
+        (EditPolicy(edit=normal), "edit"),
+        (EditPolicy(policy=flow, frozen=True), "policy"),
+    ):
+        line = f"{name}.dropout is 0.1, .*, and {type(agent).__name__} has none for its {name}; le"
+        with pytest.raises(UsageError, match=line):
+            protocol.check(agent, 8)

@@ -147,8 +147,9 @@ TASKS = [
                       "full-replay")),
     *(f"antmaze-{maze}-v2" for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse",
                                         "large-play", "large-diverse")),
-    *("maze2d-umaze-v1", "pen-cloned-v1", "pen-human-v1", "pen-expert-v1", "door-human-v1"),
-    *("hammer-human-v1", "hammer-cloned-v1", "relocate-human-v1", "relocate-cloned-v1"),
+    "maze2d-umaze-v1",
+    *(f"{task}-{quality}-v1" for task in ("pen", "door", "hammer", "relocate")
+      for quality in ("human", "cloned", "expert")),
     *("kitchen-partial-v0", "gymnax/Pendulum-v1", "maze/Stitch-v0"),
     *(f"mjx/{task}-v4" for task in ("HalfCheetah", "Hopper", "Walker2d")),
     *(f"mjx/Hopper-v5/medium-{kind}" for kind in ("replay", "expert")),
@@ -181,6 +182,23 @@ def test_the_dataset_s_name_decides_too(tmp_path):
     assert lookup(presets_of("edac"), "x", "walker2d-medium-expert-v2")["agent"] == {
         "diversity_coef": 5.0
     }
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "dataset", "expected"),
+    [
+        ("rebrac", "pen-human-v1", {"actor_bc": 0.1, "critic_bc": 0.5}),
+        ("rebrac", "hammer_cloned-v1", {"actor_bc": 0.1, "critic_bc": 0.5}),
+        ("rebrac", "relocate-expert-v1", {"actor_bc": 0.05, "critic_bc": 0.01}),
+        ("edac", "pen-human-v1", {"critic": {"num_critics": 20}, "diversity_coef": 1000.0}),
+        ("edac", "pen-cloned-v1", {"critic": {"num_critics": 20}, "diversity_coef": 10.0}),
+        ("edac", "door-human-v1", {"critic": {"num_critics": 50}, "diversity_coef": 200.0}),
+        ("cql", "antmaze-umaze-v2", {"cql_alpha": 5.0, "max_target_backup": True}),
+    ],
+)
+def test_presets_hold_the_authors_values(algorithm, dataset, expected):
+    found = lookup(presets_of(algorithm), "x", dataset)["agent"]
+    assert {name: found[name] for name in expected} == expected
 
 
 def test_shipped_datasets_are_known_by_their_whole_names():

@@ -38,7 +38,7 @@ class BC:
     """
 
     learns_from: ClassVar = "batches"
-    imitates: ClassVar = True
+    imitates: ClassVar = ("policy",)
     policy_at: ClassVar = ("policy.params",)
     reads_valid: ClassVar = True
 
@@ -73,8 +73,11 @@ class BC:
         return jnp.sum(jnp.where(valid, errors, 0.0)) / valid[..., 0].size, None
 
     def validation_loss(self, state: BCState, batch: Batch, key: Key) -> Array:
-        """Return the loss on ``[B]`` rows that the agent does not learn from."""
-        return self.policy_loss(self.acting(state), batch, key)[0]
+        """Return the loss, without dropout, on ``[B]`` rows that the agent does not learn from."""
+        agent = self
+        if getattr(self.policy, "dropout", None) is not None:
+            agent = dataclasses.replace(self, policy=dataclasses.replace(self.policy, dropout=None))
+        return agent.policy_loss(self.acting(state), batch, key)[0]
 
     def acting(self, state: BCState) -> PyTree:
         """Return the parameters that act: the moving average, if there is one."""

@@ -48,7 +48,7 @@ class DiffusionQL:
     """
 
     learns_from: ClassVar = "batches"
-    imitates: ClassVar = True
+    imitates: ClassVar = ("policy",)
     policy_at: ClassVar = ("actor.params", "target_actor")
 
     policy: Any = part(Diffusion(**_SIZES), help="policy family")

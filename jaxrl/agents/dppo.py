@@ -122,8 +122,16 @@ class DPPO:
         return dataclasses.replace(self, policy=policy, critic=critic)
 
     def check(self, rows: int) -> None:
-        """Raise UsageError for steps without noise, or unless minibatches divide the rollout."""
+        """Raise UsageError for chains without a density, or unless minibatches divide the rollout.
+
+        Steps without noise have none, nor have points that are clipped.
+        """
         require("policy.min_std", self.policy.min_std, 0, above=True)
+        if self.policy.clip == "samples":
+            raise UsageError(
+                "policy.clip is 'samples', and points that are clipped have no density; give "
+                "'denoised' or 'last'"
+            )
         minibatches.check_divides(self.num_minibatches, rows, least=2)
 
     def init(self, key: Key) -> DPPOState:

@@ -51,7 +51,6 @@ class EditPolicy:
     """
 
     learns_from: ClassVar = "batches"
-    imitates: ClassVar = True
 
     policy: Any = part(Flow(**_SIZES), help="policy family that is edited")
     edit: Any = part(
@@ -77,6 +76,11 @@ class EditPolicy:
     initial_alpha: float = number(1.0, above=0, help="initial temperature")
     target_entropy: float = number(-0.5, help="entropy per element of edits, in nats")
     policy_delay: int = size(1, help="gradient steps from one update of policies to the next")
+
+    @property
+    def imitates(self) -> tuple[str, ...]:
+        """The parts with an imitation loss."""
+        return () if self.frozen else ("policy",)
 
     @property
     def policy_at(self) -> tuple[str, ...]:

@@ -49,7 +49,8 @@ class FQL:
     """
 
     learns_from: ClassVar = "batches"
-    imitates: ClassVar = True
+    imitates: ClassVar = ("policy",)
+    acts_with: ClassVar = "one_step"
     policy_at: ClassVar = ("networks.params.policy",)
 
     policy: Any = part(Flow(**_SIZES), help="flow that imitates the data")

@@ -61,7 +61,7 @@ class IDQL:
     """
 
     learns_from: ClassVar = "batches"
-    imitates: ClassVar = True
+    imitates: ClassVar = ("policy",)
     policy_at: ClassVar = ("target_actor", "actor.params")  # the average acts
     at_once: ClassVar[bool] = False  # whether all losses see the networks before the update
     acts_with_target: ClassVar[bool] = True  # whether the target critics choose actions

@@ -52,7 +52,7 @@ class IQL:
     """
 
     learns_from: ClassVar = "batches"
-    imitates: ClassVar = True
+    imitates: ClassVar = ("policy",)
     policy_at: ClassVar = ("actor.params",)
 
     policy: Any = part(

@@ -56,7 +56,7 @@ class PARL:
     """
 
     learns_from: ClassVar = "batches"
-    imitates: ClassVar = True
+    imitates: ClassVar = ("policy",)
     policy_at: ClassVar = ("policy.params",)
 
     policy: Any = part(Diffusion(), help="policy family, one that samples and imitates")

@@ -46,12 +46,13 @@ def check(agent: Any, rows: int) -> None:
     """
     hyper.check(agent)
     inner = innermost(agent)
-    dropout = getattr(getattr(inner, "policy", None), "dropout", None)
-    if dropout is not None and not getattr(inner, "imitates", False):
-        raise UsageError(
-            f"policy.dropout is {shown(dropout)}, which acts in losses of imitation, and "
-            f"{type(inner).__name__} has none; leave it None"
-        )
+    for field in dataclasses.fields(inner):
+        dropout = getattr(getattr(inner, field.name), "dropout", None)
+        if dropout is not None and field.name not in getattr(inner, "imitates", ()):
+            raise UsageError(
+                f"{field.name}.dropout is {shown(dropout)}, which acts in losses of imitation, and "
+                f"{type(inner).__name__} has none for its {field.name}; leave it None"
+            )
     while agent is not None:
         method = getattr(agent, "check", None)
         if method is not None:

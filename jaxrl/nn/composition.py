@@ -68,6 +68,16 @@ class Composed:
         """The first policy's encoder, which knows the shapes of observations."""
         return self.first.encoder
 
+    @property
+    def chain_steps(self) -> int:
+        """The number of denoising steps."""
+        return int(self.first.chain_steps)
+
+    def chain(self, predict: Predict, first: Array, noise: Array, *args: Any) -> Array:
+        """Return all points of a chain, as the first policy does, from its own ``predictor``."""
+        points: Array = self.first.chain(predict, first, noise, *args)
+        return points
+
     def init(self, key: Key) -> PyTree:
         """Return fresh parameters of both policies."""
         first, second = jax.random.split(key)

@@ -113,6 +113,10 @@ class Categorical(_Density):
         """Return the distribution at ``obs[..., *O]``."""
         return distributions.Categorical(self.output(params, obs))
 
+    def errors(self, params: PyTree, obs: PyTree, action: Array, key: Key) -> Array:
+        """Return ``-log pi(a | s)`` of given actions, as one element: ``[B, 1]``."""
+        return self.fit_loss(params, obs, action, key)[..., None]
+
 
 @hyper.dataclass
 class Gaussian(_Density):

@@ -70,7 +70,8 @@ def sample(
     Rewards are transformed before the sampler sums them.
 
     Raises:
-        UsageError: if the batch lacks extra fields that the agent reads.
+        UsageError: if the batch lacks extra fields that the agent reads, or if it has windows of
+            steps, and the agent learns from single transitions.
     """
     if isinstance(store, Replay):
         reward = protocol.learnt_reward(agent, store.rows.reward)
@@ -80,9 +81,15 @@ def sample(
         data = data._replace(reward=protocol.learnt_reward(agent, data.reward))
     gamma = protocol.discount_factor(agent)
     batch: Batch = sampler.sample(store, data, key, shape, gamma)
-    for name in protocol.batch_extras(agent):
+    inner, extras = protocol.innermost(agent), protocol.batch_extras(agent)
+    kind = type(inner).__name__
+    if "valid" in batch.extras and not (getattr(inner, "reads_valid", False) or "valid" in extras):
+        raise UsageError(
+            f"{type(sampler).__name__} draws windows of steps, and {kind} learns from single "
+            "transitions; give UniformDataset(), or an agent that reads windows, such as BC"
+        )
+    for name in extras:
         if name not in batch.extras:
-            kind = type(protocol.innermost(agent)).__name__
             raise UsageError(
                 f"{kind} reads {name!r} from its batches, and {type(sampler).__name__} gives none; "
                 + SOURCE.get(name, "give a sampler whose batches have it in their extras")

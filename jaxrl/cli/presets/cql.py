@@ -3,7 +3,13 @@
 from jaxrl.cli.presets.offline import LOCOMOTION, PAPER, SMALL
 from jaxrl.cli.presets.preset import Preset
 
-MAZE = dict(cql_alpha=5.0, lagrange_gap=0.8, actor_learning_rate=1e-4, alpha_learning_rate=1e-4)
+MAZE = dict(
+    cql_alpha=5.0,
+    lagrange_gap=0.8,
+    max_target_backup=True,
+    actor_learning_rate=1e-4,
+    alpha_learning_rate=1e-4,
+)
 FAST = dict(actor_learning_rate=3e-4, alpha_learning_rate=3e-4)
 # Returns of mazes are small: with a weight of 10, only the conservative term matters.
 SPARSE = FAST | dict(cql_alpha=1.0)

@@ -1,4 +1,4 @@
-"""Presets of offline-to-online training; the reward settings are from IQL and Cal-QL."""
+"""Presets of offline-to-online training; the rewards of mazes are IQL's."""
 
 from jaxrl.cli.presets.offline import LOCOMOTION
 from jaxrl.cli.presets.preset import Preset

@@ -28,6 +28,10 @@ WEIGHTS: dict[str, dict[str, tuple[float, float]]] = {
         "medium_replay": (0.05, 0.01),
         "full_replay": (0.01, 0.01),
     },
+    "pen": {"human": (0.1, 0.5), "cloned": (0.05, 0.5), "expert": (0.01, 0.01)},
+    "door": {"human": (0.1, 0.1), "cloned": (0.01, 0.1), "expert": (0.05, 0.01)},
+    "hammer": {"human": (0.01, 0.5), "cloned": (0.1, 0.5), "expert": (0.01, 0.01)},
+    "relocate": {"human": (0.1, 0.01), "cloned": (0.1, 0.01), "expert": (0.05, 0.01)},
 }
 MAZES: dict[str, tuple[float, float]] = {
     "umaze": (0.003, 0.002),
