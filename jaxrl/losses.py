@@ -128,9 +128,11 @@ def over_critics(q: Array, how: OverCritics, pessimism: Array | float) -> Array:
 def value_of_action(q: Array, action: Array) -> Array:
     """``Q(s, a)`` from the values ``q[..., n]`` of all actions, for indices ``action[...]``.
 
-    Multiplies by one-hot rows, because the gradient of an indexed read would be a slow scatter.
+    Sums one-hot rows, because the gradient of an indexed read would be a slow scatter. Values of
+    other actions may be infinite.
     """
-    return jnp.sum(q * jax.nn.one_hot(action, q.shape[-1], dtype=q.dtype), axis=-1)
+    hot = jax.nn.one_hot(action, q.shape[-1], dtype=bool)
+    return jnp.sum(jnp.where(hot, q, 0.0), axis=-1)
 
 
 def huber(x: Array, width: float = 50.0) -> Array:

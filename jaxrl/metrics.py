@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl import rng
+from jaxrl.errors import UsageError
+from jaxrl.require import shown
 from jaxrl.sharding import shard_max, shard_sum
 from jaxrl.types import Array, Key
 
@@ -57,6 +59,18 @@ def _is_metric(node: Any) -> bool:
     return isinstance(node, Sum | Mean | Max)
 
 
+def require_metrics(metrics: Any) -> None:
+    """Raise UsageError unless all values are sums, means or maxima of scalars."""
+    for name, value in metrics.items():
+        if _is_metric(value) and all(jnp.shape(leaf) == () for leaf in value):
+            continue
+        found = f"{type(value).__name__} of vectors" if _is_metric(value) else shown(value)
+        raise UsageError(
+            f"metric {name!r} is a {found}; give jaxrl.metrics.mean_of(x), or a Sum, Mean or Max "
+            "of scalars"
+        )
+
+
 def combine(a: Metrics, b: Metrics) -> Metrics:
     """Combine two sets of metrics with equal names."""
 
@@ -99,6 +113,7 @@ def scan(
     def packed(key: Key, carry: Any, x: Any) -> tuple[Any, Array]:
         nonlocal structure
         carry, metrics = step(key, carry, x)
+        require_metrics(metrics)
         structure = jax.tree.structure(metrics)
         return carry, pack(metrics)
 
@@ -119,6 +134,7 @@ def over_shards(metrics: Metrics) -> Metrics:
     def reduce(x: Any) -> Any:
         return shard_max(x) if isinstance(x, Max) else shard_sum(x)
 
+    require_metrics(metrics)
     return jax.tree.map(reduce, metrics, is_leaf=_is_metric)
 
 

@@ -74,7 +74,7 @@ class Adam:
         gradient: Any = jax.value_and_grad(loss, has_aux=True)
         (value, aux), grads = gradient(trained.params, *args)
         params, optim, metrics = self.step(grads, trained.optim, trained.params, learning_rate)
-        name = loss.__name__.removesuffix("loss")
+        name = getattr(loss, "__name__", "loss").removesuffix("loss")  # partials have no name
         metrics[f"{name}grad_norm"] = metrics.pop("grad_norm")
         return Trained(params, optim), aux, metrics | {f"{name}loss": mean_of(value)}
 

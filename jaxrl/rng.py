@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
+from jaxrl.errors import UsageError
+from jaxrl.require import shown
 from jaxrl.sharding import shard_index
 from jaxrl.types import Array, Key, PyTree
 
@@ -31,6 +33,12 @@ Kind = Literal["constant", "key", "loop", "after"]
 def is_key(x: Any) -> bool:
     """Return whether ``x`` is an array of typed keys."""
     return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def require_key(key: Any) -> None:
+    """Raise UsageError unless ``key`` is a typed key."""
+    if not is_key(key):
+        raise UsageError(f"key is {shown(key)}; give a typed key, as jax.random.key(0)")
 
 
 def row_key(key: Key) -> Key:

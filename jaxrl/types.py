@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.errors import UsageError
+from jaxrl.require import plain
 
 Array = jax.Array
 Key = jax.Array
@@ -90,6 +91,9 @@ class Discrete:
     n: int
     dtype: Any = np.int32
     shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", plain(self.n))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -344,7 +344,7 @@ def test_chunked_environments_have_names_and_records_and_pictures():
         ),
         (
             lambda: Chunks(BC(policy=Categorical())).bind(make("gymnax/CartPole-v1").spec),
-            r"needs a policy with errors\(\), which Categorical lacks; give another, such as Gau",
+            "chunks are of continuous actions that are vectors, and these have 2 choices; leave",
         ),
         (
             lambda: ChunkActions(make("gymnax/CartPole-v1"), 2),

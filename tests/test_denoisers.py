@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxrl import hyper
 from jaxrl.errors import UsageError
 from jaxrl.nn.denoisers import run_chain
 from jaxrl.nn.diffusion import Diffusion, betas
@@ -356,7 +357,9 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match="layer_norm is True, and residual blocks have norms of"):
         bound(Flow(residual=True, hidden_dims=(8,), layer_norm=True))
     with pytest.raises(UsageError, match="sigma_max is 0.001; it must be at least 0.005"):
-        bound(EDM(**SMALL, sigma_max=0.001))
+        hyper.check(EDM(**SMALL, sigma_max=0.001))
+    with pytest.raises(UsageError, match=r"the agent is not bound; call agent.bind\(env.spec\)"):
+        Flow().init(jax.random.key(0))
     with pytest.raises(UsageError, match="time_features is 5; it must be even, as 6"):
         bound(Flow(time_features=5))
     with pytest.raises(UsageError, match="observations are no dictionary"):

@@ -376,7 +376,8 @@ def test_metadata_say_what_a_robot_needs_to_know():
         action_names: tuple = ("left", "right")
 
     policy = random_policy(PPO(policy=wide(AutoPolicy)), VECTOR)
-    facts = metadata(Acting(policy, "greedy"), Own(), ["obs"])
+    facts = metadata(Acting(policy, "greedy"), Own(dt=np.float32(0.02)), ["obs"])
+    assert facts["control_interval_seconds"] == pytest.approx(0.02)
     assert facts["observation"][0]["elements"] == ["a", "b", "c", "d", "e"]
     assert facts["action"]["elements"] is None, "two names, and three elements"
     assert facts["action"]["low"] == [-2.0, None, 0.0] and facts["action"]["high"][0] == 3.0

@@ -181,6 +181,6 @@ def test_guidance_by_what_the_policy_does_not_see_is_refused():
     ):
         policy.bind(ENV.spec)
     with pytest.raises(UsageError, match=r"guidance is 2.0, and guided_by names no entry"):
-        dataclasses.replace(POLICY, guided_by=(), guidance=2.0).bind(ENV.spec)
+        dataclasses.replace(POLICY, guided_by=(), guidance=2.0).check_numbers()
     with pytest.raises(UsageError, match=r"guidance is 2, and guided_by names no entry"):
-        dataclasses.replace(POLICY, guided_by=(), guidance=2).bind(ENV.spec)
+        dataclasses.replace(POLICY, guided_by=(), guidance=2).check_numbers()

@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 from scipy import special, stats
 
+from jaxrl import hyper
 from jaxrl.errors import UsageError
 from jaxrl.nn.activations import gelu, mish
 from jaxrl.nn.diffusion import Diffusion
@@ -44,7 +45,10 @@ def test_every_kind_of_std_starts_at_initial_std(std):
     if std in ("clipped", "exp"):
         line = "initial_std is 10; it must be at least .* and at most 7.389"
         with pytest.raises(UsageError, match=line):
-            policy.replace(initial_std=10.0).bind(spec)
+            hyper.check(policy.replace(initial_std=10.0))
+    if std == "softplus":  # the logarithm of expm1(100) is no float32
+        wide = policy.replace(initial_std=100.0)
+        np.testing.assert_allclose(wide.dist(wide.init(KEY), jnp.ones((4, 3))).std, 100, rtol=0.02)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(70, 3), (3, 70)])

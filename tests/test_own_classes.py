@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -15,10 +16,28 @@ import numpy as np
 import pytest
 from shared import assert_same_bits, killed
 
-from jaxrl import TD3, Offline, OnPolicy, UsageError, VectorEnv, hyper, load_policy, run
+from jaxrl import (
+    BC,
+    DQN,
+    PPO,
+    TD3,
+    Dataset,
+    Offline,
+    OffPolicy,
+    OnPolicy,
+    UsageError,
+    VectorEnv,
+    hyper,
+    load_policy,
+    make,
+    run,
+)
+from jaxrl import metrics as m
 from jaxrl.analysis import render_run, rollout
+from jaxrl.data.samplers import transitions
 from jaxrl.hyper import bound, number, part, size
 from jaxrl.metrics import mean_of
+from jaxrl.nn.policies import Deterministic
 from jaxrl.optim import Adam, Trained
 from jaxrl.record import Policy
 from jaxrl.rng import row_key
@@ -270,7 +289,73 @@ def test_memory_restarts_with_the_episodes_and_a_rollout_begins_with_it():
     assert np.all((result.state.carry - steps >= 0) & (result.state.carry - steps < 3))
 
 
+class Newest:
+    """A sampler that is no dataclass: the last rows of the dataset."""
+
+    needs_replay, needs_data = False, True
+
+    def check(self):
+        pass
+
+    def sample(self, store, data, key, shape, gamma):
+        return transitions(data, data.size - 1 - jnp.arange(math.prod(shape)).reshape(shape), 1, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slowly:
+    """A sampler with a sampler, which is no dataclass, and a number of numpy's."""
+
+    inner: Any = Newest()
+    rate: Any = np.float32(0.5)
+    needs_replay: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = True
+
+    def check(self):
+        self.inner.check()
+
+    def sample(self, *args):
+        return self.inner.sample(*args)
+
+
+def test_a_sampler_that_is_no_dataclass_is_recorded_by_its_class(tmp_path):
+    def train(sampler, **options):
+        trainer = Offline(BC(policy=Deterministic(hidden_dims=(4,))), Rope().spec, batch_size=4,
+                          num_updates=2, sampler=sampler)  # fmt: skip
+        run(trainer, 4, data=data, run_dir=tmp_path / "run", quiet=True, devices=1, **options)
+        return json.loads((tmp_path / "run" / "config.json").read_text())["trainer"]["sampler"]
+
+    obs, ends = np.zeros((8, 2), np.float32), np.arange(8) == 7
+    data = Dataset.of(obs, obs[:, :1], obs[:, 0], obs, ends, ends)
+    assert train(Newest()) == {"class": "Newest"} == train(Newest(), resume=True)
+    with pytest.raises(UsageError, match=r"trainer.sampler.class \(Newest, now Slowly\)"):
+        train(Slowly(), resume=True)
+    trainer = Offline(BC(), Rope().spec, sampler=Slowly())
+    recorded = {"class": "Slowly", "inner": {"class": "Newest"}, "rate": 0.5}
+    assert trainer.config()["trainer"]["sampler"] == recorded
+
+
 def test_an_agent_of_rollouts_is_refused_by_a_trainer_of_batches():
     message = "Reinforce learns from its own rollouts; train it with OnPolicy"
     with pytest.raises(UsageError, match=message):
         Offline(Reinforce(), VectorEnv(Rope(), 2), batch_size=4, num_updates=2)
+
+
+@pytest.mark.parametrize("kind", [OnPolicy, OffPolicy])
+def test_metrics_that_are_no_means_are_refused(kind):
+    """A vector would be recorded by its first element, and a number fails deep in a loop."""
+    base = PPO() if kind is OnPolicy else DQN()
+
+    for value, words in (
+        (jnp.float32(1.0), r"metric 'mine' is a .*; give jaxrl.metrics.mean_of\(x\)"),
+        (m.Mean(jnp.ones(2), jnp.ones(2)), "metric 'mine' is a Mean of vectors"),
+    ):
+
+        class Own(type(base)):
+            def update(self, *args, _value=value):
+                state, metrics = super().update(*args)
+                return state, metrics | {"mine": _value}
+
+        options = {} if kind is OnPolicy else {"learning_starts": 100, "buffer_size": 1_000}
+        trainer = kind(Own(), VectorEnv(make("gymnax/CartPole-v1"), 2), **options)
+        with pytest.raises(UsageError, match=words):
+            jax.eval_shape(lambda key, each=trainer: each.train(key, 2_000), jax.random.key(0))

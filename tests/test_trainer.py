@@ -12,6 +12,7 @@ import optax
 import pytest
 from shared import assert_same_bits, bits
 
+import jaxrl
 from jaxrl import (
     BC,
     DQN,
@@ -32,6 +33,7 @@ from jaxrl import (
     memory,
 )
 from jaxrl import metrics as m
+from jaxrl.agents import protocol
 from jaxrl.config import from_config, to_config
 from jaxrl.counters import counter_value
 from jaxrl.data import Dataset, Mixed, UniformReplay
@@ -43,6 +45,12 @@ from jaxrl.optim import Adam
 from jaxrl.training.evaluate import evaluate, step_key
 from jaxrl.types import Step
 
+DISCRETE = ("DQN", "DiscreteCQL", "PQN")
+AGENTS = [
+    name
+    for name, each in vars(jaxrl).items()
+    if hasattr(each, "learns_from") and hasattr(each, "bind") and name != "FQE"
+]
 SWEPT = {
     "learning_rate": jnp.array([1e-3, 3e-3]),
     "clip_eps": jnp.array([0.1, 0.3]),
@@ -520,6 +528,7 @@ REFUSED_WHEN_MADE = {
     "PPO off policy": (OffPolicy, PPO(), "PPO learns from its own rollouts; .*"),
     "PQN offline": (Offline, PQN(), "PQN learns from its own rollouts; .*"),
     "a class": (OnPolicy, PPO, r"agent is the class PPO; give an instance, as PPO\(\)"),
+    "a wrapped class": (OnPolicy, NormalizeObs(ScaleReward(PPO)), "agent is the class PPO; give"),
     "widths": (
         OnPolicy,
         PPO(policy=AutoPolicy(hidden_dims=8)),
@@ -582,6 +591,37 @@ def test_train_refuses_what_cannot_fit_in_memory_even_once(monkeypatch):
 def test_evaluations_are_of_whole_episodes():
     with pytest.raises(UsageError, match="episodes is 2.0; it must be an integer"):
         tiny().evaluate(None, jax.random.key(0), 2.0)
+    with pytest.raises(UsageError, match="mode is 'Greedy'; did you mean greedy"):
+        tiny().evaluate(None, jax.random.key(0), 2, "Greedy")
+
+
+@pytest.mark.parametrize("key", [0, jax.random.PRNGKey(0)], ids=["integer", "untyped"])
+def test_keys_are_typed(key):
+    for trainer in (tiny(), online()):
+        with pytest.raises(UsageError, match=r"key is .*; give a typed key, as jax.random.key"):
+            trainer.train(key, 1_000)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_trainers_are_trees_of_whatever_jax_puts_there(name):
+    """Stacks of trainers for ``vmap``, axes of its arguments, and shapes."""
+    agent = getattr(jaxrl, name)()
+    env = VectorEnv(make("gymnax/CartPole-v1" if name in DISCRETE else "gymnax/Pendulum-v1"), 2)
+    on_policy = protocol.learns_from(agent) == "rollouts"
+    trainer = OnPolicy(agent, env) if on_policy else OffPolicy(agent, env)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), trainer, trainer)
+    jax.tree.map(lambda _: 0, trainer)
+    jax.tree.map(lambda _: None, trainer)
+    assert jax.tree.structure(jax.eval_shape(lambda x: x, stacked)) == jax.tree.structure(trainer)
+
+
+def test_a_stack_of_trainers_trains():
+    one = online(SAC(policy=TanhGaussian(hidden_dims=(4,)), critic=Critic(hidden_dims=(4,))))
+    other = hyper.replace(one, {"policy.initial_std": 0.5})
+    both = jax.tree.map(lambda *x: jnp.stack(x), one, other)
+    _, metrics = jax.jit(jax.vmap(lambda each: each.train(jax.random.key(0), 60)))(both)
+    assert np.isfinite(metrics["critic_loss"][:, -1]).all()
+    assert metrics["critic_loss"][0, -1] != metrics["critic_loss"][1, -1]
 
 
 def test_a_swept_lower_bound_of_another_number_is_traced():

@@ -69,6 +69,10 @@ def test_the_largest_float_is_no_bound(dtype):
     assert beyond == Box(-np.inf, np.inf, (), dtype) and not beyond.bounded
 
 
+def test_numbers_of_numpy_are_numbers_of_python():
+    assert type(Discrete(np.int64(3)).n) is int and Discrete(np.int64(3)) == Discrete(3)
+
+
 def test_the_largest_integer_is_a_bound():
     assert np.all(Box(0, 255, (2,), np.uint8).bounded)
 

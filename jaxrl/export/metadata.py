@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxrl.agents import protocol
 from jaxrl.export.acting import Acting
+from jaxrl.require import is_number
 from jaxrl.types import Box, Discrete
 
 UNITS = "the environment's own: the scaling from the policy's [-1, 1] is inside, where there is any"
@@ -81,7 +82,7 @@ def _fitting(names: Sequence[str | None] | None, box: Box) -> list[str | None] |
 def control_interval(env: Any) -> float | None:
     """Return the seconds between actions, if the environment defines them."""
     for each in (env, getattr(env, "env", None)):
-        if isinstance(found := getattr(each, "dt", None), int | float):
+        if is_number(found := getattr(each, "dt", None)):
             return float(found)
     return None
 

@@ -119,13 +119,26 @@ def override(node: T, settings: Mapping[str, Any]) -> T:
 def check(node: Any, *, numbers: bool = True) -> None:
     """Raise UsageError for the first hyper-parameter at any depth that its declaration refuses.
 
-    Traced numbers pass. Without ``numbers``, no numbers are checked: JAX may have put anything
-    there.
+    Then each part's own ``check_numbers()`` is called, if it has one, for numbers that do not fit
+    together. Traced numbers pass. Without ``numbers``, no numbers are checked: JAX may have put
+    anything there.
     """
     for entry in _entries(node):
         declared = declaration(entry.field)
         if declared is not None and (numbers or declared.kind != "number"):
             declared.check(entry.name, entry.value)
+    if numbers:
+        _check_parts(node)
+
+
+def _check_parts(node: Any) -> None:
+    method = getattr(node, "check_numbers", None)
+    if method is not None:
+        method()
+    for field in filter(is_option, dataclasses.fields(node)):
+        value = getattr(node, field.name)
+        if is_node(value):
+            _check_parts(value)
 
 
 def check_fields(node: Any) -> None:

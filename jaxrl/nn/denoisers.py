@@ -24,6 +24,7 @@ from jaxrl.nn.networks import (
     ResidualMLP,
     TimeEmbedding,
     apply_network,
+    require_bound,
 )
 from jaxrl.nn.part import DropoutPart, split_key
 from jaxrl.nn.policies import check_reach, vector_size
@@ -80,7 +81,7 @@ class Denoiser(DropoutPart):
         Raises:
             UsageError: for discrete actions, an odd ``time_features``, widths or norms that do not
                 fit residual blocks, guidance of observations that are no dictionary, guidance by
-                entries that are not observed or not seen by the encoder, or guidance by no entry.
+                entries that are not observed or not seen by the encoder.
         """
         check_reach(self, spec)
         if self.time_features % 2:
@@ -105,11 +106,6 @@ class Denoiser(DropoutPart):
                     "leave it empty"
                 )
             chosen_keys(spec.observation, self.guided_by, POLICY_KEYS)
-        elif is_number(self.guidance) and plain(self.guidance) != 1.0:
-            raise UsageError(
-                f"guidance is {self.guidance}, and guided_by names no entry of observations to "
-                "strengthen; name one, or leave guidance at 1"
-            )
         encoder = self.encoder.bind(spec.observation, POLICY_KEYS)
         seen = getattr(encoder, "keys", self.guided_by)
         if not set(self.guided_by) <= set(seen):
@@ -118,6 +114,15 @@ class Denoiser(DropoutPart):
                 f"obs_keys {tuple(dict.fromkeys((*seen, *self.guided_by)))}"
             )
         return dataclasses.replace(self, encoder=encoder, action_dim=vector_size(self, spec))
+
+    def check_numbers(self) -> None:
+        """Raise UsageError for guidance by no entry."""
+        given = is_number(self.guidance) and plain(self.guidance) != 1.0
+        if given and not self.guided_by:
+            raise UsageError(
+                f"guidance is {self.guidance}, and guided_by names no entry of observations to "
+                "strengthen; name one, or leave guidance at 1"
+            )
 
     # The network
 
@@ -139,6 +144,7 @@ class Denoiser(DropoutPart):
     def init(self, key: Key) -> PyTree:
         """Return fresh parameters."""
         encoder_key, network_key = split_key(self.encoder, key)
+        require_bound(self.encoder.features)
         inputs = (jnp.zeros(self.action_dim), jnp.zeros(()), jnp.zeros(self.encoder.features))
         return {
             "encoder": self.encoder.init(encoder_key),

@@ -53,7 +53,7 @@ class Distribution(Protocol):
 
 
 class Categorical(NamedTuple):
-    """Indices ``0 .. n-1``, from unnormalised ``logits[..., n]``."""
+    """Indices ``0 .. n-1``, from unnormalised ``logits[..., n]``; -inf forbids an index."""
 
     logits: Array
 
@@ -77,13 +77,14 @@ class Categorical(NamedTuple):
 
     def _log_prob(self, index: Array) -> Array:
         log_p = jax.nn.log_softmax(self.logits)
-        hot = jax.nn.one_hot(index, self.logits.shape[-1], dtype=log_p.dtype)
-        return jnp.sum(hot * log_p, axis=-1)
+        hot = jax.nn.one_hot(index, self.logits.shape[-1], dtype=bool)
+        return jnp.sum(jnp.where(hot, log_p, 0.0), axis=-1)
 
     def entropy(self, key: Key | None = None) -> Array:
         """Return the entropy in nats: ``[...]``."""
         log_p = jax.nn.log_softmax(self.logits)
-        return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+        surprise = jnp.where(jnp.isneginf(log_p), 0.0, log_p)
+        return -jnp.sum(jnp.exp(log_p) * surprise, axis=-1)
 
 
 class Normal(NamedTuple):

@@ -12,7 +12,7 @@ from jaxrl import hyper
 from jaxrl.hyper import choice, number, size
 from jaxrl.nn.denoisers import Denoiser, Predict, normals, run_chain
 from jaxrl.require import require
-from jaxrl.types import Array, Key, Spec
+from jaxrl.types import Array, Key
 
 SigmaSchedule = Literal["exponential", "linear", "karras"]
 Solver = Literal["euler", "heun", "ancestral"]
@@ -53,10 +53,10 @@ class EDM(Denoiser):
     sigma_loc: float = number(-0.6, help="location of the logarithm of levels to learn at")
     sigma_scale: float = number(1.6, above=0, help="scale of the logarithm of levels to learn at")
 
-    def bind(self, spec: Spec) -> Any:
-        """Return the policy for ``spec``; raises UsageError as all, or for levels that rise."""
+    def check_numbers(self) -> None:
+        """Raise UsageError for levels that rise, or guidance by no entry."""
+        super().check_numbers()
         require("sigma_max", self.sigma_max, self.sigma_min)
-        return super().bind(spec)
 
     def scales(self, sigma: Array) -> tuple[Array, Array, Array]:
         """Return ``c_skip``, ``c_out``, ``c_in`` (Karras et al. 2022, table 1)."""

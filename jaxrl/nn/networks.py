@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl.errors import UsageError
 from jaxrl.nn.activations import ACTIVATIONS, Activation
 from jaxrl.nn.initializers import Initializer, bias_init, kernel_init
 from jaxrl.nn.normalization import LayerNorm
@@ -161,8 +162,19 @@ class ResidualMLP(MLP):
         return x if self.outputs is None else self._dense("head", self.outputs, self.head_scale, x)
 
 
+def require_bound(inputs: int) -> None:
+    """Raise UsageError if a network has no inputs, as that of a part that is not bound."""
+    if inputs == 0:
+        raise UsageError("the agent is not bound; call agent.bind(env.spec) before init")
+
+
 def init_network(network: nn.Module, key: Key, inputs: int) -> PyTree:
-    """Return fresh parameters of a network with input ``[..., inputs]``."""
+    """Return fresh parameters of a network with input ``[..., inputs]``.
+
+    Raises:
+        UsageError: without inputs, as in a part that is not bound.
+    """
+    require_bound(inputs)
     return network.init(key, jnp.zeros(inputs))["params"]
 
 

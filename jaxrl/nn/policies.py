@@ -30,14 +30,14 @@ from jaxrl.nn import distributions
 from jaxrl.nn.distributions import Distribution, Trace
 from jaxrl.nn.encoders import POLICY_KEYS
 from jaxrl.nn.part import DropoutPart
-from jaxrl.require import is_number, require
+from jaxrl.require import require
 from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec
 
 Std = Literal["independent", "clipped", "softplus", "exp"]
 STD_HELP = (
     "independent of the observation; clipped: so too, its logarithm clipped to log_std_range; or a "
-    "second output of the network, initial_std where that is 0: through a softplus, or through an "
-    "exponential whose logarithm is clipped to log_std_range"
+    "second output of the network, initial_std where that is 0: through a softplus, plus 0.001, or "
+    "through an exponential whose logarithm is clipped to log_std_range"
 )
 
 
@@ -131,17 +131,11 @@ class Gaussian(_Density):
     log_std_range: tuple[float, float] = interval((-20.0, 2.0), help="see std")
     squash_mean: bool = flag(False, help="pass the mean through tanh, and clip samples to [-1, 1]")
 
-    def bind(self, spec: Spec) -> Any:
-        """Return the policy for ``spec``.
-
-        Raises:
-            UsageError: as all families; or if clipping would hold the standard deviation fast.
-        """
-        match self.log_std_range:  # a wrong one is refused by its own name
-            case (low, high) if is_number(low) and is_number(high) and low < high:
-                if self.std in ("clipped", "exp"):
-                    require("initial_std", self.initial_std, math.exp(low), math.exp(high))
-        return super().bind(spec)
+    def check_numbers(self) -> None:
+        """Raise UsageError if clipping would hold the initial standard deviation fast."""
+        if self.std in ("clipped", "exp"):
+            low, high = map(math.exp, self.log_std_range)
+            require("initial_std", self.initial_std, low, high)
 
     @property
     def squashes(self) -> bool:
@@ -177,7 +171,8 @@ class Gaussian(_Density):
         if self.squash_mean:
             mean = jnp.tanh(mean)
         if self.std == "softplus":
-            return mean, jax.nn.softplus(spread + jnp.log(jnp.expm1(self.initial_std))) + 1e-3
+            start = self.initial_std + jnp.log(-jnp.expm1(-self.initial_std))  # softplus undone
+            return mean, jax.nn.softplus(spread + start) + 1e-3
         if self.std == "exp":
             spread = spread + jnp.log(self.initial_std)
         if self.std != "independent":

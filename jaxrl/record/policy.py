@@ -19,6 +19,7 @@ from jaxrl.errors import UsageError
 from jaxrl.record.checkpoint import restore
 from jaxrl.record.rebuild import make_agent, make_env, read_config
 from jaxrl.require import require_choice, require_integer
+from jaxrl.rng import require_key
 from jaxrl.types import Agent, Array, Environment, Key, Mode, PyTree, Spec
 
 Which = Literal["last", "best"]  # which policy of a checkpoint
@@ -119,6 +120,7 @@ class Policy:
 
     def _key(self, key: Key | None, call: str) -> Key:
         if key is not None:
+            require_key(key)
             return key
         if self.mode != "greedy":
             raise UsageError(f"a policy of mode {self.mode!r} needs a key: {call}")

@@ -18,7 +18,15 @@ from jaxrl.counters import counter_add, counter_zero
 from jaxrl.envs.absent import NoEnvironment
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
-from jaxrl.require import INT32_MAX, plain, require_instance, require_integer, shown
+from jaxrl.require import (
+    INT32_MAX,
+    plain,
+    require_choice,
+    require_instance,
+    require_integer,
+    shown,
+)
+from jaxrl.rng import require_key
 from jaxrl.sharding import reducing_over, shard_count
 from jaxrl.training.evaluate import Evaluation, evaluate
 from jaxrl.training.sampling import check_source, check_split
@@ -62,7 +70,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         hyper.simplify(self)
-        require_instance("agent", self.agent)
+        node = self.agent
+        while node is not None:  # through all wrappers
+            require_instance("agent", node)
+            node = getattr(node, "agent", None)
         if isinstance(self.env, Spec) and not self.plays:
             absent: Any = NoEnvironment(self.env)
             object.__setattr__(self, "env", VectorEnv(absent, 1))
@@ -232,6 +243,7 @@ class Trainer:
         Raises:
             UsageError: for what cannot work together.
         """
+        require_key(key)
         with reducing_over(self.axis):
             self.check(shard_count())
             self.check_data(data)
@@ -323,13 +335,16 @@ class Trainer:
         """Play ``episodes`` whole episodes of the current policy; equal keys give equal starts.
 
         Raises:
-            UsageError: unless ``episodes`` is an integer of at least 1.
+            UsageError: unless ``episodes`` is an integer of at least 1, ``key`` a typed key, and
+                ``mode`` a known one.
         """
         require_integer("episodes", episodes)
+        require_key(key)
         return self.evaluate_from(ts, jax.random.split(key, episodes), mode)
 
     def evaluate_from(self, ts: TrainState, keys: Key, mode: Mode = "greedy") -> Evaluation:
-        """Play one episode from each of ``keys[E]``."""
+        """Play one episode from each of ``keys[E]``. Raises UsageError for an unknown ``mode``."""
+        require_choice("mode", mode, Mode)
         limit = self.env.spec.max_steps
         return evaluate(self.agent, ts.agent, self.env.env, keys, mode, limit)
 
@@ -348,4 +363,12 @@ def _options(env: Any) -> dict[str, Any]:
 
 
 def _recorded(value: Any) -> Any:
-    return to_config(value) if dataclasses.is_dataclass(value) else value
+    """Return a field as JSON. An object that is no dataclass is recorded by its class alone."""
+
+    def described(x: Any) -> Any:
+        if dataclasses.is_dataclass(x):
+            return to_config(x)
+        known = plain(x)
+        return {"class": type(x).__name__} if known is x else known
+
+    return json.loads(json.dumps(value, default=described))
