@@ -239,7 +239,7 @@ class Agent(Protocol):
         ...
 
     def update(self, state: PyTree, data: Any, key: Key) -> tuple[PyTree, dict]:
-        """Learn. Returns the new state and metrics.
+        """Learn. Returns the new state and metrics, ``{name: mean_of(x)}`` (``jaxrl.metrics``).
 
         Agents that learn from rollouts take a ``Transition[T, N]``. Agents that learn from batches
         perform one gradient step on a ``Batch[B]``, and take ``update_actor: bool = True``.
