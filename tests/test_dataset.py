@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -130,6 +131,30 @@ MALFORMED = {
         GOOD._replace(truncated=changed(GOOD.truncated, 0, True)),
         "the dataset's row 0 is terminated and truncated; .*",
     ),
+    "a column of rewards": (
+        GOOD._replace(reward=GOOD.reward[:, None]),
+        r"the dataset's reward has shape \(17, 1\); it must be \[D\], .*, as reward.reshape\(-1\)",
+    ),
+    "a column of flags": (
+        GOOD._replace(truncated=GOOD.truncated[:, None]),
+        r"the dataset's truncated has shape \(17, 1\); it must be \[D\], .*",
+    ),
+    "a column of returns": (
+        GOOD._replace(extras={"return_to_go": GOOD.reward[:, None]}),
+        r"the dataset's extras.return_to_go has shape \(17, 1\); it must be \[D\], .*",
+    ),
+    "next actions": (
+        made(extras={"next_action": GOOD.action[:, 0]}),
+        r"extras.next_action has shape \(17,\), and its action \(17, 2\); they must be the same.*",
+    ),
+    "short extras": (
+        made(extras={"more": {"weight": GOOD.reward[1:]}}),
+        r"the dataset's extras.more.weight has shape \(16,\), and its reward \(17,\); .*",
+    ),
+    "lists": (
+        GOOD._replace(reward=GOOD.reward.tolist()),
+        r"the dataset's reward.0 has shape \(\), and its reward \(17,\); .*",
+    ),
     "no bools": (
         GOOD._replace(terminated=GOOD.terminated.astype(int)),
         r"the dataset's terminated is int64\[17\]; it must be bool\[D\]",
@@ -150,6 +175,25 @@ def test_malformed_data_are_refused_with_field_and_row(name):
     data, message = MALFORMED[name]
     with pytest.raises(UsageError, match=message):
         data.check()
+
+
+def test_shapes_are_checked_while_tracing():
+    """As targets, rewards ``[B, 1]`` plus values ``[B]`` would be ``[B, B]``."""
+    column = jnp.asarray(GOOD.reward)[:, None]
+    for check in (lambda reward: GOOD._replace(reward=reward).check(), lambda x: made(reward=x)):
+        with pytest.raises(UsageError, match=r"reward has shape \(17, 1\); it must be \[D\], .*"):
+            jax.eval_shape(check, column)
+    jax.eval_shape(lambda reward: made(reward=reward).check(), column[:, 0])
+
+
+def test_lists_become_arrays():
+    obs = {name: x.tolist() for name, x in GOOD.obs.items()}
+    fields = {name: getattr(GOOD, name).tolist() for name in ("action", "reward", "terminated")}
+    data = made(obs=obs, extras={"weight": [1] * D}, **fields)
+    data.check()
+    for found, known in zip(data[:3], GOOD[:3], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, known)
+    np.testing.assert_array_equal(data.extras["weight"], 1)
 
 
 UNFIT = {
@@ -213,6 +257,15 @@ REFUSED = {
         r"extras.has_next_action of dataset 0 is absent, and of dataset 1 bool\[\]; .*",
     ),
     "flags": (lambda: made(terminated=np.zeros((D, 1))), r"terminated has shape \(17, 1\) .*"),
+    "rewards": (lambda: made(reward=GOOD.reward[:, None]), r"reward has shape \(17, 1\); .*"),
+    "ragged lists": (
+        lambda: made(action=[[0.0]] * 16 + [[0.0, 1.0]]),
+        "the dataset's action is a list, which is no array of numbers; give a row for each .*",
+    ),
+    "no numbers": (
+        lambda: made(obs={"a": ["x"] * D}),
+        "the dataset's obs.a is a list, which is no array of numbers; .*",
+    ),
     "gamma": (lambda: made().with_return_to_go(1.1), "gamma is 1.1; .*"),
 }
 
@@ -248,13 +301,22 @@ def test_scores():
     assert d4rl_score("Ant-v2", 0.0) == pytest.approx(7.7426, abs=1e-4)
     assert d4rl_score("maze2d-large-v1", 273.99) == pytest.approx(100.0)
     assert d4rl_score("antmaze-large-play-v2", 0.5) == pytest.approx(50.0)
-    assert d4rl_reference("pen-human-v1").expert == 3076.8331017826877
+    for task in ("pen-human-v1", "pen-cloned-v0", "pen-expert-v1", "pen-human-longhorizon-v0"):
+        assert d4rl_reference(task).expert == 3076.8331017826877
+    assert d4rl_reference("antmaze-umaze-v0") == d4rl_reference("antmaze-umaze-diverse-v2")
+    assert d4rl_reference("kitchen-mixed-v0").expert == 4.0
     for other in (
         "mjx/Hopper-v5",
         "brax/hopper",
         "hopper",
         "gymnax/Pendulum-v1",
         "maze2d-umaze-v0",
+        "door-open-v2",  # Meta-World's
+        "door-lock-v2",
+        "antmaze-giant-navigate-v0",  # OGBench's
+        "antmaze-large-navigate-v0",
+        "antmaze-large-navigate-singletask-task1-v0",
+        "kitchen-mixed-v1",
     ):
         assert d4rl_reference(other) is None
     with pytest.raises(UsageError, match="D4RL has no score of 'mjx/Hopper-v5', .*"):

@@ -8,6 +8,7 @@ import pickle
 import sys
 import types
 import zipfile
+from pathlib import Path
 
 import h5py
 import jax
@@ -536,6 +537,10 @@ def test_ogbench_rewards_of_a_task_are_kept_beside_the_file(tmp_path, monkeypatc
     same(load(path, task=task), data)
     assert calls == [("pointmaze-medium-singletask-task2-v0", (8, 2))]
     assert cache_of(path, task).is_file()
+    (tmp_path / "some").mkdir()
+    monkeypatch.chdir(tmp_path / "some")
+    for inside in (Path("."), Path("../some")):
+        assert cache_of(inside, task) == tmp_path / f"some.{task}.rewards"
     np.savez(path, **trajectories(seed=1))  # other data of the same name
     load(path, task=task)
     assert len(calls) == 2
@@ -586,6 +591,11 @@ OGBENCH_REFUSED = {
         lambda x: None,
         {"rewards": np.full(8, np.nan)},
         "rewards at transition 0 is not .*",
+    ),
+    "half a mask": (
+        lambda x: None,
+        {"masks": np.array([1, 1, 0, 1, 0.5, 1, 1, 1])},
+        "masks at transition 4 is 0.5; a flag must be 0 or 1",
     ),
     "masks alone": (lambda x: None, {"rewards": None, "masks": np.ones(8)}, "masks are given .*"),
     "short": (

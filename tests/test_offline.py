@@ -31,7 +31,15 @@ from jaxrl import (
 )
 from jaxrl.agents import protocol
 from jaxrl.cli import launching
-from jaxrl.data import Mixed, Pooled, ReplayBuffer, UniformDataset, UniformReplay
+from jaxrl.data import (
+    Hindsight,
+    Mixed,
+    Pooled,
+    ReplayBuffer,
+    UniformDataset,
+    UniformReplay,
+    Windows,
+)
 from jaxrl.data.dataset import Split
 from jaxrl.data.replay import Replay
 from jaxrl.data.scores import Reference
@@ -222,6 +230,19 @@ def test_a_dataset_that_does_not_fit_is_refused_with_its_size(monkeypatch, tmp_p
         memory.check_dataset(dataset(), 1)
     monkeypatch.setattr(memory, "free_over", lambda devices: 10**6)
     memory.check_dataset(dataset(), 1)
+
+
+def test_batches_of_windows_that_do_not_fit_are_refused(monkeypatch):
+    def needed(sampler):
+        monkeypatch.setattr("jaxrl.training.sizes.free_over", lambda devices: 10**5)
+        offline(td3(), batch_size=100, num_updates=10, sampler=sampler).check_memory(1, 1)
+
+    needed(UniformDataset(3))  # 10 * 100 * 2 * 12 bytes
+    for sampler in (Windows(8), Hindsight(Windows(8)), Windows(2, 8)):
+        with pytest.raises(UsageError, match="batch_size 26 would fit, .*, or shorter windows"):
+            needed(sampler)
+    needed(Windows(8, 2))
+    needed(Hindsight(UniformDataset()))
 
 
 def test_a_validation_loss_is_of_episodes_that_are_not_learnt_from():

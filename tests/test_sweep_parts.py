@@ -12,7 +12,7 @@ import pytest
 from jaxrl import PBT, Halving, Range, UsageError, Values
 from jaxrl.analysis.heat_map import axes_of, is_grid, plot_sweep
 from jaxrl.run.halving import cost, highest, train_rungs
-from jaxrl.run.legs import divide
+from jaxrl.run.legs import Leg, divide, outcome
 from jaxrl.run.pbt import schedule
 from jaxrl.run.ranking import (
     configuration_score,
@@ -258,7 +258,18 @@ def test_scores_are_means_of_two_evaluations_and_the_lost_are_lowest():
     assert found["ci_low"] < found["score"] == 3.5 < found["ci_high"]
 
 
-def test_members_that_skip_to_the_end_or_leave_the_finite_numbers_have_diverged():
+@pytest.mark.parametrize(
+    ("begins", "returns", "score"),
+    [(0, [9.0, 3.0], 3.0), (0, [9.0, 3.0, 5.0], 4.0), (0, [9.0], 9.0), (1, [9.0, 3.0], 6.0)],
+)
+def test_no_score_has_the_evaluation_before_training(begins, returns, score):
+    """Only a leg that begins at 0 has one; the run's summary stays as it is."""
+    rows = [{"kind": "eval", "episode_return": x, "nonfinite_episodes": 0} for x in returns]
+    found = outcome(Leg("part0", [0], [0], begins, 2), rows, {}, {}, 100)
+    assert (found.scores.tolist(), found.final.tolist()) == ([score], returns[-1:])
+
+
+def test_members_that_skip_in_the_last_chunk_or_leave_the_finite_numbers_have_diverged():
     def train(skipped):
         return {"kind": "train", "skipped_in_a_row": skipped, "episode_return": 1.0}
 
@@ -292,7 +303,7 @@ def test_parts_are_even_and_hold_every_member_once(most):
 
 
 def test_pictures_of_all_kinds_are_drawn(tmp_path):
-    summary = {"best": {}}
+    summary = {"best": {}, "seeds": [0, 1]}
     one = [{"rank": 1, "rate": r, "score": s, "scores": [s, -np.inf]}
            for r, s in [(1e-3, 2.0), (1e-2, -np.inf)]]  # fmt: skip
     two = [{"rate": r, "num-envs": n, "score": r} for r in (1.0, 2.0) for n in ("8", "16")]

@@ -53,10 +53,11 @@ class Dataset(NamedTuple):
     ) -> Dataset:
         """Return the dataset of these rows ``[D, ...]``, with episodes marked by the flags.
 
-        If both flags are true, ``terminated`` wins. The last row is truncated if neither is true.
+        Lists become arrays. If both flags are true, ``terminated`` wins. If neither is true in the
+        last row, it is truncated.
 
         Raises:
-            UsageError: if the flags are not two arrays ``[D]``.
+            UsageError: unless flags and rewards are ``[D]``, and lists are arrays of numbers.
         """
         dead, cut = np.asarray(terminated, bool), np.asarray(truncated, bool)
         if dead.ndim != 1 or dead.shape != cut.shape:
@@ -64,10 +65,14 @@ class Dataset(NamedTuple):
                 f"terminated has shape {dead.shape} and truncated {cut.shape}; both must be [D], "
                 "one flag for each transition"
             )
+        rows = fitting.as_arrays(
+            obs=obs, action=action, reward=reward, next_obs=next_obs, extras=dict(extras or {})
+        )
+        fitting.check_one_a_row("reward", rows["reward"])
         cut = cut & ~dead
         cut[-1:] |= ~dead[-1:]
         start, end = bounds(dead | cut)
-        return cls(obs, action, reward, next_obs, dead, cut, start, end, dict(extras or {}))  # type: ignore[arg-type]
+        return cls(**rows, terminated=dead, truncated=cut, start=start, end=end)  # type: ignore[arg-type]
 
     @property
     def size(self) -> int:
@@ -99,16 +104,11 @@ class Dataset(NamedTuple):
 
         For traced arrays, only shapes are checked.
         """
+        fitting.check_rows(self)
         if self.size < 1:
             raise UsageError("the dataset has no transitions; give at least one")
         if self.size > INT32_MAX:
             raise UsageError(f"the dataset has {self.size} transitions; at most {INT32_MAX} work")
-        for path, leaf in jax.tree.leaves_with_path(self):
-            if leaf.shape[:1] != (self.size,):
-                raise UsageError(
-                    f"the dataset's {name_of(path)} has shape {leaf.shape}, and its reward "
-                    f"{self.reward.shape}; both must begin with the number of transitions"
-                )
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self)):
             self._check_values()
 
@@ -121,7 +121,7 @@ class Dataset(NamedTuple):
                 )
         dead, cut = np.asarray(self.terminated), np.asarray(self.truncated)
         for name, flags in (("terminated", dead), ("truncated", cut)):
-            if flags.dtype != bool or flags.ndim != 1:
+            if flags.dtype != bool:
                 raise UsageError(
                     f"the dataset's {name} is {flags.dtype}{list(flags.shape)}; it must be bool[D]"
                 )

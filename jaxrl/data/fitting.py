@@ -1,4 +1,4 @@
-"""Checks that a dataset's arrays fit an environment's spaces."""
+"""Checks that a dataset's arrays fit each other, and an environment's spaces."""
 
 from __future__ import annotations
 
@@ -7,13 +7,76 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl.data.rows import first_row
+from jaxrl.data.rows import first_row, name_of
 from jaxrl.data.units import agent_bounds
 from jaxrl.errors import UsageError
 from jaxrl.types import Box, Discrete, PyTree
 
 TOLERANCE = 1e-4  # allowed excess over a bound, in the agent's units: rounding and file noise
 _KINDS = {"f": "floats", "i": "integers", "u": "integers", "b": "bools"}
+_ONE_A_ROW = ("reward", "terminated", "truncated", "start", "end")
+_EXTRAS_ONE_A_ROW = ("has_next_action", "return_to_go")
+
+
+def as_arrays(**fields: PyTree) -> dict[str, PyTree]:
+    """Return the fields of a dataset with lists as numpy arrays; arrays may be traced.
+
+    Raises:
+        UsageError: for a list that is no array of numbers, such as one of rows of many lengths.
+    """
+
+    def array(path: tuple, given: Any) -> Any:
+        if isinstance(given, np.ndarray | jax.Array):
+            return given
+        try:
+            found = np.asarray(given)
+        except (TypeError, ValueError):  # its rows differ in shape
+            found = np.asarray(None)
+        if found.dtype.kind not in _KINDS:
+            raise UsageError(
+                f"the dataset's {name_of(path)} is a {type(given).__name__}, which is no array of "
+                "numbers; give a row for each transition, as np.zeros((D, 2), np.float32)"
+            )
+        return found
+
+    arrays: dict[str, PyTree] = jax.tree.map_with_path(
+        array, fields, is_leaf=lambda x: isinstance(x, list)
+    )
+    return arrays
+
+
+def check_one_a_row(name: str, array: Any) -> None:
+    """Raise UsageError unless ``array`` is ``[D]``: with ``[D, 1]``, targets would be [B, B]."""
+    if len(np.shape(array)) != 1:
+        raise UsageError(
+            f"the dataset's {name} has shape {np.shape(array)}; it must be [D], one value for each "
+            f"transition, as {name}.reshape(-1)"
+        )
+
+
+def check_rows(data: Any) -> None:
+    """Raise UsageError unless all arrays of a dataset have a row for each transition.
+
+    They may be traced. Rewards, flags and returns to go have one value a row, and next actions the
+    shape of actions.
+    """
+    for name in _ONE_A_ROW:
+        check_one_a_row(name, getattr(data, name))
+    for name in _EXTRAS_ONE_A_ROW:
+        if name in data.extras:
+            check_one_a_row(f"extras.{name}", data.extras[name])
+    for path, leaf in jax.tree.leaves_with_path(data):
+        if np.shape(leaf)[:1] != np.shape(data.reward):
+            raise UsageError(
+                f"the dataset's {name_of(path)} has shape {np.shape(leaf)}, and its reward "
+                f"{np.shape(data.reward)}; both must begin with the number of transitions"
+            )
+    following, action = (np.shape(x) for x in (data.extras.get("next_action"), data.action))
+    if "next_action" in data.extras and following != action:
+        raise UsageError(
+            f"the dataset's extras.next_action has shape {following}, and its action {action}; "
+            "they must be the same, as with_next_action() makes them"
+        )
 
 
 def kind(dtype: Any) -> str:

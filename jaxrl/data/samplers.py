@@ -3,7 +3,8 @@
     sampler.sample(store, data, key, shape, gamma) -> Batch[*shape]
 
 ``store`` is a ``Replay``, and ``data`` is a ``Dataset``; either may be ``()`` for samplers that do
-not read it (``needs_replay``, ``needs_data``). Each shard draws its own rows.
+not read it (``needs_replay``, ``needs_data``). Each shard draws its own rows. A sampler of windows
+also says how many observations each has (``rows_per_draw``), to check that batches fit in memory.
 """
 
 from __future__ import annotations

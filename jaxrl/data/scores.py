@@ -83,7 +83,12 @@ _MAZE2D = {
 _QUALITIES = "random|medium|expert|medium-replay|medium-expert|full-replay"
 _TASK = re.compile(rf"({'|'.join(_LOCOMOTION)})-v[234]")
 _DATASET = re.compile(rf"({'|'.join(_LOCOMOTION)})-({_QUALITIES})-v[012]")
-_OTHER = re.compile(rf"({'|'.join(_OTHERS)})-[a-z-]+-v[012]")
+# Other suites have similar names: Meta-World's door-open-v2, OGBench's antmaze-giant-navigate-v0.
+_OTHER = re.compile(
+    r"antmaze-(umaze|umaze-diverse|(medium|large)-(play|diverse))-v[012]"
+    r"|kitchen-(complete|partial|mixed)-v0"
+    r"|(pen|hammer|door|relocate)-(human|cloned|expert)(-longhorizon)?-v[01]"
+)
 
 
 def d4rl_reference(task: str) -> Reference | None:
@@ -96,10 +101,9 @@ def d4rl_reference(task: str) -> Reference | None:
     name = task.rpartition("/")[2].lower()
     if name in _MAZE2D:
         return Reference(*_MAZE2D[name], _SOURCE)
-    match = _TASK.fullmatch(name) or _DATASET.fullmatch(name) or _OTHER.fullmatch(name)
-    if match is None:
+    if not any(pattern.fullmatch(name) for pattern in (_TASK, _DATASET, _OTHER)):
         return None
-    return Reference(*(_LOCOMOTION | _OTHERS)[match[1]], _SOURCE)
+    return Reference(*(_LOCOMOTION | _OTHERS)[name.partition("-")[0]], _SOURCE)
 
 
 def d4rl_score(task: str, episode_return: Any) -> Any:

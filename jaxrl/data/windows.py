@@ -39,6 +39,11 @@ class Windows:
         for name in ("horizon", "obs_horizon"):
             object.__setattr__(self, name, plain(getattr(self, name)))
 
+    @property
+    def rows_per_draw(self) -> int:
+        """The number of observations in a window."""
+        return self.horizon if self.obs_horizon is None else self.obs_horizon
+
     def check(self) -> None:
         """Raise UsageError for sizes below 1, or if ``first.n_step`` is not 1."""
         require_integer("horizon", self.horizon)

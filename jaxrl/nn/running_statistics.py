@@ -31,8 +31,9 @@ def start(example: PyTree) -> RunningStatistics:
 def merge(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
     """Add ``batch[..., *O]`` of every shard (Chan, Golub and LeVeque 1983, pairwise update).
 
-    The size is stored in float32: beyond 2^24 observations it is rounded, which changes the weight
-    of a batch by less than one part in 10^7.
+    The size is stored in float32, so it is rounded beyond 2^24 observations. A batch then has the
+    weight of as many rows as the size grows by, or the variance would drift. A batch that is too
+    small to change the size, such as one row after 2^24, changes nothing.
     """
     some, mean_of_some = jax.tree.leaves(batch)[0], jax.tree.leaves(statistics.mean)[0]
     axes = tuple(range(some.ndim - mean_of_some.ndim))
@@ -41,14 +42,15 @@ def merge(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
         rows *= some.shape[axis]
     size = shard_sum(jnp.float32(rows))
     total = statistics.size + size
+    counted = total - statistics.size  # exact; equal to ``size`` unless the sum was rounded
 
     def update(mean: Array, m2: Array, x: Array) -> tuple[Array, Array]:
         x = widened(x)
         batch_mean = shard_sum(jnp.sum(x, axes)) / size
         batch_m2 = shard_sum(jnp.sum(jnp.square(x - batch_mean), axes))
         delta = batch_mean - mean
-        correction = jnp.square(delta) * statistics.size * (size / total)
-        return mean + delta * (size / total), m2 + batch_m2 + correction
+        correction = jnp.square(delta) * statistics.size * (counted / total)
+        return mean + delta * (counted / total), m2 + batch_m2 * (counted / size) + correction
 
     pairs = jax.tree.map(update, statistics.mean, statistics.m2, batch)
     mean = jax.tree.map(lambda _, pair: pair[0], statistics.mean, pairs)

@@ -86,11 +86,15 @@ class Outcome(NamedTuple):
 
 
 def outcome(leg: Leg, rows: Sequence[Row], summary: dict, extra: dict, max_skipped: int) -> Outcome:
-    """Return the outcome of a leg from its run's rows, summary and lineage."""
+    """Return the outcome of a leg from its run's rows, summary and lineage.
+
+    The evaluation before training counts in no score.
+    """
     count = len(leg.members)
     returns = evaluations(rows, count)
     diverged = diverged_members(rows, count, max_skipped)
-    scores = member_scores(returns, diverged)
+    untrained = leg.begins == 0 and len(returns) > 1
+    scores = member_scores(returns[1:] if untrained else returns, diverged)
     values = [row.get("sweep", {}) for row in rows[-count:]]
     lineage = extra.get("lineage", [])
     return Outcome(leg, scores, returns[-1], diverged, summary, lineage, values)

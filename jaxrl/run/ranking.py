@@ -19,8 +19,8 @@ Floats = NDArray[np.float64]
 def member_scores(returns: Floats, diverged: NDArray[np.bool_]) -> Floats:
     """Return the scores ``[M]``, given evaluations ``[evaluations, M]`` and diverged flags ``[M]``.
 
-    A score is the mean return of the last ``WINDOW`` evaluations. It is minus infinity for a member
-    that diverged or has non-finite returns.
+    A score is the mean return of the last ``WINDOW`` evaluations, or of the only one. It is minus
+    infinity for a member that diverged or has non-finite returns.
     """
     scores = np.mean(np.asarray(returns, float)[-WINDOW:], axis=0)
     return np.where(diverged | ~np.isfinite(scores), -np.inf, scores)
@@ -31,8 +31,9 @@ def diverged_members(
 ) -> NDArray[np.bool_]:
     """Return which members ``[M]`` have diverged by the end of these rows of a run.
 
-    A member has diverged if its last ``max_skipped`` gradients were all skipped, or if its last
-    evaluation met non-finite numbers.
+    A member has diverged if ``max_skipped`` gradients in a row were skipped, up to any step of the
+    last chunk, or if its last evaluation met non-finite numbers. A chunk ends at the next log line,
+    evaluation or checkpoint; of its steps, rows hold the longest such streak.
     """
     train = [row for row in rows if row["kind"] == "train"][-members:]
     skipped = [row.get("skipped_in_a_row") or 0 for row in train] or [0] * members

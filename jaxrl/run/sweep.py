@@ -82,8 +82,9 @@ def sweep(
     """Train all configurations x seeds, rank the configurations, and keep a record.
 
     The members of one static configuration form one program. A seed's score is its mean return in
-    the last two evaluations; a configuration's score is the IQM over its seeds. Members that
-    diverge count as the lowest. They do not affect the others, which continue training.
+    the last two evaluations, without the one before training; a configuration's score is the IQM
+    over its seeds. Members that diverge count as the lowest. They do not affect the others, which
+    continue training.
 
     Args:
         trainer: the trainer of all members, or phases, or variants (static configurations).
@@ -107,8 +108,8 @@ def sweep(
             configuration (with PBT, as additional populations). A halved sweep cannot get more
             seeds.
         command: returns the command line that repeats a configuration, for the record.
-        eval_every: steps between evaluations; default a tenth of the run. Halving always evaluates
-            twice in its first rung, and PBT twice per interval.
+        eval_every: steps between evaluations; default a tenth of the run. By default, halving
+            evaluates twice in its first rung. PBT always evaluates twice per interval.
         eval_episodes, eval_mode, log_every, checkpoint_every, keep_best: as in ``run``.
         devices, max_skipped, log, quiet: as in ``run``. Members are spread over devices, but their
             environments are not.

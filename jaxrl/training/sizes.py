@@ -35,20 +35,27 @@ def check_gradient_steps(trainer: Any) -> None:
     )
 
 
-def check_batches(trainer: Any, rows: int, members: int, devices: int) -> None:
-    """Refuse batches of ``rows`` transitions, drawn at once, that cannot fit in memory.
+def rows_per_draw(sampler: Any) -> int:
+    """Return how many observations a draw has; a sampler in another one (``sampler``) says it."""
+    while not hasattr(sampler, "rows_per_draw") and hasattr(sampler, "sampler"):
+        sampler = sampler.sampler
+    return int(getattr(sampler, "rows_per_draw", 1))
+
+
+def check_batches(trainer: Any, draws: int, members: int, devices: int) -> None:
+    """Refuse batches of ``draws`` transitions or windows, made at once, that cannot fit in memory.
 
     Raises:
         UsageError: with the sizes, and a ``batch_size`` that fits.
     """
-    free = free_over(devices)
-    needed = members * rows * 2 * nbytes(trainer.env.spec.observation)
+    free, rows = free_over(devices), rows_per_draw(trainer.sampling)
+    needed = members * draws * rows * 2 * nbytes(trainer.env.spec.observation)
     if free is not None and needed > free:
         raise UsageError(
             f"batch_size is {trainer.batch_size} and num_updates {trainer.num_updates}, whose "
             f"batches need {gib(needed)} for all members, and {gib(free)} "
             f"are free; batch_size {max(trainer.batch_size * free // (2 * needed), 1)} would fit, "
-            "or a smaller num_updates"
+            f"or a smaller num_updates{', or shorter windows' * (rows > 1)}"
         )
 
 

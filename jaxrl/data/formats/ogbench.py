@@ -59,7 +59,8 @@ def read(
         path: the file or folder.
         action_space: the space of the file's actions; default: [-1, 1], or indices.
         rewards: an array with a reward for each transition, or for each row of the file.
-        masks: likewise for masks; 0 where the transition terminates. Default: none terminates.
+        masks: likewise for masks; 0 where the transition terminates, else 1. Default: none
+            terminates.
         task: a single OGBench task, such as ``antmaze-large-navigate-singletask-task1-v0``,
             for which the package ``ogbench`` computes both. They are cached next to the file.
         quiet: no progress bar.
@@ -86,7 +87,9 @@ def read(
         )
     reward = _per_transition("rewards", rewards, inner)
     mask = None if masks is None else _per_transition("masks", masks, inner)
-    terminated = np.zeros(len(reward), bool) if mask is None else mask == 0
+    terminated = np.zeros(len(reward), bool)
+    if mask is not None:
+        terminated = ~read_flags(mask, lambda row: f"{path}: masks at transition {row}")
     truncated = np.append(inner[1:], False)[inner] == 0  # if the next row is the trajectory's last
     after = np.append(False, inner[:-1])
     obs, next_obs = (_joined(parts, "observations", rows) for rows in (inner, after))
@@ -210,6 +213,7 @@ def _per_transition(name: str, given: Any, inner: np.ndarray) -> np.ndarray:
 
 def cache_of(path: Path, task: str) -> Path:
     """Return the file next to the data that caches a task's rewards and masks."""
+    path = Path(os.path.abspath(path))  # "." has no name
     return path.with_name(f"{path.stem if path.is_file() else path.name}.{task}.rewards")
 
 
