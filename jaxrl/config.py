@@ -1,14 +1,15 @@
-"""Conversion of agents to JSON and back, for run records."""
+"""Conversion of agents to JSON and back, and of other fields to JSON, for run records."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from jaxrl import hyper
 from jaxrl.errors import UsageError, nearest
-from jaxrl.require import plain
+from jaxrl.require import plain, shown
 
 
 def to_config(node: Any) -> dict[str, Any]:
@@ -48,3 +49,32 @@ def from_config(config: Mapping[str, Any], classes: Mapping[str, type]) -> Any:
         elif key != "class":
             fields[key] = tuple(value) if isinstance(value, list) else value
     return classes[name](**fields)
+
+
+def recorded_options(env: Any) -> dict[str, Any]:
+    """Return an environment's options, as ``make`` takes them, as JSON.
+
+    Raises:
+        UsageError: for options that JSON cannot hold.
+    """
+    given = getattr(env, "options", None)
+    try:
+        text = json.dumps({} if given is None else dict(given), default=plain)
+    except (TypeError, ValueError):  # ValueError: ``plain`` returns what it does not know
+        raise UsageError(
+            f"env {env.name} has options {shown(given)}; give what JSON can hold, as {{'g': 9.8}}"
+        ) from None
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def recorded(value: Any) -> Any:
+    """Return a field as JSON. An object that is no dataclass is recorded by its class alone."""
+
+    def described(x: Any) -> Any:
+        if dataclasses.is_dataclass(x):
+            return to_config(x)
+        known = plain(x)
+        return {"class": type(x).__name__} if known is x else known
+
+    return json.loads(json.dumps(value, default=described))

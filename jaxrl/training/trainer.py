@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any, ClassVar
 
 import jax
@@ -13,18 +12,16 @@ from flax import struct
 from jaxrl import hyper
 from jaxrl import metrics as m
 from jaxrl.agents import protocol
-from jaxrl.config import to_config
+from jaxrl.config import recorded, recorded_options, to_config
 from jaxrl.counters import counter_add, counter_zero
 from jaxrl.envs.absent import NoEnvironment
 from jaxrl.envs.vector import VectorEnv
 from jaxrl.errors import UsageError
 from jaxrl.require import (
     INT32_MAX,
-    plain,
     require_choice,
     require_instance,
     require_integer,
-    shown,
 )
 from jaxrl.rng import require_key
 from jaxrl.sharding import reducing_over, shard_count
@@ -207,11 +204,11 @@ class Trainer:
         """
         venv = self.env
         own = [f for f in dataclasses.fields(self) if f.name not in ("agent", "env", "axis")]
-        fields = {field.name: _recorded(getattr(self, field.name)) for field in own}
+        fields = {field.name: recorded(getattr(self, field.name)) for field in own}
         return {
             "algorithm": type(protocol.innermost(self.agent)).__name__,
             "env": venv.env.name,
-            "env_options": _options(venv.env),
+            "env_options": recorded_options(venv.env),
             "num_envs": venv.num_envs,
             "reset_mode": venv.reset_mode,
             "pool_size": venv.pool_size,
@@ -347,28 +344,3 @@ class Trainer:
         require_choice("mode", mode, Mode)
         limit = self.env.spec.max_steps
         return evaluate(self.agent, ts.agent, self.env.env, keys, mode, limit)
-
-
-def _options(env: Any) -> dict[str, Any]:
-    """Return an environment's options, as ``make`` takes them, as JSON."""
-    given = getattr(env, "options", None)
-    try:
-        text = json.dumps({} if given is None else dict(given), default=plain)
-    except (TypeError, ValueError):  # ValueError: ``plain`` returns what it does not know
-        raise UsageError(
-            f"env {env.name} has options {shown(given)}; give what JSON can hold, as {{'g': 9.8}}"
-        ) from None
-    found: dict[str, Any] = json.loads(text)
-    return found
-
-
-def _recorded(value: Any) -> Any:
-    """Return a field as JSON. An object that is no dataclass is recorded by its class alone."""
-
-    def described(x: Any) -> Any:
-        if dataclasses.is_dataclass(x):
-            return to_config(x)
-        known = plain(x)
-        return {"class": type(x).__name__} if known is x else known
-
-    return json.loads(json.dumps(value, default=described))
