@@ -13,7 +13,7 @@ way from the random policy to the expert, with its interval over seeds; ``offlin
 it that was there before the first environment step. ``physics`` is the share of the time that the
 environment alone takes for as many steps, measured apart. Seconds are those of training, without
 compiling and evaluations; in the figure they are spread evenly over a run's steps. Methods that
-the file has already are not run again.
+the file has already are not run again; their numbers of steps must be those that are asked for.
 
 Where the environment shows a goal and the data do not (``maze/Goals-v0/goals``), each row gets one
 drawn at random: the clones go to any goal, and fine-tuning teaches them to go to the one they see.
@@ -40,7 +40,7 @@ from jaxrl.cli.presets import dppo, dsrl, edit, pa_rl, ppo, reinflow
 from jaxrl.cli.presets.preset import lookup
 from jaxrl.data import Mixed
 from jaxrl.data.dataset import checksum
-from jaxrl.data.formats import load, reference
+from jaxrl.data.formats import load, metadata, reference
 from jaxrl.envs.maze import GoalMaze
 from jaxrl.errors import UsageError
 from jaxrl.nn.flow import NoisyFlow
@@ -207,6 +207,34 @@ def earlier(out: Path, record: dict[str, Any], seeds: list[int]) -> list[dict[st
     return rows
 
 
+def phases_of(
+    method: str, names: tuple[str, str], data: Any, steps: int, offline: int, online: int
+) -> tuple[list[Any], str]:
+    """Return the phases of a method of either kind, and the name of its clone."""
+    if method in ON_POLICY:
+        return on_policy(method, names, steps)
+    return off_policy(method, names, data, offline, online)
+
+
+def check_budget(row: dict[str, Any], phases: list[Any], out: Path) -> None:
+    """Raise UsageError if a row of the file has other numbers of steps than these phases."""
+    offline, online = 0, 0
+    for phase in phases:
+        trainer = phase.trainer
+        taken = trainer.first_step + trainer.iterations(phase.steps) * trainer.units_per_iteration
+        offline += taken * (phase.name == "offline")
+        online += taken * (phase.name == "online")
+    # The last of a row's ``steps`` counts both.
+    found = (row["steps"][-1] - row["env_steps"], row["env_steps"])
+    if found != (offline, online):
+        given = "--steps" if len(phases) == 1 else "--offline-steps, --online-steps"
+        raise UsageError(
+            f"out is {out}, where {row['method']} has {found[0]} offline and {found[1]} "
+            f"environment steps, and {given} ask for {offline} and {online}; give the same, or "
+            f"another file, such as {out.with_stem(out.stem + '_2')}"
+        )
+
+
 def main(
     methods: tuple[str, ...] = METHODS,
     dataset: str = "gymnax/Pendulum-v1/medium",
@@ -222,6 +250,11 @@ def main(
     """Clone, fine-tune, print a table, write it and draw it."""
     path, names = located(dataset)
     seeds = list(range(first_seed, first_seed + num_seeds))
+    if chosen := metadata(path).get("env_options"):
+        raise UsageError(
+            f"dataset is {dataset}, of {names[0]} with the options {chosen}, and this benchmark "
+            "plays environments as they are; give a dataset without options"
+        )
     env = jaxrl.make(names[0])
     data, known = read(path, env), reference(path)
     wrong = [method for method in methods if method in OFF_POLICY and isinstance(env, GoalMaze)]
@@ -239,18 +272,18 @@ def main(
         "checksum": checksum(load(path, quiet=True)),
         "clone_steps": clone_steps,
     }
-    rows = earlier(out, record, seeds)
+    rows, budget = earlier(out, record, seeds), (steps, offline_steps, online_steps)
+    kinds = {method in ON_POLICY for method in methods}
+    for each in rows:
+        if (each["method"] in ON_POLICY) in kinds:
+            check_budget(each, phases_of(each["method"], names, data, *budget)[0], out)
     for method in methods:
         if any(row["method"] == method for row in rows):
             continue
         options: dict[str, Any] = {"seeds": seeds, "quiet": True}
-        if method in ON_POLICY:
-            (phases, source), given = on_policy(method, names, steps), None
-            options["eval_every"] = steps // evaluations
-        else:
-            phases, source = off_policy(method, names, data, offline_steps, online_steps)
-            given = cli.with_extras(data, phases[0].trainer.agent)
-            options["eval_every"] = online_steps // evaluations
+        phases, source = phases_of(method, names, data, *budget)
+        given = None if method in ON_POLICY else cli.with_extras(data, phases[0].trainer.agent)
+        options["eval_every"] = phases[-1].steps // evaluations
         folder = clone(source, names, data, seeds, clone_steps)
         result = jaxrl.run(phases, data=given, policy_from=folder, **options)
         rows.append(row(method, result, folder, known))

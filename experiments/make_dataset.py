@@ -14,6 +14,8 @@ instead: paths to the bend and from it, or paths from the start to each of sever
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,85 +25,221 @@ import numpy as np
 from flax import struct
 from scipy.sparse.csgraph import shortest_path
 
-from jaxrl import SAC, NormalizeObs, OffPolicy, ScaleReward, UsageError, VectorEnv, cli, make
-from jaxrl.cli.presets import sac
+from jaxrl import SAC, NormalizeObs, OffPolicy, ScaleReward, UsageError, VectorEnv, cli, hyper, make
+from jaxrl.cli.assignments import assignments
+from jaxrl.cli.parsing import parse_words
+from jaxrl.cli.presets import lookup, sac
+from jaxrl.cli.resuming import value_of
 from jaxrl.data import concatenate
 from jaxrl.data.dataset import Dataset
 from jaxrl.data.describe import describe, lines
-from jaxrl.data.replay import Replay
+from jaxrl.data.replay import Precision, Replay
 from jaxrl.data.scores import Reference
 from jaxrl.envs.maze import GoalMaze, PointMaze
-from jaxrl.record.recorder import from_replay, record
+from jaxrl.envs.vector import ResetMode
+from jaxrl.hyper import flag, number, same_as, size, words
+from jaxrl.record.recorder import NUM_ENVS, from_replay, record
 from jaxrl.record.writers import write_d4rl
-from jaxrl.types import Array, Key, Mode, PyTree, Spec, TrainState
+from jaxrl.training.off_policy import Warmup
+from jaxrl.types import Array, Environment, Key, Mode, PyTree, Spec, TrainState
+
+QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
+SCRIPTED = ("env", "env_options", "out", "rows", "seed", "quiet")  # the options for mazes
+TRAINER = "num_steps num_updates batch_size learning_starts warmup_policy n_step precision cycles"
+
+
+def option(default: Any, help: str) -> Any:
+    """Declare an option whose values have no limits of their own."""
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(cli.OffPolicyOptions):
+class Config:
     """Train SAC and record datasets of its policies. Defaults are those of SAC on the task."""
 
-    env: str = "gymnax/Pendulum-v1"
-    out: str = "runs/data"
-    """The folder of the datasets: OUT/<env>/<quality>.hdf5. No file is replaced."""
-    rows: int = 20_000
-    """Transitions of each dataset, in whole episodes; medium-replay has at most the newest."""
-    medium: float = 1 / 3
-    """The part of the way from the random return to the expert's at which a policy is medium."""
+    env: str = option(
+        "gymnax/Pendulum-v1",
+        'The environment, "<suite>/<task>"; for an unknown name, the closest ones are listed.',
+    )
+    env_options: tuple[str, ...] = words((), help="options of the environment, as in: backend=mjx")
+    out: str = option(
+        "runs/data", "The folder of the datasets: OUT/<env>/<quality>.hdf5. No file is replaced."
+    )
+    rows: int = size(
+        20_000,
+        help="transitions of each dataset, in whole episodes; medium-replay has at most the newest",
+    )
+    seed: int = size(0, 0, help="the seed of training and recording")
+    quiet: bool = flag(False, help="print nothing")
+    medium: float = number(
+        1 / 3, 0, 1,
+        help="the part of the way from the random return to the expert's at which a policy is "
+        "medium",
+    )  # fmt: skip
+    total_steps: int = size(
+        1_000_000, help="environment steps of the training, rounded up to whole iterations"
+    )
+    num_envs: int = size(1, help="environments of the training")
+    reset_mode: ResetMode | None = option(
+        None, 'How these restart; default "fresh" where resets are cheap, else "pool".'
+    )
+    max_steps: int | None = size(
+        None, help="time limit of all episodes, also of the datasets'; default the environment's"
+    )
+    normalize_obs: bool = flag(False, help="learn from observations of zero mean and unit variance")
+    reward_scale: float = same_as(ScaleReward, "reward_scale")
+    num_steps: int = same_as(OffPolicy, "num_steps")
+    num_updates: int = same_as(OffPolicy, "num_updates")
+    batch_size: int = same_as(OffPolicy, "batch_size")
+    learning_starts: int = same_as(OffPolicy, "learning_starts")
+    warmup_policy: Warmup = same_as(OffPolicy, "warmup_policy")
+    n_step: int = same_as(OffPolicy, "n_step")
+    precision: Precision = same_as(OffPolicy, "precision")
+    cycles: int | None = same_as(OffPolicy, "cycles")
     agent: SAC = SAC()
+
+    @property
+    def env_settings(self) -> dict[str, Any]:
+        """The environment's options, by name. Raises UsageError for words without "="."""
+        return assignments(self.env_options, "env-options")
+
+    def path(self, quality: str) -> Path:
+        """Return the file of a dataset."""
+        return Path(self.out) / self.env / f"{quality}.hdf5"
 
 
 def main() -> None:
     """Train, record, and write the files."""
-    config = cli.parse(Config, sac.PRESETS)
-    if config.distributed is not None:
-        raise UsageError("distributed is for training; a dataset is made by one process")
+    config = parsed(sys.argv[1:])
     cli.prepare(1)
     env = make(config.env, **config.env_settings)
     if isinstance(env, PointMaze):
-        reference = Reference(0.0, 1.0, "the rate of success")
-        if isinstance(env, GoalMaze):
-            spec = dataclasses.replace(env.spec, observation=env.spec.observation["state"])
-            write(config, spec, {"goals": ways(env, config)}, reference)
-        else:
-            write(config, env.spec, {"stitch": stitching(env, config)}, reference)
-        return
+        refuse_training(sys.argv[1:])
+        scripted(env, config)
+    else:
+        trained(env, config)
 
+
+def parsed(given: Sequence[str]) -> Config:
+    """Return the options; defaults are SAC's presets for the environment.
+
+    Raises:
+        UsageError: for anything that cannot be parsed, and for options that have no use here.
+    """
+    settings = lookup(sac.PRESETS, value_of(given, "env", Config.env))
+    del settings["buffer_size"]  # it holds the whole training
+    settings["agent"] = hyper.override(SAC(), settings["agent"])
+    return parse_words(Config, Config(**settings), given)
+
+
+def refuse_training(given: Sequence[str]) -> None:
+    """Raise UsageError for an option of training."""
+    for word in given:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name.removeprefix("no_") not in SCRIPTED:
+            raise UsageError(f"{name} is for training, and a maze's dataset is scripted; omit it")
+
+
+def check_files(config: Config, qualities: Iterable[str]) -> None:
+    """Make the folder of the datasets. Raises UsageError if that fails, or if one exists."""
+    for quality in qualities:
+        if config.path(quality).exists():
+            raise UsageError(
+                f"out is {config.out}, and {config.path(quality)} exists; give another folder, "
+                f"such as {config.out}_2"
+            )
+    try:
+        config.path("").parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"out is {config.out}, which cannot hold the datasets: {error.strerror}; give another "
+            "folder, such as runs/data"
+        ) from None
+
+
+def scripted(env: Any, config: Config) -> None:
+    """Write the dataset of a maze."""
+    goals, spec = isinstance(env, GoalMaze), env.spec
+    quality = "goals" if goals else "stitch"
+    check_files(config, [quality])
+    if goals:
+        spec = dataclasses.replace(spec, observation=spec.observation["state"])
+    data = ways(env, config) if goals else stitching(env, config)
+    write(config, spec, {quality: data}, Reference(0.0, 1.0, "the rate of success"))
+
+
+def trained(env: Environment, config: Config) -> None:
+    """Train, and write the datasets of the policies.
+
+    Raises:
+        UsageError: before training, for what cannot be trained or written. After it, if no policy
+            is medium; the datasets of the random policy and of the expert are written then too.
+    """
+    if isinstance(env.spec.observation, dict):
+        raise UsageError(
+            f"env is {config.env}, whose observations have entries, and D4RL's layout has one "
+            "array; give another, such as gymnax/Pendulum-v1"
+        )
+    trainer = trainer_of(env, config)
+    check_files(config, QUALITIES)
+    moments, last = train(trainer, config)
+
+    players = VectorEnv(env, NUM_ENVS, max_steps=config.max_steps)
+    keys = iter(jax.random.split(jax.random.key(config.seed), 4))
+
+    def played(policy: Any) -> Dataset:
+        return record(policy, players, next(keys), steps=config.rows, mode="sample")
+
+    random, expert = played("uniform"), played((trainer.agent, moments[-1].agent))
+    worst, best = float(random.returns().mean()), float(expert.returns().mean())
+    wanted = worst + config.medium * (best - worst)
+    reached = [moment for moment in moments[1:] if moment.episode_return >= wanted]
+    known = Reference(worst, best, "mean returns of random and expert") if best > worst else None
+    if known is None or not reached:
+        write(config, players.spec, {"random": random, "expert": expert}, known)
+        why = f"no policy reached {wanted:.1f}"
+        if known is None:
+            why = f"the expert's return is {best:.1f}, and a random policy's {worst:.1f}"
+        raise UsageError(f"{why}; give more --total-steps, and another --out")
+    moment = reached[0]
+    medium = played((trainer.agent, moment.agent))
+    replay = from_replay(Replay(trainer.buffer, last.store, moment.written), players.spec)
+    found = (
+        random,
+        medium,
+        newest(replay, config.rows, moment.written),
+        concatenate([half(medium), half(expert)]),
+        expert,
+    )
+    write(config, players.spec, dict(zip(QUALITIES, found, strict=True)), known)
+
+
+def trainer_of(env: Environment, config: Config) -> OffPolicy:
+    """Return the trainer. Its buffer has a slot for every step, so nothing is overwritten.
+
+    Only then are the first rows of the last buffer those of any moment before.
+
+    Raises:
+        UsageError: for what cannot be trained.
+    """
     venv = VectorEnv(env, config.num_envs, config.reset_mode, max_steps=config.max_steps)
     agent: Any = config.agent
     if config.reward_scale != 1.0:
         agent = ScaleReward(agent, config.reward_scale)
     if config.normalize_obs:
         agent = NormalizeObs(agent)
-    sizes = ("batch_size", "learning_starts", "num_steps", "num_updates")
-    options = {name: getattr(config, name) for name in sizes}
-    # Nothing is overwritten, so the first rows of the last buffer are those of any time before.
-    trainer = OffPolicy(agent, venv, buffer_size=config.total_steps, **options)
+    trainer = OffPolicy(agent, venv, **{name: getattr(config, name) for name in TRAINER.split()})
+    trainer.schedule.check()
+    steps = written_after(trainer, trainer.iterations(config.total_steps))
+    trainer = dataclasses.replace(trainer, buffer_size=steps * venv.num_envs)
+    assert trainer.buffer.slots == steps
+    trainer.check()
+    return trainer
 
-    moments, last = train(trainer, config)
-    returns = [moment.episode_return for moment in moments]
-    keys = iter(jax.random.split(jax.random.key(config.seed), 4))
 
-    def played(policy: Any, rows: int) -> Dataset:
-        return record(policy, env, next(keys), steps=rows, mode="sample")
-
-    random = played("uniform", config.rows)
-    expert = played((trainer.agent, moments[-1].agent), config.rows)
-    worst, best = float(random.returns().mean()), float(expert.returns().mean())
-    wanted = worst + config.medium * (best - worst)
-    medium_at = next((i for i, each in enumerate(returns[1:], 1) if each >= wanted), None)
-    if medium_at is None:
-        raise UsageError(f"no policy reached {wanted:.1f}; give more --total-steps")
-    moment = moments[medium_at]
-    medium = played((trainer.agent, moment.agent), config.rows)
-    replay = Replay(trainer.buffer, last.store, moment.written)
-    found = {
-        "random": random,
-        "medium": medium,
-        "medium-replay": newest(from_replay(replay, venv.spec), config.rows),
-        "medium-expert": concatenate([half(medium), half(expert)]),
-        "expert": expert,
-    }
-    write(config, env.spec, found, Reference(worst, best, "mean returns of random and expert"))
+def written_after(trainer: OffPolicy, iterations: int) -> int:
+    """Return the steps of each environment that are in the buffer after these iterations."""
+    return trainer.schedule.warmup_steps + iterations * trainer.schedule.steps
 
 
 class Moment(NamedTuple):
@@ -113,25 +251,33 @@ class Moment(NamedTuple):
 
 
 def train(trainer: OffPolicy, config: Config) -> tuple[list[Moment], TrainState]:
-    """Train, and return 41 moments and the last state."""
-    total, schedule = trainer.iterations(config.total_steps), trainer.schedule
+    """Train, and return about 40 moments and the last state."""
+    total = trainer.iterations(config.total_steps)
     chunk, every = jax.jit(trainer.chunk, donate_argnums=0), max(total // 40, 1)
     evaluate = jax.jit(lambda ts: trainer.evaluate(ts, jax.random.key(1), 10, "sample").returns)
     ts, moments = jax.jit(trainer.init)(jax.random.key(config.seed)), []
     for done in range(0, total + 1, every):
         mean = float(np.mean(evaluate(ts)))
-        written = schedule.warmup_steps + done * schedule.steps
-        moments.append(Moment(jax.device_get(ts.agent), written, mean))
-        print(f"iteration {done} of {total}: return {mean:.1f}", flush=True)
+        moments.append(Moment(jax.device_get(ts.agent), written_after(trainer, done), mean))
+        if not config.quiet:
+            print(f"iteration {done} of {total}: return {mean:.1f}", flush=True)
         if done + every <= total:
             ts, _ = chunk(ts, (), every)
     return moments, ts
 
 
-def newest(data: Dataset, rows: int) -> Dataset:
-    """Return the last episodes that have ``rows`` transitions together."""
-    remaining = np.cumsum(data.lengths()[::-1])[::-1]
-    return data.filter(remaining <= max(rows, remaining[-1]))
+def newest(data: Dataset, rows: int, written: int) -> Dataset:
+    """Return the episodes that ended last and have ``rows`` transitions together, at least one.
+
+    ``data`` has ``written`` rows of each environment, one environment after another.
+    """
+    lengths = data.lengths()
+    ended = (data.first_rows() + lengths - 1) % written
+    order = np.argsort(-ended, kind="stable")
+    total = np.cumsum(lengths[order])
+    kept = np.zeros(len(lengths), bool)
+    kept[order] = total <= max(rows, total[0])
+    return data.filter(kept)
 
 
 def half(data: Dataset) -> Dataset:
@@ -139,12 +285,16 @@ def half(data: Dataset) -> Dataset:
     return data.filter(np.arange(data.num_episodes) < max(data.num_episodes // 2, 1))
 
 
-def write(config: Config, spec: Spec, found: dict[str, Dataset], reference: Reference) -> None:
+def write(
+    config: Config, spec: Spec, found: dict[str, Dataset], reference: Reference | None
+) -> None:
     """Write the datasets, and print what they hold."""
     for quality, data in found.items():
-        path = Path(config.out) / config.env / f"{quality}.hdf5"
+        path = config.path(quality)
         metadata = {"env": config.env, "env_options": config.env_settings, "seed": config.seed}
         write_d4rl(data, path, spec, metadata, reference=reference, next_observations=False)
+        if config.quiet:
+            continue
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
         for line in lines(describe(data, references=reference)):
             print(f"  {line}")
@@ -206,7 +356,7 @@ def directions(env: PointMaze) -> tuple[np.ndarray, np.ndarray]:
     return table, cells
 
 
-def stitching(env: PointMaze, config: Config) -> Dataset:
+def stitching(env: Any, config: Config) -> Dataset:
     """Return walks of at most 60 steps from anywhere; none goes from the start to the goal."""
     everywhere = VectorEnv(dataclasses.replace(env, anywhere=True), 64, max_steps=60)
     agent = Wanderer(env)
@@ -234,7 +384,7 @@ class Walker:
         return ahead + self.noise * jax.random.normal(key, ahead.shape), carry, {}
 
 
-def ways(env: GoalMaze, config: Config) -> Dataset:
+def ways(env: Any, config: Config) -> Dataset:
     """Return ways from the start to the goals, without the goals: their positions alone."""
     data = record((Walker(env), ()), env, jax.random.key(config.seed), steps=config.rows)
     return data._replace(obs=data.obs["state"], next_obs=data.next_obs["state"])

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from jaxrl import IQL, SAC, CalQL, Offline, OffPolicy, Phase, VectorEnv, cli, hyper, make, run
 from jaxrl.cli.presets import offline_to_online
 from jaxrl.data import Mixed, Pooled, UniformReplay
-from jaxrl.hyper import choice, size
+from jaxrl.hyper import choice, same_as, size
 
 Method = Literal["iql", "cal_ql", "rlpd", "wsrl"]
 
@@ -31,6 +31,7 @@ class Config(cli.OfflineOptions):
     learning_starts: int = size(1_000, help="transitions before the first online gradient step")
     buffer_size: int = size(1_000_000, help="transitions in the replay buffer")
     hidden_dims: tuple[int, ...] = size((256, 256), help="widths of all networks")
+    gamma: float = same_as(SAC, "gamma")
     num_actions: int = size(10, help="cal_ql, wsrl: actions per distribution; fewer are faster")
 
 
@@ -38,17 +39,18 @@ def agents(config: Config) -> tuple[Any, Any]:
     """Return the agent of the offline phase (None without one), and that of the online phase."""
     sizes = {"hidden_dims": config.hidden_dims}
     parts = {"policy": sizes, "critic": sizes}
+    options: dict[str, Any] = {"gamma": config.gamma}
     if config.method == "iql":
-        agent = hyper.override(IQL(), parts | {"value": sizes})
+        agent = hyper.override(IQL(), parts | options | {"value": sizes})
         return agent, agent
     if config.method == "rlpd":
         sizes = sizes | {"initializer": "xavier"}
         critic = sizes | {"num_critics": 10, "layer_norm": True}
-        options = {"num_min_critics": 2, "actor_q": "mean", "target_entropy": -0.5}
+        options |= {"num_min_critics": 2, "actor_q": "mean", "target_entropy": -0.5}
         delay = {"policy_delay": config.online_updates}  # one step of the actor, after the critics
         parts = {"policy": sizes, "critic": critic}
         return None, hyper.override(SAC(), parts | options | delay)
-    options = {"actor_learning_rate": 1e-4, "alpha_learning_rate": 1e-4}
+    options |= {"actor_learning_rate": 1e-4, "alpha_learning_rate": 1e-4}
     options["num_actions"] = config.num_actions
     if config.method == "cal_ql":
         agent = hyper.override(CalQL(), parts | options)

@@ -10,7 +10,8 @@ DSAC-T take next actions, and that they take all gradients at the same parameter
 trained critics is the mean of ``Q(s, a) - G`` over states and actions that the policy visits, where
 ``G`` is the discounted sum of later rewards and entropy bonuses, played out without a time limit
 until the rest is below a thousandth. It is divided by the factor, and so is in units of the return.
-The results are ``value_bias.json`` and ``value_bias.png``.
+The results are ``value_bias.json`` and ``value_bias.png``. The figure and the printed table show
+the IQM over seeds.
 """
 
 from __future__ import annotations
@@ -174,23 +175,31 @@ def measure(config: Config, name: str, folder: Path) -> list[dict[str, Any]]:
         row = {"algorithm": name, "reward_scale": entry["sweep"]["reward_scale"]}
         scale = row["reward_scale"]
         row |= {"final_return": entry["final_return"], "bias": final_return(bias / scale)}
-        rows.append(row | {"mean_magnitude_of_returns": (size / scale).tolist()})
+        magnitudes = final_return(size / scale)["per_seed"]  # None where JSON has no number
+        rows.append(row | {"mean_magnitude_of_returns": magnitudes})
     return rows
 
 
 def draw(config: Config, rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw final returns and biases against the scale of the reward."""
+    """Draw the IQM of final returns and biases against the scale of the reward.
+
+    Rows without an IQM, in which not all seeds are finite, are left out.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = {"final_return": "final evaluation return", "bias": "Q - G, in units of the return"}
     for ax, (what, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for i, name in enumerate(AGENTS):
-            own = [row for row in rows if row["algorithm"] == name]
+            own = [row for row in rows if row["algorithm"] == name and row[what]["iqm"] is not None]
+            if not own:
+                continue
             x = np.array([row["reward_scale"] for row in own]) * 1.12 ** (i - 1)
-            middle = np.array([row[what]["mean"] for row in own])
+            middle = np.array([row[what]["iqm"] for row in own])
             low, high = np.transpose([row[what]["ci95"] for row in own])
-            ax.errorbar(x, middle, [middle - low, high - middle], fmt="o-", capsize=4, label=name)
+            colour = f"C{i}"  # the same in both panels, also where an algorithm has no row in one
+            bars = [middle - low, high - middle]
+            ax.errorbar(x, middle, bars, fmt="o-", color=colour, capsize=4, label=name)
             for at, row in zip(x, own, strict=True):
                 seeds = row[what]["per_seed"]
                 ax.plot([at] * len(seeds), seeds, ".", color="0.5", markersize=4)
@@ -199,9 +208,34 @@ def draw(config: Config, rows: list[dict[str, Any]], path: Path) -> None:
         ax.minorticks_off()
         ax.grid(alpha=0.3)
     figure.axes[1].axhline(0.0, color="0.3", linewidth=0.8)
-    figure.axes[0].legend()
+    if figure.axes[0].get_legend_handles_labels()[0]:
+        figure.axes[0].legend()
     figure.suptitle(f"{config.env}, {config.total_steps:,} steps, {config.num_seeds} seeds")
     figure.savefig(path, dpi=120)
+
+
+def shown(row: dict[str, Any]) -> str:
+    """Return a line of the table: the IQM of the final return, and of the bias."""
+    name = f"{row['algorithm']:7} x{row['reward_scale']:<5g}"
+    final, bias = row["final_return"]["iqm"], row["bias"]["iqm"]
+    if final is None or bias is None:
+        return f"{name} not all seeds are finite"
+    return f"{name} {final:9.1f} {bias:+9.2f}"
+
+
+def check(config: Config) -> None:
+    """Raise UsageError for what would fail only after hours of training."""
+    require("num_seeds", config.num_seeds, 2)
+    for name in ("episodes", "states"):
+        require(name, getattr(config, name), 1, 10**6)
+    if not 0.0 < config.gamma < 1.0:
+        raise UsageError(
+            f"gamma is {config.gamma:g}; it must be more than 0 and less than 1, as 0.99"
+        )
+    if not config.scales:
+        raise UsageError("scales is (); give at least one, as 0.1 1 10")
+    for scale in config.scales:
+        require("scales", scale, 0, above=True)
 
 
 def main() -> None:
@@ -210,9 +244,7 @@ def main() -> None:
 
     config = tyro.cli(Config, description=__doc__)
     cli.prepare(None)
-    require("num_seeds", config.num_seeds, 2)
-    for name in ("episodes", "states"):  # not after hours of training
-        require(name, getattr(config, name), 1, 10**6)
+    check(config)
     folder = Path(config.out)
     if folder.exists():
         raise UsageError(f"out is {folder}, which exists; give another folder")
@@ -220,9 +252,7 @@ def main() -> None:
     record = {"config": dataclasses.asdict(config), "rows": rows}
     (folder / "value_bias.json").write_text(json.dumps(record, indent=2) + "\n")
     draw(config, rows, folder / "value_bias.png")
-    for row in rows:
-        bias, final = row["bias"]["mean"], row["final_return"]["mean"]
-        print(f"{row['algorithm']:7} x{row['reward_scale']:<5g} {final:9.1f} {bias:+9.2f}")
+    print(*map(shown, rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -403,11 +403,35 @@ def test_a_sweep_is_drawn_where_rows_lack_names_of_others(tmp_path, rows, axes, 
     results = {"score": 1.0, "seeds": 2, "scores": [1.0, 2.0]}
     table = [{**row, **results} for row in rows]
     assert axes_of(table) == axes
-    figure = plot_sweep(table, {"best": {}}, tmp_path / "sweep.png")
+    figure = plot_sweep(table, {"best": {}, "seeds": [0, 1]}, tmp_path / "sweep.png")
     drawn = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
     assert [axes.get_xlabel() for axes in drawn] == panels
     ticks = {text.get_text() for text in drawn[-1].get_xticklabels()}
     assert "default" in ticks and (tmp_path / "sweep.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([0.99, 0.9968377, 0.999, 0.99968377, 0.9999], "0.99 0.996838 0.999 0.999684 0.9999"),
+        ([0.9999999, 0.99999999, 0.999999999], "0.9999999 0.99999999 0.999999999"),
+        ([1e-5, 3e-4, 1e3], "1e-05 0.0003 1000"),
+    ],
+)
+def test_labels_of_swept_values_are_right_and_those_of_seeds_are_the_seeds(values, labels):
+    table = [{"gamma": value, "score": 1.0, "scores": [1.0, 2.0]} for value in values]
+    axes = plot_sweep(table, {"best": {}, "seeds": [100, 101]}).axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == labels.split()
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["100", "101"]
+    assert axes.get_ylabel() == "seed"
+    # Also on an axis that has a text too, and in a map of two names.
+    mixed = [*table, {"score": 1.0}, {"a": 1.0, "gamma": values[0], "score": 1.0}]
+    axes = plot_sweep(mixed, {"best": {}, "seeds": [100, 101]}).axes[0]
+    assert {*labels.split(), "default"} == {text.get_text() for text in axes.get_xticklabels()}
+    two = [row | {"a": a} for row in table for a in (1.0, 2.0)]
+    axes = plot_sweep(two, {"best": {}, "seeds": [100, 101]}).axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == labels.split()
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["1", "2"]
 
 
 def test_a_schedule_is_drawn_for_the_names_that_it_has(tmp_path):

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import norm
-from shared import assert_same_bits, numerical_gradient, run_script, script_module
+from shared import (
+    EXPERIMENTS,
+    assert_same_bits,
+    numerical_gradient,
+    rows_of_pendulum,
+    run_script,
+    script_module,
+)
 
 from jaxrl import (
     BC,
@@ -34,6 +42,7 @@ from jaxrl.nn.critics import ValueFunction
 from jaxrl.nn.diffusion import Diffusion, betas
 from jaxrl.nn.flow import Flow, NoisyFlow
 from jaxrl.nn.policies import Gaussian
+from jaxrl.record.writers import write_d4rl
 from jaxrl.training import rollout
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -416,6 +425,46 @@ def test_scripts_fine_tune_a_clone_and_resume(name, policy, horizon, more, tmp_p
     assert_same_bits(whole.state, parts.state)
     assert float(whole.state.statistics.size) == 64  # those of the clone
     assert whole.spec.action.shape == (horizon,)
+
+
+# --- the benchmark ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """``benchmarks/fine_tuning.py``, which trains nothing."""
+    folder = EXPERIMENTS.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    with script_module("fine_tuning", folder) as script:
+        monkeypatch.setattr(script, "clone", lambda *_: pytest.fail("training began"))
+        monkeypatch.setattr(script, "draw", lambda *_: None)
+        yield script
+
+
+def test_rows_of_other_numbers_of_steps_are_not_mixed(benchmark, tmp_path):
+    """The rows are of 200,000 steps, and of 5,000 after 5,000 offline, up to whole iterations."""
+    out = tmp_path / "fine_tuning.json"
+    shutil.copy(EXPERIMENTS.parent / "results" / "fine_tuning.json", out)
+    asked = {"steps": 200_000, "offline_steps": 5_000, "online_steps": 5_000, "out": out}
+    benchmark.main(("dppo", "ppo", "dsrl", "edit"), **asked)
+    benchmark.main(("dsrl",), **asked | {"steps": 300_000})
+    benchmark.main(("ppo",), **asked | {"online_steps": 9})
+    for method, other, line in (
+        ("ppo", {"steps": 300_000}, "dppo has 0 offline and 200704 environment steps, and --steps"),
+        ("dsrl", {"online_steps": 6_000}, "dsrl has 5056 offline and 5032 environment steps, and"),
+        ("pa_rl", {"offline_steps": 6_000}, "and --offline-steps, --online-steps ask for 6016 and"),
+    ):
+        with pytest.raises(UsageError, match=line) as error:
+            benchmark.main((method,), **asked | other)
+        assert str(error.value).endswith(f"another file, such as {tmp_path}/fine_tuning_2.json")
+
+
+def test_a_dataset_of_an_environment_with_options_is_not_played_without_them(benchmark, tmp_path):
+    env = make("gymnax/Pendulum-v1")
+    known = {"env": env.name, "env_options": {"max_speed": 4.0}}
+    path = write_d4rl(rows_of_pendulum(), tmp_path / "data.hdf5", env.spec, known)
+    with pytest.raises(UsageError, match="with the options {'max_speed': 4.0}, and this benchm"):
+        benchmark.main(dataset=str(path), out=tmp_path / "out.json")
 
 
 # --- what cannot work ---------------------------------------------------------------------------

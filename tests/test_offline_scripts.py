@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-import json
 from fnmatch import fnmatchcase
 
 import numpy as np
 import pytest
-from shared import run_script, script_module, trainer_of
+from shared import rows_of_pendulum, run_script, script_module, trainer_of
 
 from jaxrl import NormalizeObs, ScaleReward, UsageError, cli, load_policy, make
+from jaxrl.agents.protocol import discount_factor
 from jaxrl.cli.presets import lookup
 from jaxrl.data import Mixed, Pooled, UniformReplay, with_goals
 from jaxrl.data.describe import describe
 from jaxrl.data.formats import load, metadata, reference
 from jaxrl.data.samplers import UniformDataset, WeightedDataset
 from jaxrl.data.shipped import FOLDER, shipped, shipped_path
-from jaxrl.record.writers import write_minari
+from jaxrl.record.writers import write_d4rl
+from jaxrl.run.configurations import check_configurations
 from jaxrl.run.session import Session
 
 ALGORITHMS = ["bc", "td3_bc", "iql", "rebrac", "cql", "edac", "offline_to_online"]
@@ -31,46 +33,6 @@ def presets_of(algorithm):
 
 
 # --- the whole way, in small --------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Pendulum's datasets by an agent that has hardly learnt."""
-    folder = tmp_path_factory.mktemp("data")
-    words = f"--env gymnax/Pendulum-v1 --out {folder} --rows 600 --total-steps 600 --medium -9"
-    words += " --learning-starts 200 --batch-size 8 --policy.hidden-dims 8 --critic.hidden-dims 8"
-    with script_module("make_dataset") as script:
-        run_script(script, words.split())
-    return folder / "gymnax" / "Pendulum-v1"
-
-
-def test_from_a_new_dataset_through_minari_offline_and_online_to_a_loaded_policy(made, tmp_path):
-    names = {path.stem for path in made.glob("*.hdf5")}
-    assert names == {"random", "medium", "medium-replay", "medium-expert", "expert"}
-    spec = make("gymnax/Pendulum-v1").spec
-    replay = load(made / "medium-replay.hdf5")
-    known = reference(made / "random.hdf5")
-    folder = write_minari(replay, tmp_path / "pendulum-v0", spec, reference=known)
-    common = f"--dataset {folder} {QUICK} --batch-size 8"
-    with script_module("iql") as script:
-        sizes = "--policy.hidden-dims 8 --critic.hidden-dims 8 --value.hidden-dims 8"
-        run_script(
-            script, f"{common} {sizes} --total-steps 64 --run-dir {tmp_path / 'iql'}".split()
-        )
-    summary = json.loads((tmp_path / "iql" / "summary.json").read_text())
-    assert summary["scores"]["name"] == "normalized"
-    returns = summary["final_return"]["per_seed"]
-    expected = 100 * (np.array(returns) - known.random) / (known.expert - known.random)
-    np.testing.assert_allclose(summary["scores"]["final"]["per_seed"], expected)
-
-    with script_module("offline_to_online") as script:
-        sizes = "--hidden-dims 8 --total-steps 64 --online-steps 300 --learning-starts 100"
-        run = tmp_path / "online"
-        run_script(script, f"{common} {sizes} --method iql --run-dir {run}".split())
-    summary = json.loads((run / "summary.json").read_text())
-    assert [switch["phase"] for switch in summary["switches"]] == ["online"]
-    policy = load_policy(run)
-    assert np.isfinite(policy(replay.obs[:5])).all()
 
 
 def test_a_policy_of_chunks_is_loaded_with_its_queue(tmp_path):
@@ -91,16 +53,6 @@ def test_a_policy_of_chunks_is_loaded_with_its_queue(tmp_path):
     assert first.shape == (4, 1) and (later.left == 0).all()
     with pytest.raises(UsageError, match="BC has a memory; play it with carry = policy.start"):
         policy(obs)
-
-
-def test_datasets_hold_what_they_were_made_of(made):
-    known = metadata(made / "medium.hdf5")
-    assert known["env"] == "gymnax/Pendulum-v1" and known["seed"] == 0
-    assert "make_dataset" in known["command"] or "pytest" in known["command"]
-    medium, expert = (load(made / f"{name}.hdf5") for name in ("medium", "expert"))
-    mixed = load(made / "medium-expert.hdf5")
-    assert abs(mixed.size - (medium.size + expert.size) / 2) <= 200
-    assert load(made / "medium-replay.hdf5").size <= 600
 
 
 # --- shipped datasets ---------------------------------------------------------------------------
@@ -152,7 +104,8 @@ TASKS = [
       for quality in ("human", "cloned", "expert")),
     *("kitchen-partial-v0", "gymnax/Pendulum-v1", "maze/Stitch-v0"),
     *(f"mjx/{task}-v4" for task in ("HalfCheetah", "Hopper", "Walker2d")),
-    *(f"mjx/Hopper-v5/medium-{kind}" for kind in ("replay", "expert")),
+    *(f"mjx/{task}-v5/medium-{kind}" for task in ("Hopper", "Reacher")
+      for kind in ("replay", "expert")),
 ]  # fmt: skip
 
 
@@ -254,6 +207,16 @@ def test_num_actions_reaches_the_conservative_term_of_both_phases():
     assert [phase.trainer.agent.num_actions for phase in warm] == [4, 1]
 
 
+@pytest.mark.parametrize("method", ["iql", "cal_ql", "rlpd", "wsrl"])
+def test_gamma_reaches_the_agents_of_both_phases_as_the_advice_for_sweeps_says(method):
+    words = f"--method {method} --gamma 0.9 --quiet --run-dir x"
+    phases = trainer_of("offline_to_online", words)
+    assert [discount_factor(phase.trainer.agent) for phase in phases] == [0.9] * len(phases)
+    if method == "cal_ql":
+        with pytest.raises(UsageError, match=r"give sweep.py --static gamma=0.95,\.\.\."):
+            check_configurations(phases[0].trainer, [{"gamma": 0.95}])
+
+
 @pytest.mark.parametrize(
     ("script", "line"),
     [
@@ -286,7 +249,11 @@ def test_options_that_a_method_cannot_use_are_refused_before_anything_is_written
         ("--dataset nothing.hdf5", "nothing.hdf5 cannot be read: No such file or directory"),
         (
             "--env mjx/Hopper-v5 --dataset gymnax/Pendulum-v1/expert",
-            "the dataset.s obs is floats of shape .3,. in ea",
+            "which is of gymnax/Pendulum-v1, and env is mjx/Hopper-v5; give --env gymnax/Pendulum",
+        ),
+        (  # whose shapes fit
+            "--env maze/Stitch-v0 --dataset maze/Goals-v0/goals",
+            "dataset is maze/Goals-v0/goals, which is of maze/Goals-v0, and env is maze/Stitch-v0",
         ),
         ("--sampling best", "best"),
         ("--top 0", "top is 0; it must be more than 0"),
@@ -296,3 +263,43 @@ def test_wrong_input_is_one_line(words, line):
     with script_module("td3_bc") as script, pytest.raises(UsageError, match=line) as error:
         run_script(script, f"{words} --quiet --run-dir x".split())
     assert "\n" not in str(error.value)
+
+
+OPTIONS = {"engine": "warp", "g": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "env", "note"),
+    [
+        ({"env": "mjx/Hopper-v5"}, "mjx/Hopper-v5", ""),
+        ({"env": "mjx/Hopper-v4"}, "mjx/Hopper-v5", "is of mjx/Hopper-v4, another version of mjx"),
+        ({"env": "mine/Hopper"}, "mjx/Hopper-v5", ""),
+        ({"env": ["x"]}, "mjx/Hopper-v5", ""),
+        ({"seed": 3}, "mjx/Hopper-v5", ""),
+        ({"env": "mjx/Walker2d-v5"}, "mjx/HalfCheetah-v5", None),
+        ({"env": "brax/hopper"}, "mjx/Hopper-v5", None),
+        ({"env": "mjx/Hopper-v5", "env_options": OPTIONS}, "mjx/Hopper-v5 g=(1,2)", ""),
+        (
+            {"env": "mjx/Hopper-v5", "env_options": OPTIONS},
+            "mjx/Hopper-v5 g=(1,3)",
+            "env_options {'engine': 'warp', 'g': [1, 2]}, and those of this run are {'g': (1, 3)}",
+        ),
+    ],
+)
+def test_a_dataset_of_another_task_is_refused_and_another_version_noted(
+    metadata, env, note, tmp_path, capsys
+):
+    """All have the shapes of Pendulum; only the names in their metadata differ."""
+    spec = make("gymnax/Pendulum-v1").spec
+    path = write_d4rl(rows_of_pendulum(), tmp_path / "data.hdf5", spec, metadata)
+    name, *words = env.split()
+    config = cli.OfflineOptions(env=name, env_options=tuple(words), dataset=str(path))
+    if note is None:
+        with pytest.raises(UsageError, match=f"which is of {metadata['env']}, and env is {name}"):
+            cli.load_dataset(config, spec)
+        return
+    cli.load_dataset(config, spec)
+    printed = capsys.readouterr().out
+    assert note in printed and ("note: " in printed) == bool(note)
+    cli.load_dataset(dataclasses.replace(config, quiet=True), spec)
+    assert not capsys.readouterr().out

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shared import script_module
+from shared import run_script, script_module
 
-from jaxrl import DSACT, SAC, make
+from jaxrl import DSACT, SAC, UsageError, make
+from jaxrl.analysis.statistics import final_return
 from jaxrl.config import to_config
 from jaxrl.hyper import override
 
@@ -72,3 +73,52 @@ def test_soft_returns_are_sums_of_rewards_and_of_the_entropy_after_each(script, 
     np.testing.assert_allclose(returns[:5].mean(1), rewards + bonuses, atol=0.05)
     assert np.ptp(np.asarray(returns[4])) == 0.0  # the last step: its reward alone
     assert value.shape == (steps, episodes) and np.isfinite(value).all()
+
+
+def rows_of(script, returns):
+    """A row of each algorithm and scale, with these final returns and biases."""
+    found = final_return(returns)
+    return [
+        {"algorithm": name, "reward_scale": scale, "final_return": found, "bias": found}
+        for name in script.AGENTS
+        for scale in script.Config().scales
+    ]
+
+
+def test_the_figure_and_the_table_show_the_iqm_whose_interval_they_show(script, tmp_path):
+    returns = [490.0, *[500.0] * 14, 60.0]  # the mean is below the interval of the IQM
+    rows = rows_of(script, returns)
+    assert rows[0]["final_return"]["mean"] < rows[0]["final_return"]["ci95"][0]
+    script.draw(script.Config(num_seeds=16), rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5_000
+    assert script.shown(rows[0]).split() == ["SAC", "x0.1", "500.0", "+500.00"]
+
+
+@pytest.mark.parametrize("lost", [slice(0, 1), slice(0, 3), slice(None)])
+def test_rows_with_a_seed_that_is_not_finite_are_left_out(script, tmp_path, lost):
+    rows = rows_of(script, [1.0, 2.0])
+    for row in rows[lost]:
+        row["bias"] = row["final_return"] = final_return([1.0, np.nan])
+    script.draw(script.Config(num_seeds=2), rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").exists()
+    assert script.shown(rows[0]) == "SAC     x0.1   not all seeds are finite"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--gamma 1", "gamma is 1; it must be more than 0 and less than 1, as 0.99"),
+        ("--gamma 0", "gamma is 0; it must be more than 0 and less than 1, as 0.99"),
+        ("--gamma nan", "gamma is nan; it must be more than 0"),
+        ("--scales 1 0", "scales is 0; it must be more than 0"),
+        ("--scales 1 -2", "scales is -2; it must be more than 0"),
+        ("--scales", r"scales is \(\); give at least one, as 0.1 1 10"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_training(
+    script, words, line, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(script, "measure", lambda *_: pytest.fail("training began"))
+    with pytest.raises(UsageError, match=line) as error:
+        run_script(script, [*words.split(), "--out", str(tmp_path / "bias")])
+    assert "\n" not in str(error.value) and not (tmp_path / "bias").exists()

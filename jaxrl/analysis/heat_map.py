@@ -44,10 +44,10 @@ def plot_sweep(
 ) -> Figure:
     """Plot the table of a sweep and write the figure to ``path``.
 
-    One swept name gives a map of values by seeds; two give a map of the IQM; more give a map for
-    every pair, with the best over the other names. Random draws give a panel of score against value
-    for each name. A table without swept names has one panel. With PBT, the values that led to the
-    best member are drawn against steps. Crosses mark diverged members.
+    One swept name gives a map of values by seeds, which are ``summary["seeds"]``; two give a map of
+    the IQM; more give a map for every pair, with the best over the other names. Random draws give a
+    panel of score against value for each name. A table without swept names has one panel. With PBT,
+    the values that led to the best member are drawn against steps. Crosses mark diverged members.
 
     Raises:
         OSError: if ``path`` cannot be written.
@@ -72,7 +72,7 @@ def plot_sweep(
         for ax in cells[len(pairs) :]:
             ax.set_axis_off()
         for ax, (x, y) in zip(cells, pairs, strict=False):
-            _map(ax, table, x, y)
+            _map(ax, table, x, y, summary)
     else:
         figure = Figure(figsize=(4.6 * len(names), 3.6), layout="constrained")
         panels = figure.subplots(1, len(names), squeeze=False)[0]
@@ -88,19 +88,24 @@ def _values(table: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     return sorted(found, key=lambda value: (isinstance(value, str), value))
 
 
-def _map(ax: Axes, table: Sequence[Mapping[str, Any]], x: str, y: str | None) -> None:
+def _map(
+    ax: Axes,
+    table: Sequence[Mapping[str, Any]],
+    x: str,
+    y: str | None,
+    summary: Mapping[str, Any],
+) -> None:
     """Draw a map of scores by the values of ``x`` and the values of ``y`` or the seeds."""
     columns = _values(table, x)
     if y is None:
-        height = max(len(row["scores"]) for row in table)
-        labels = [str(i) for i in range(height)]
-        cells = np.full((height, len(columns)), np.nan)
+        labels = [str(seed) for seed in summary["seeds"]]
+        cells = np.full((len(labels), len(columns)), np.nan)
         for row in table:
             cells[: len(row["scores"]), columns.index(row[x])] = row["scores"]
         ax.set_ylabel("seed")
     else:
         values = _values(table, y)
-        labels = [_label(value) for value in values]
+        labels = _labels(values)
         cells = np.full((len(values), len(columns)), -np.inf)
         for row in table:
             at = values.index(row[y]), columns.index(row[x])
@@ -109,7 +114,7 @@ def _map(ax: Axes, table: Sequence[Mapping[str, Any]], x: str, y: str | None) ->
     finite = np.isfinite(cells)
     shown = np.where(finite, cells, np.nan)
     image = ax.imshow(shown, aspect="auto", cmap="viridis", origin="lower")
-    ax.set_xticks(range(len(columns)), list(map(_label, columns)), rotation=60, fontsize=8)
+    ax.set_xticks(range(len(columns)), _labels(columns), rotation=60, fontsize=8)
     ax.set_yticks(range(len(labels)), labels, fontsize=8)
     ax.set_xlabel(x)
     for i, j in zip(*np.nonzero(~finite), strict=True):
@@ -124,7 +129,9 @@ def _map(ax: Axes, table: Sequence[Mapping[str, Any]], x: str, y: str | None) ->
 def _scatter(ax: Axes, table: Sequence[Mapping[str, Any]], name: str) -> None:
     """Draw the scores of all rows against a swept value; colours show the rung reached."""
     if any(isinstance(row[name], str) for row in table):  # an axis of texts takes no numbers
-        table = [{**row, name: _label(row[name])} for row in table]
+        values = _values(table, name)
+        labels = dict(zip(values, _labels(values), strict=True))
+        table = [{**row, name: labels[row[name]]} for row in table]
     known = [row for row in table if np.isfinite(row["score"])]
     lost = [row for row in table if not np.isfinite(row["score"])]
     x = [row[name] for row in known]
@@ -153,5 +160,9 @@ def _schedule(ax: Axes, name: str, steps: Sequence[Mapping[str, Any]], last: int
     ax.grid(alpha=0.3)
 
 
-def _label(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:.3g}"
+def _labels(values: Sequence[Any]) -> list[str]:
+    """Return a label for each value: numbers have 6 digits, or as many as tell them apart."""
+    # With 1, so that a discount just below it does not read as 1.
+    numbers = {1.0, *(value for value in values if not isinstance(value, str))}
+    digits = next(n for n in range(6, 18) if len({f"{x:.{n}g}" for x in numbers}) == len(numbers))
+    return [value if isinstance(value, str) else f"{value:.{digits}g}" for value in values]
