@@ -540,6 +540,17 @@ REFUSED_WHEN_MADE = {
         "policy.encoder.filters is None; it must be a tuple of integers, as",
     ),
     "no part": (OnPolicy, PPO(critic=None), r"critic is a NoneType; .* as ValueFunction\(\)"),
+    "a critic of actions": (
+        OnPolicy,
+        PPO(critic=Critic()),
+        r"critic is a Critic; .* called with \(params, obs\), as ValueFunction\(\)",
+    ),
+    "a critic of states": (
+        OffPolicy,
+        SAC(critic=ValueFunction()),
+        r"critic is a ValueFunction; .* with \(params, obs, action\), as Critic\(\)",
+    ),
+    "a policy as critic": (OffPolicy, TD3(critic=Deterministic()), "critic is a Deterministic; .*"),
     "a class as part": (OnPolicy, PPO(policy=AutoPolicy), r"policy is a class; .* AutoPolicy\(\)"),
     "optax": (
         OnPolicy,

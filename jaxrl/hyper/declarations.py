@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, dataclass_transform, get_args
@@ -132,8 +133,23 @@ def part(default: Any, *, help: str = "") -> Any:
             kind = "class" if isinstance(value, type) else type(value).__name__
             instead = f"{type(default).__name__}()"
             raise UsageError(f"{name} is a {kind}; it must be a part, as {instead}")
+        inputs = list(inspect.signature(default).parameters) if callable(default) else None
+        if inputs is not None and not _takes(value, inputs):
+            raise UsageError(
+                f"{name} is a {type(value).__name__}; it must be a part that is called with "
+                f"({', '.join(inputs)}), as {type(default).__name__}()"
+            )
 
     return _declared(default, Declaration("part", check, help), leaf=True)
+
+
+def _takes(part: Any, inputs: list[str]) -> bool:
+    """Return whether ``part`` can be called with as many inputs."""
+    try:
+        inspect.signature(part).bind(*inputs)
+    except TypeError:  # also if it cannot be called at all
+        return False
+    return True
 
 
 def bound(default: Any = None) -> Any:

@@ -127,18 +127,19 @@ def check(node: Any, *, numbers: bool = True) -> None:
         declared = declaration(entry.field)
         if declared is not None and (numbers or declared.kind != "number"):
             declared.check(entry.name, entry.value)
-    if numbers:
-        _check_parts(node)
+    _check_parts(node, (), numbers)
 
 
-def _check_parts(node: Any) -> None:
-    method = getattr(node, "check_numbers", None)
-    if method is not None:
-        method()
+def _check_parts(node: Any, path: tuple[str, ...], numbers: bool) -> None:
+    if numbers and hasattr(node, "check_numbers"):
+        node.check_numbers()
     for field in filter(is_option, dataclasses.fields(node)):
-        value = getattr(node, field.name)
+        value, declared = getattr(node, field.name), declaration(field)
         if is_node(value):
-            _check_parts(value)
+            inner = (*path, field.name)
+            if declared is not None:
+                declared.check(_Entry(inner, field, value).name, value)
+            _check_parts(value, inner, numbers)
 
 
 def check_fields(node: Any) -> None:
