@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", help="as the table names them; default all")
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 512, 2048])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.5, help="of each repeat, at least")
+    parser.add_argument("--seconds", type=float, default=1.5, help="minimum seconds per repeat")
     parser.add_argument("--out", help="write the results here, as JSON")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()

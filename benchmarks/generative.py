@@ -52,7 +52,7 @@ KS = (1, 5, 10, 50)
 
 
 def joined(*inputs: Array) -> Array:
-    """Return the inputs of a network ``[B, I]``, those that a gradient is needed by last."""
+    """Return a network's inputs ``[B, I]``; those that need a gradient come last."""
     return jnp.concatenate(inputs, axis=-1)
 
 

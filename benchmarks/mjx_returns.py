@@ -5,15 +5,16 @@ python benchmarks/mjx_returns.py parity --tasks Hopper-v5 --pairs 8 --out /tmp/r
 python benchmarks/mjx_returns.py transfer runs/*-v5
 
 ``parity`` plays pairs of whole episodes: engine "mjx" in float32 with its default solver budget,
-and ``gymnasium.make(task)`` put into the same first state. Of a uniform random policy the actions
-are the same too; a trained policy acts on what it sees. Trajectories are chaotic and part, so one
-pair says little; the claim is that the mean difference is no further from 0 than its 95% interval.
-Of 20 such intervals about one leaves out 0 by chance alone: quote them all. Where trajectories do
-not part, a difference can be certain and yet too small to matter: ``relative`` says how large.
+and ``gymnasium.make(task)`` put into the same first state. A uniform random policy also takes the
+same actions in both; a trained policy acts on what it observes. Trajectories are chaotic and
+diverge, so one pair says little; the claim is that the 95% interval of the mean difference contains
+0. About 1 in 20 such intervals excludes 0 by chance: quote them all. If trajectories do not
+diverge, a difference can be significant but too small to matter: ``relative`` says how large it is.
 
 ``transfer`` plays a run's greedy policy in ``gymnasium.make(task)`` from Gymnasium's own resets,
-beside a fresh evaluation by jaxrl and the run's own. These are two samples, so the mean of one lies
-in the other's 95% interval in only 84 of 100 honest cases; the difference's holds 0 in 95.
+beside a fresh evaluation by jaxrl and the run's own. These are two samples: even if both are from
+one distribution, the mean of one lies in the other's 95% interval in only 84 of 100 cases, but the
+interval of the difference contains 0 in 95.
 
 The results' file is kept up to date row by row; what it holds already is not measured again.
 """
@@ -97,13 +98,13 @@ class Mjx:
         self.state = jax.device_put(self.start, self.rows)
 
     def step(self, actions: Array, alive: Array) -> tuple[Array, Array, Array]:
-        """As Gymnasium's, but what has ended goes on unseen."""
+        """Like ``Gymnasium.step``, but finished episodes are stepped too, and not counted."""
         self.state, out = self._step(self.state, jax.device_put(actions, self.rows))
         return np.asarray(out.obs), np.asarray(out.reward), np.asarray(out.terminated)
 
 
 def play(side: Gymnasium | Mjx, act: Act, horizon: int, label: str) -> Episodes:
-    """One episode per row, to its end or the horizon; what is not finite ends it, uncounted."""
+    """One episode per row, to its end or the horizon. Non-finite steps end it, without reward."""
     obs, n = side.obs.copy(), len(side.obs)
     returns, lengths = np.zeros(n), np.zeros(n, int)  # sums in float64 on either side
     alive, finite = np.ones(n, bool), np.ones(n, bool)

@@ -127,7 +127,7 @@ def line(row: Row) -> str:
     """Return a row's line of the table."""
     final = row["scores"]["final"]
     name = " ".join([row["algorithm"], *map(short, row["options"])])
-    steps = f"{row['steps'] / 1000:.3g}k"
+    steps = f"{round(row['steps'] / 1000, 1):g}k"
     cells = [row["dataset"], f"{row['tq']:.2f}", name, steps, str(len(row["seeds"]))]
     if final["iqm"] is None:
         return f"| {' | '.join([*cells, 'not finite', ''])} |"

@@ -27,7 +27,7 @@ class Config(cli.OfflineOptions):
     """BESO. The environment observes a state and a goal, and the dataset states alone."""
 
     env: str = "maze/Goals-v0"
-    goal_horizon: int | None = size(None, help="most steps to a goal; default the episode's rest")
+    goal_horizon: int | None = size(None, help="maximum steps to a goal; default: no maximum")
     agent: BC = BC(policy=POLICY, optimizer=AdamW(), learning_rate=1e-4, ema_decay=0.999)
 
 

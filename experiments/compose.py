@@ -38,13 +38,13 @@ class Config:
     first: str
     """The folder of a run of a policy that denoises, such as flow_bc."""
     second: str
-    """That of another one, of the same environment, family and steps."""
+    """The folder of a second run, with the same environment, policy family and denoising steps."""
     num_weights: int = 11
-    """Weights of the first policy, evenly from 0 to 1, both included."""
+    """Number of weights to try for the first policy, evenly spaced from 0 to 1 inclusive."""
     episodes: int = 100
-    """Episodes that choose among weights, and as many others that are reported."""
+    """Episodes for selecting the weight, and as many other episodes for the reported return."""
     seed: int | None = None
-    """The seed whose policies are taken; default the first of each run."""
+    """The seed whose policies are used; default the first of each run."""
     out: str = "runs/compose"
     """The folder of the results; it must not exist."""
 

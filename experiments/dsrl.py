@@ -25,7 +25,7 @@ class Config(cli.OfflineOptions):
     env: str = "gymnax/Pendulum-v1"
     agent: DSRL = DSRL(policy=Flow(time_embedding="sinusoidal"))
     policy_from: str | None = None
-    """The folder of a run whose policy, of the same family and sizes, it steers."""
+    """Steer the policy of the run in this folder; its family and sizes must be the same."""
     online_steps: int = size(0, 0, help="environment steps of each seed, after the dataset")
     learning_starts: int = size(1_000, help="transitions before the first gradient step online")
     buffer_size: int = size(1_000_000, help="transitions in the replay buffer")

@@ -67,24 +67,25 @@ class Config:
     )
     rows: int = size(
         20_000,
-        help="transitions of each dataset, in whole episodes; medium-replay has at most the newest",
+        help="transitions per dataset, in whole episodes; medium-replay keeps the newest of the "
+        "buffer, at most this many",
     )
     seed: int = size(0, 0, help="the seed of training and recording")
     quiet: bool = flag(False, help="print nothing")
     medium: float = number(
         1 / 3, 0, 1,
-        help="the part of the way from the random return to the expert's at which a policy is "
-        "medium",
+        help="a policy is medium once its return has come this fraction of the way from the random "
+        "policy's to the expert's",
     )  # fmt: skip
     total_steps: int = size(
         1_000_000, help="environment steps of the training, rounded up to whole iterations"
     )
     num_envs: int = size(1, help="environments of the training")
     reset_mode: ResetMode | None = option(
-        None, 'How these restart; default "fresh" where resets are cheap, else "pool".'
+        None, 'How episodes restart; default "fresh" where resets are cheap, else "pool".'
     )
     max_steps: int | None = size(
-        None, help="time limit of all episodes, also of the datasets'; default the environment's"
+        None, help="time limit of episodes, in training and datasets; default the environment's"
     )
     normalize_obs: bool = flag(False, help="learn from observations of zero mean and unit variance")
     reward_scale: float = same_as(ScaleReward, "reward_scale")

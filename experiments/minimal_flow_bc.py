@@ -38,7 +38,7 @@ class Config:
 
     env: str = "Pendulum-v1"  # name of the environment
     dataset: str = ""  # an HDF5 file in D4RL's layout; without one, data of Pendulum are made
-    num_episodes: int = 100  # of the data that are made
+    num_episodes: int = 100  # episodes of generated data
     top: float = 0.3  # part of the episodes, the best by return, to learn from
     num_updates: int = 10_000  # gradient steps of each seed
     num_evals: int = 10  # I, evaluations on the way; divides the gradient steps

@@ -38,7 +38,7 @@ class Config:
 
     env: str = "Pendulum-v1"  # name of the environment
     dataset: str = ""  # an HDF5 file in D4RL's layout; without one, data of Pendulum are made
-    num_episodes: int = 100  # E, of the data that are made
+    num_episodes: int = 100  # E, episodes of generated data
     num_updates: int = 10_000  # gradient steps of each seed
     num_evals: int = 10  # I, evaluations on the way; divides the gradient steps
     seed: int = 0  # the first seed; the others follow it
@@ -145,8 +145,8 @@ KEYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_obs
 def read(path: str, env: Env) -> Dataset:
     """The transitions of an HDF5 file in D4RL's layout. Raises ``ValueError`` for other files.
 
-    Where the file has no next observations they are the next rows'. A time-out's is then unknown,
-    and the row is left out.
+    If the file has no next observations, those of the next rows are used. A time-out's is
+    unknown, so its row is left out.
     """
     try:
         with h5py.File(path) as file:
@@ -276,7 +276,7 @@ class Learner:
         return jnp.square(self.q(critics, batch) - target).mean(axis=-1).sum()
 
     def update(self, state: State, batch: Dataset) -> State:
-        """A gradient step on ``batch[B]``: value, actor, critics, each by those before it."""
+        """Update value, actor and critics on ``batch[B]``; each uses those updated before it."""
         q = self.q(state.target_critics, batch).min(axis=0)
         state = self.descend(state, "value", jax.grad(self.value_loss)(state.value, batch, q))
         grads = jax.grad(self.actor_loss)(state.actor, state, batch, q)

@@ -41,7 +41,7 @@ class Config:
     lr_decay: bool = True  # let the learning rate fall linearly to zero, update by update
     gamma: float = 0.99  # discount
     gae_lambda: float = 0.95  # between one-step errors (0) and whole returns (1)
-    clip_eps: float = 0.2  # how far the probability ratio may usefully leave 1
+    clip_eps: float = 0.2  # clipping range of the probability ratio around 1
     entropy_coef: float = 0.01  # coefficient of the entropy bonus
     value_coef: float = 0.5  # coefficient of the value loss
     max_grad_norm: float = 0.5  # gradients are clipped to this global norm

@@ -25,7 +25,7 @@ class Config(cli.OfflineOptions):
     """Offline, then online. Defaults are those of the dataset's family."""
 
     env: str = "gymnax/Pendulum-v1"
-    method: Method = choice("iql", Method, help="the algorithm and its way of going online")
+    method: Method = choice("iql", Method, help="offline-to-online method")
     online_steps: int = size(20_000, help="environment steps of each seed, after the dataset")
     online_updates: int = size(1, help="gradient steps per online environment step")
     learning_starts: int = size(1_000, help="transitions before the first online gradient step")
@@ -64,9 +64,9 @@ def agents(config: Config) -> tuple[Any, Any]:
 def phases(config: Config, env: VectorEnv, data: Any) -> list[Phase]:
     """Return the phases of the method.
 
-    IQL draws from dataset and replay buffer as from one, Cal-QL and RLPD half from each. WSRL
-    begins with transitions of the policy as it is, and draws from these alone. In both phases
-    rewards are summed over ``n_step``, and draws from the dataset are by ``sampling``.
+    Online, IQL samples from the dataset and the replay buffer pooled as one; Cal-QL and RLPD take
+    half of each batch from each. WSRL first fills the buffer with the pre-trained policy, and
+    samples from the buffer alone. Both phases use ``n_step``, and ``sampling`` for the dataset.
     """
     before, after = (agent and config.wrapped(agent, data) for agent in agents(config))
     replay = UniformReplay(config.n_step)

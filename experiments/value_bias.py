@@ -64,17 +64,17 @@ class Config:
     tau: float = 0.005
     """Step of all target networks."""
     policy_delay: int = 1
-    """Gradient steps from one update of policy, temperature and DSAC's targets to the next."""
+    """Gradient steps between updates of the policy, temperature and DSAC's target networks."""
     initial_alpha: float = 1.0
     """Initial temperature."""
     batch_size: int = 128
     """Transitions of a gradient step."""
     learning_starts: int = 1_000
-    """Transitions of uniform actions before the first gradient step."""
+    """Transitions with uniform actions before the first gradient step."""
     episodes: int = 32
-    """Episodes in which the bias is measured, for each seed."""
+    """Episodes per seed for measuring the bias."""
     states: int = 100
-    """States of each episode, from its first on, at which it is measured."""
+    """Number of first states of each episode at which the bias is measured."""
     out: str = "runs/value_bias"
     """The folder of the results; it must not exist."""
 

@@ -42,7 +42,7 @@ class Adam:
     """
 
     max_grad_norm: float | None = number(
-        None, above=0, help="clip the gradient's global norm, network by network; None does not"
+        None, above=0, help="maximum global norm of each network's gradient; None: no clipping"
     )
     eps: float = number(1e-8, above=0, help="added to the root of the second moment")
     rectified: bool = flag(
@@ -125,7 +125,7 @@ class AdamW(Adam):
     Networks decay. A scalar that is learnt alone, such as a temperature, does not.
     """
 
-    weight_decay: float = number(1e-4, 0, help="share of the parameters in each update")
+    weight_decay: float = number(1e-4, 0, help="weight decay coefficient")
 
     def decayed(self, update: list[Array], params: PyTree) -> list[Array]:
         """Return Adam's update plus ``weight_decay`` times the parameters."""

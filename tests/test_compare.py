@@ -126,10 +126,10 @@ def test_few_seeds_are_named_as_such(tmp_path, compare):
     make_run(tmp_path / "c", [1.0], algorithm="DQN")
     make_run(tmp_path / "d", sample(5, 4), algorithm="PQN")
     _, printed, _ = compare("a", "--", "b", "--names", "left, right")
-    assert printed.count("(few seeds)") == 4 and "few seeds are fewer than 5" in printed
+    assert printed.count("(few seeds)") == 4 and "with fewer than 5 seeds" in printed
     # Three above three others: p is 2 in 20 however far they are apart.
     assert "left and right on probe/two: no difference was found, p 0.1" in printed
-    assert "which 3 and 3 seeds could not bring below 0.1;" in printed
+    assert "(with 3 and 3 seeds it cannot be below 0.1);" in printed
     _, printed, _ = compare("c", "--", "d", "--out", "x.png")
     assert "- (one seed)" in printed and "nan" not in printed.lower()
     groups = analysis.read_groups([["c"], ["d"]])

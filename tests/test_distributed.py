@@ -206,7 +206,7 @@ def test_jobs_are_detected_as_jax_does(job, host, monkeypatch):
 
 def test_a_meeting_says_who_is_missing():
     port = free_port()
-    with pytest.raises(RunError, match="process 1, 2 of 3 did not come within 0 s"):
+    with pytest.raises(RunError, match="process 1, 2 of 3 did not join within 0 s"):
         meeting.meet(f"127.0.0.1:{port}", 3, 0, 0.1)
     with pytest.raises(RunError, match=f"process 1 found no process 0 at 127.0.0.1:{port} within"):
         meeting.meet(f"127.0.0.1:{port}", 2, 1, 0.1)
@@ -223,7 +223,7 @@ def test_processes_that_were_told_different_numbers_are_refused(number, count):
         other = pool.submit(meeting.meet, address, count, number, 5)
         with pytest.raises(UsageError, match=f"it is number {number} of {count}, and this is"):
             meeting.meet(address, 2, 0, 5)
-        with pytest.raises(RunError, match="process 0 has ended before all others came"):
+        with pytest.raises(RunError, match="process 0 ended before all others joined"):
             other.result()
 
 

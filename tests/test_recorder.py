@@ -157,7 +157,7 @@ def test_what_cannot_be_recorded_is_refused(name):
 
 
 def test_physics_that_breaks_is_not_recorded():
-    with pytest.raises(RunError, match="walk left the finite numbers while it was recorded; .*"):
+    with pytest.raises(RunError, match="walk produced non-finite numbers while recording; .*"):
         record("uniform", VectorEnv(Walk(breaks=True), 2), KEY, episodes=4)
 
 

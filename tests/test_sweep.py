@@ -687,7 +687,7 @@ WRONG = {
     f"ppo {GRID} --pbt --explore learning_rate=log:1e-2,1": "begins with learning_rate=0.001",
     f"ppo {GRID} --pbt --explore learnin_rate=log:1e-4,1": "explore names learnin_rate, which is "
     "not swept; did you mean learning_rate?",
-    f"ppo {GRID} --pbt --max-parallel 3": "a population of 4 members trains at once, and 3 may",
+    f"ppo {GRID} --pbt --max-parallel 3": "4 members must train at once, and only 3 can",
     "ppo --grid gama=0.9,1": "unknown hyper-parameter 'gama'; did you mean gamma?",
     "ppo --grid num_envs=2,4": "swept as --static num_envs=",
     "ppo --grid update_epochs=1,2": "update_epochs is static: each value compiles anew, and is",

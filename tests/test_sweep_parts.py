@@ -114,7 +114,7 @@ def test_perturbation_is_on_the_scale_and_stays_inside():
         (lambda: PBT({"a": 0.9}), "spaces has a=0.9; give numbers, as"),
         (lambda: PBT({}, quantile=0.6), "quantile is 0.6; it must be at least 0 and at most 0.5"),
         (lambda: PBT({}, factors=(0.0, 1.0)), r"give two above 0, as 1.2 0.8"),
-        (lambda: PBT({}).check([{"a": 1.0}] * 2), "pbt knows no space of a; give one, as a=log:"),
+        (lambda: PBT({}).check([{"a": 1.0}] * 2), "pbt has no range for a; give one, as a=log:"),
         (
             lambda: PBT({"gamma": RATES, "gama": RATES}).check([{"gamma": 1e-3}] * 2),
             r"explore names gama, which is not swept; did you mean gamma\?",

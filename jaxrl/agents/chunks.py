@@ -50,7 +50,7 @@ class Chunks:
 
     agent: Any
     horizon: int = size(8, help="actions that are predicted at once")
-    execute: int | None = size(None, help="actions of each that are played; default all")
+    execute: int | None = size(None, help="actions of each chunk that are played; default all")
     obs_horizon: int = size(1, help="observations that the policy sees, the newest included")
     spec: Spec | None = bound(None)
 
@@ -69,7 +69,7 @@ class Chunks:
             )
         if not getattr(self.agent, "reads_valid", False):
             raise UsageError(
-                f"Chunks needs an agent that leaves steps behind an episode's end out of its loss, "
+                f"Chunks needs an agent that leaves steps after an episode's end out of its loss, "
                 f"which {kind} does not; give another, such as BC"
             )
         if self.played > self.horizon:

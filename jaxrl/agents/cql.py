@@ -65,17 +65,20 @@ class CQL:
     alpha_learning_rate: float = number(3e-5, 0, help="step size of log alpha; 0 keeps alpha")
     multiplier_learning_rate: float = number(3e-4, 0, help="step size of the log multiplier")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target critics")
     initial_alpha: float = number(1.0, above=0, help="initial temperature")
     target_entropy: float = number(-1.0, help="entropy per action element, in nats")
     cql_alpha: float = number(10.0, 0, help="weight of the conservative term; 0 leaves it out")
     lagrange_gap: float | None = number(
         None,
-        help="the multiplier of the conservative term grows while the gap exceeds this, in units "
-        "of Q; log(3 num_actions) is due to the number of actions; None: no multiplier",
+        help="the Lagrange multiplier of the conservative term grows while the gap exceeds this, "
+        "in units of Q; log(3 num_actions) of the gap comes from the number of sampled actions; "
+        "None: no multiplier",
     )
-    initial_multiplier: float = number(math.e, above=0, help="initial multiplier of lagrange_gap")
-    num_actions: int = size(10, help="actions of each of the three distributions")
+    initial_multiplier: float = number(math.e, above=0, help="initial Lagrange multiplier")
+    num_actions: int = size(
+        10, help="actions sampled from each of: uniform, the policy at s, the policy at s'"
+    )
     importance_sampling: bool = flag(True, help="weight sampled actions by their densities")
     max_target_backup: bool = flag(
         False, help="targets use the best of num_actions next actions instead of one"

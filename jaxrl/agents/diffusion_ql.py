@@ -59,17 +59,17 @@ class DiffusionQL:
     critic_learning_rate: float = number(3e-4, above=0, help="step size of the critics")
     eta: float = number(1.0, 0, help="weight of values against imitation; 0 only imitates")
     num_next_actions: int = size(
-        1, help="next actions, whose largest value by each critic is in the target"
+        1, help="next actions per target, which uses the largest Q of each critic over them"
     )
-    target_q: OverCritics = choice("min", OverCritics, help="over the critics, in targets")
-    pessimism: float = number(0.0, 0, help="deviations of the critics subtracted from targets")
+    target_q: OverCritics = choice("min", OverCritics, help="how targets combine the critics")
+    pessimism: float = number(0.0, 0, help="standard deviations over critics subtracted in targets")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target critics")
     ema_decay: float = number(
-        0.995, 0, 1, help="of the policy's moving average, in each step of it"
+        0.995, 0, 1, help="decay of the policy's moving average, each time it is updated"
     )
-    ema_every: int = size(5, help="gradient steps from one step of the average to the next")
-    ema_start: int = size(1_000, 0, help="gradient steps before the first of these")
+    ema_every: int = size(5, help="gradient steps between updates of the moving average")
+    ema_start: int = size(1_000, 0, help="gradient steps before the moving average is updated")
     policy_delay: int = size(1, help="gradient steps from one update of the actor to the next")
 
     def bind(self, spec: Spec) -> DiffusionQL:

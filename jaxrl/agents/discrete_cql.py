@@ -41,7 +41,7 @@ class DiscreteCQL:
     optimizer: Any = part(Adam(), help="optimiser")
     learning_rate: float = number(3e-4, above=0, help="step size")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target network towards the Q-network")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target network")
     cql_alpha: float = number(1.0, 0, help="weight of the conservative term; 0 leaves it out")
     epsilon: float = number(0.05, 0, 1, help="probability of a random action, online")
 

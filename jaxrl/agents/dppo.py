@@ -67,24 +67,27 @@ class DPPO:
     actor_learning_rate: float = number(1e-4, above=0, help="step size of the policy")
     critic_learning_rate: float = number(1e-3, above=0, help="step size of the value function")
     lr_decay_steps: float = number(
-        0.0, 0, help="updates over which the learning rates fall to 0; 0 keeps them"
+        0.0, 0, help="updates over which the learning rates fall linearly to 0; 0: constant rates"
     )
     gamma: float = number(0.99, 0, 1, help="discount")
     gamma_denoising: float = number(
-        0.99, 0, 1, help="factor of the advantage for each denoising step before the last"
+        0.99, 0, 1, help="discount of the advantage for each denoising step before the last"
     )
     gae_lambda: float = number(0.95, 0, 1, help="lambda of the advantage estimates")
     clip_eps: float = number(
-        0.01, above=0, help="clipping range of the probability ratio, of the last denoising step"
+        0.01, above=0, help="clipping range of the probability ratio at the last denoising step"
     )
     first_clip_eps: float | None = number(
-        None, above=0, help="of the first, growing to clip_eps; None: clip_eps for all"
+        None,
+        above=0,
+        help="clipping range at the first fine-tuned step, growing to clip_eps at the last; None: "
+        "clip_eps at all steps",
     )
     normalize_ratio: bool = flag(
-        False, help="GRPO-Guard's ratio, of one scale for all denoising steps"
+        False, help="use GRPO-Guard's ratio, which has the same scale at all denoising steps"
     )
     fine_tuned_steps: int | None = size(
-        None, help="denoising steps that are fine-tuned, the last ones; None: all"
+        None, help="number of denoising steps to fine-tune, counted from the last; None: all"
     )
     target_kl: float | None = number(
         None,
@@ -93,7 +96,7 @@ class DPPO:
     )
     update_epochs: int = size(5, help="passes over a rollout")
     num_minibatches: int = size(
-        4, help="minibatches of each pass; divides the transitions, at least two in each"
+        4, help="minibatches per pass; must divide the transitions, with at least two in each"
     )
 
     @property

@@ -52,22 +52,24 @@ class DQN:
     optimizer: Any = part(Adam(), help="optimiser")
     learning_rate: float = number(1e-4, above=0, help="step size")
     lr_decay_steps: float = number(
-        0.0, 0, help="gradient steps over which the learning rate falls to 0; 0 keeps it"
+        0.0, 0, help="gradient steps over which the learning rate falls linearly to 0; 0: constant"
     )
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(1.0, 0, 1, help="step of the target network; 1 copies the Q-network")
-    target_every: int = size(1_000, help="gradient steps from one such step to the next")
+    tau: float = number(
+        1.0, 0, 1, help="Polyak averaging rate of the target network; 1 copies the Q-network"
+    )
+    target_every: int = size(1_000, help="gradient steps between updates of the target network")
     huber: float | None = number(
         1.0,
         above=0,
         optional=True,
-        help="errors beyond this, in units of the scaled return, count linearly, which biases "
-        "values where targets differ by more; None squares all errors, without this bias",
+        help="threshold of the Huber loss, in units of the scaled return; it biases values where "
+        "targets differ by more; None: squared loss, without this bias",
     )
     epsilon_start: float = number(1.0, 0, 1, help="initial probability of a random action")
     epsilon_end: float = number(0.05, 0, 1, help="final probability of a random action")
     epsilon_decay_steps: float = number(
-        0.0, 0, help="gradient steps between the two; 0 stays at epsilon_start"
+        0.0, 0, help="gradient steps from epsilon_start to epsilon_end; 0 stays at epsilon_start"
     )
     double: bool = flag(True, help="double Q-learning")
 

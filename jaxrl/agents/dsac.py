@@ -76,13 +76,15 @@ class DSAC:
     critic_learning_rate: float = number(1e-4, above=0, help="step size of the critics")
     alpha_learning_rate: float = number(3e-4, 0, help="step size of log alpha; 0 keeps alpha")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target networks")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target networks")
     initial_alpha: float = number(2.718281828, above=0, help="initial temperature")
     target_entropy: float = number(
         -1.0, help="entropy per action element, in nats, of actions in the environment's units"
     )
     td_bound: float = number(
-        20.0, above=0, help="half-width of the interval around Q, in units of the scaled return"
+        20.0,
+        above=0,
+        help="targets of sigma are clipped to within this of Q, in units of the scaled return",
     )
     policy_delay: int = size(2, help="gradient steps from one update of the actor to the next")
     log_scale: float = bound(0.0)  # sum log((high - low) / 2)

@@ -53,21 +53,21 @@ class DSRL:
     learns_from: ClassVar = "batches"
     policy_at: ClassVar = ("policy",)
 
-    policy: Any = part(Flow(**_SIZES), help="the frozen policy, which makes actions of noise")
-    actor: Any = part(TanhGaussian(**_SIZES), help="policy family of noises")
+    policy: Any = part(Flow(**_SIZES), help="frozen policy, which maps noise to actions")
+    actor: Any = part(TanhGaussian(**_SIZES), help="policy family that chooses the noise")
     critic: Any = part(
         Critic(**_SIZES, layer_norm=True, num_critics=10),
-        help="ensemble of critics of actions, and another one of noises",
+        help="ensemble of action critics, and another ensemble of noise critics",
     )
     optimizer: Any = part(Adam(), help="optimiser of each network")
     actor_learning_rate: float = number(3e-4, above=0, help="step size of the actor")
     critic_learning_rate: float = number(3e-4, above=0, help="step size of both kinds of critics")
     alpha_learning_rate: float = number(3e-4, 0, help="step size of log alpha; 0 keeps alpha")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
-    noise_scale: float = number(1.0, 0, help="the largest noise; 0 is the policy at noise 0")
-    target_q: OverCritics = choice("mean", OverCritics, help="over the critics, in targets")
-    pessimism: float = number(0.5, 0, help="deviations of the critics subtracted from targets")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target critics")
+    noise_scale: float = number(1.0, 0, help="bound of each noise element; 0: always zero noise")
+    target_q: OverCritics = choice("mean", OverCritics, help="how targets combine the critics")
+    pessimism: float = number(0.5, 0, help="standard deviations over critics subtracted in targets")
     initial_alpha: float = number(1.0, above=0, help="initial temperature")
     target_entropy: float = number(
         -0.5, help="entropy per element, in nats, of noises within [-1, 1]"

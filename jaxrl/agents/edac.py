@@ -56,7 +56,7 @@ class EDAC:
     alpha_learning_rate: float = number(3e-4, 0, help="step size of log alpha; 0 keeps alpha")
     diversity_coef: float = number(1.0, 0, help="weight of the similarity of critics' gradients")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target critics")
     initial_alpha: float = number(1.0, above=0, help="initial temperature")
     target_entropy: float = number(-1.0, help="entropy per action element, in nats")
     policy_delay: int = size(1, help="gradient steps from one update of the actor to the next")

@@ -65,14 +65,14 @@ class EditPolicy:
     critic_learning_rate: float = number(3e-4, above=0, help="step size of the critics")
     alpha_learning_rate: float = number(3e-4, 0, help="step size of log alpha; 0 keeps alpha")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target critics")
     edit_scale: float = number(0.1, 0, help="the largest edit of an action element; 0: no edit")
-    frozen: bool = flag(False, help="keep the policy as it is, instead of imitating batches")
+    frozen: bool = flag(False, help="keep the policy fixed, instead of imitating batches")
     num_candidates: int = size(
-        1, help="samples that are edited; of several, the best acts, edited or not"
+        1, help="policy samples to edit; if several, the best sample or edit is used"
     )
-    target_q: OverCritics = choice("mean", OverCritics, help="over the critics, in targets")
-    pessimism: float = number(0.5, 0, help="deviations of the critics subtracted from targets")
+    target_q: OverCritics = choice("mean", OverCritics, help="how targets combine the critics")
+    pessimism: float = number(0.5, 0, help="standard deviations over critics subtracted in targets")
     initial_alpha: float = number(1.0, above=0, help="initial temperature")
     target_entropy: float = number(-0.5, help="entropy per element of edits, in nats")
     policy_delay: int = size(1, help="gradient steps from one update of policies to the next")

@@ -60,11 +60,11 @@ class FQE:
     optimizer: Any = part(Adam(), help="optimiser")
     learning_rate: float = number(3e-4, above=0, help="step size")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target critics")
     acts: Acts = choice(
-        "greedy", Acts, help="the policy: the agent's best action, or its samples (TD3, DQN: noisy)"
+        "greedy", Acts, help="evaluate the greedy policy, or a sampled one (TD3, DQN: with noise)"
     )
-    num_actions: int = size(1, help="next actions over whose values each target is the mean")
+    num_actions: int = size(1, help="next actions per target, which uses the mean of their values")
 
     def bind(self, spec: Spec) -> FQE:
         """Return the learner for ``spec``. Raises UsageError if the evaluated agent does."""

@@ -58,12 +58,14 @@ class FQL:
     critic: Any = part(Critic(post_norm=True, **_SIZES), help="ensemble of critics")
     optimizer: Any = part(Adam(), help="optimiser of all networks together")
     learning_rate: float = number(3e-4, above=0, help="step size")
-    alpha: float = number(1.0, 0, help="weight of the distance from the flow, against values")
-    normalize_q_loss: bool = flag(True, help="divide the policy's values by their mean size")
-    target_q: OverCritics = choice("mean", OverCritics, help="over the critics, in targets")
-    pessimism: float = number(0.0, 0, help="deviations of the critics subtracted from targets")
+    alpha: float = number(1.0, 0, help="weight of the distance from the flow, relative to Q")
+    normalize_q_loss: bool = flag(
+        True, help="divide Q by its mean absolute value in the loss of the one-step policy"
+    )
+    target_q: OverCritics = choice("mean", OverCritics, help="how targets combine the critics")
+    pessimism: float = number(0.0, 0, help="standard deviations over critics subtracted in targets")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target critics")
 
     def bind(self, spec: Spec) -> FQL:
         """Return the agent for ``spec``. Raises UsageError for discrete actions."""

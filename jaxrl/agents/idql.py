@@ -80,16 +80,16 @@ class IDQL:
     lr_decay_steps: float = number(
         0.0,
         0,
-        help="gradient steps over which the policy's step size falls to 0, by a cosine; 0 keeps it",
+        help="gradient steps of the cosine decay of the policy's step size to 0; 0: constant",
     )
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
-    ema_decay: float = number(0.999, 0, 1, help="of the policy's moving average, which acts")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target critics")
+    ema_decay: float = number(0.999, 0, 1, help="decay of the policy's moving average, which acts")
     expectile: float = number(
-        0.7, 0, 1, help="of Q over the data's actions: 0.5 is the mean, near 1 the best of them"
+        0.7, 0, 1, help="expectile of Q over the data's actions: 0.5 is the mean, near 1 the best"
     )
-    target_q: OverCritics = choice("min", OverCritics, help="over the target critics, in targets")
-    pessimism: float = number(0.0, 0, help="deviations of the critics subtracted from targets")
+    target_q: OverCritics = choice("min", OverCritics, help="how V's target combines the critics")
+    pessimism: float = number(0.0, 0, help="standard deviations over critics subtracted in targets")
     policy_delay: int = size(1, help="gradient steps from one update of the actor to the next")
 
     def bind(self, spec: Spec) -> Any:
@@ -206,7 +206,7 @@ class IFQL(IDQL):
     critic: Any = part(Critic(post_norm=True, **_FLOW), help="ensemble of critics")
     value: Any = part(ValueFunction(post_norm=True, **_FLOW), help="value function")
     improver: Any = part(BestOf(32), help="how an action is chosen by the critics")
-    ema_decay: float = number(0.0, 0, 1, help="of the policy's moving average, which acts")
+    ema_decay: float = number(0.0, 0, 1, help="decay of the policy's moving average, which acts")
     expectile: float = number(
-        0.9, 0, 1, help="of Q over the data's actions: 0.5 is the mean, near 1 the best of them"
+        0.9, 0, 1, help="expectile of Q over the data's actions: 0.5 is the mean, near 1 the best"
     )

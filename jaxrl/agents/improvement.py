@@ -107,7 +107,7 @@ class BestOf:
 
 @hyper.dataclass
 class Softmax:
-    """A candidate, drawn with probabilities that grow with ``exp(q / temperature)``.
+    """A candidate, drawn with probability proportional to ``exp(q / temperature)``.
 
     With many candidates, actions are distributed as ``pi exp(q / temperature)``. (Wang et al.
     2022, "Diffusion Policies as an Expressive Policy Class for Offline Reinforcement Learning", in
@@ -117,7 +117,7 @@ class Softmax:
 
     num_candidates: int = size(50, help="samples of the policy to choose from")
     temperature: float = number(
-        1.0, 0, help="of the choice, in units of values; 0 chooses the best"
+        1.0, 0, help="softmax temperature of the choice, in units of Q; 0 chooses the best"
     )
 
     def improve(self, q: Values, actions: Array, key: Key) -> Array:
@@ -134,10 +134,12 @@ class Ascent:
     """
 
     num_candidates: int = size(32, help="samples of the policy to choose from")
-    num_kept: int = size(10, help="best candidates that are moved")
-    num_steps: int = size(10, help="gradient steps of each action")
-    step_size: float = number(3e-4, 0, help="step of actions for a slope of 1")
-    temperature: float = number(0.0, 0, help="of the choice among the moved; 0 chooses the best")
+    num_kept: int = size(10, help="number of best candidates to optimise")
+    num_steps: int = size(10, help="gradient ascent steps on each action")
+    step_size: float = number(3e-4, 0, help="step size of gradient ascent on actions")
+    temperature: float = number(
+        0.0, 0, help="softmax temperature of the choice among optimised actions; 0 chooses the best"
+    )
 
     def moved(self, q: Values, actions: Array) -> tuple[Array, Array]:
         """Select and optimise the best of ``actions[n, ..., A]``.

@@ -67,15 +67,15 @@ class IQL:
     lr_decay_steps: float = number(
         0.0,
         0,
-        help="gradient steps over which the policy's step size falls to 0, by a cosine; 0 keeps it",
+        help="gradient steps of the cosine decay of the policy's step size to 0; 0: constant",
     )
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target critics")
     expectile: float = number(
-        0.7, 0, 1, help="of Q over the data's actions: 0.5 is the mean, near 1 the best of them"
+        0.7, 0, 1, help="expectile of Q over the data's actions: 0.5 is the mean, near 1 the best"
     )
     temperature: float = number(
-        3.0, 0, help="factor of advantages in the exponent of weights; 0 is behaviour cloning"
+        3.0, 0, help="weights are exp(temperature * advantage), at most 100; 0 is behaviour cloning"
     )
     policy_delay: int = size(1, help="gradient steps from one update of the actor to the next")
 

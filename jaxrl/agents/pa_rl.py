@@ -61,23 +61,27 @@ class PARL:
 
     policy: Any = part(Diffusion(), help="policy family, one that samples and imitates")
     critic: Any = part(Critic(**_NORMED, num_critics=10), help="ensemble of critics")
-    value: Any = part(ValueFunction(**_NORMED), help="value function, of IQL's critics alone")
+    value: Any = part(ValueFunction(**_NORMED), help="value function, used only by IQL critics")
     improver: Any = part(Ascent(), help="how actions are optimised")
     optimizer: Any = part(Adam(), help="optimiser of each network")
     critic_learning: Learning = choice("cal_ql", Learning, help="how critics learn")
     actor_learning_rate: float = number(3e-4, above=0, help="step size of the policy")
     critic_learning_rate: float = number(3e-4, above=0, help="step size of critics and values")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target critics")
     distill_temperature: float = number(
-        1.0, 0, help="of the choice of actions to imitate, in units of values; 0 takes the best"
+        1.0, 0, help="softmax temperature of the actions to imitate, in units of Q; 0: the best"
     )
     num_min_critics: int = size(
         2, help="targets use the minimum over this many critics, drawn for each step"
     )
     cql_alpha: float = number(5.0, 0, help="weight of Cal-QL's conservative term")
-    num_actions: int = size(10, help="uniform actions in that term, and copies of optimised ones")
-    expectile: float = number(0.7, 0, 1, help="of IQL's values: 0.5 is the mean, near 1 the best")
+    num_actions: int = size(
+        10, help="uniform actions in the conservative term, and copies of each optimised action"
+    )
+    expectile: float = number(
+        0.7, 0, 1, help="IQL's expectile of Q over data actions: 0.5 is the mean, near 1 the best"
+    )
     policy_delay: int = size(1, help="gradient steps from one update of the policy to the next")
 
     @property

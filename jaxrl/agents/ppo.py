@@ -59,10 +59,10 @@ class PPO:
 
     policy: Any = part(AutoPolicy(head_scale=0.01, std="independent", **_SIZES), help="policy")
     critic: Any = part(ValueFunction(**_SIZES), help="value function")
-    optimizer: Any = part(Adam(max_grad_norm=0.5, eps=1e-5), help="optimiser of both together")
+    optimizer: Any = part(Adam(max_grad_norm=0.5, eps=1e-5), help="optimiser of both networks")
     learning_rate: float = number(3e-4, above=0, help="step size")
     lr_decay_steps: float = number(
-        0.0, 0, help="updates over which the learning rate falls to 0; 0 keeps it"
+        0.0, 0, help="updates over which the learning rate falls linearly to 0; 0: constant rate"
     )
     gamma: float = number(0.99, 0, 1, help="discount")
     gae_lambda: float = number(0.95, 0, 1, help="lambda of the advantage estimates")
@@ -76,7 +76,7 @@ class PPO:
     )
     update_epochs: int = size(4, help="passes over a rollout")
     num_minibatches: int = size(
-        4, help="minibatches of each pass; divides the transitions, at least two in each"
+        4, help="minibatches per pass; must divide the transitions, with at least two in each"
     )
     clip_value: bool = flag(
         False, help="clip the value loss by clip_eps, in units of the scaled reward"

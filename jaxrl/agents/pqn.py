@@ -56,14 +56,16 @@ class PQN:
     optimizer: Any = part(Adam(max_grad_norm=10.0, rectified=True), help="optimiser")
     learning_rate: float = number(5e-4, above=0, help="step size")
     lr_decay_steps: float = number(
-        0.0, 0, help="updates over which the learning rate falls to 0; 0 keeps it"
+        0.0, 0, help="updates over which the learning rate falls linearly to 0; 0: constant rate"
     )
     gamma: float = number(0.99, 0, 1, help="discount")
-    q_lambda: float = number(0.65, 0, 1, help="0 is one-step Q-learning, 1 Monte Carlo")
+    q_lambda: float = number(
+        0.65, 0, 1, help="lambda of the returns: 0 is one-step Q-learning, 1 is Monte Carlo"
+    )
     epsilon_start: float = number(1.0, 0, 1, help="initial probability of a random action")
     epsilon_end: float = number(0.05, 0, 1, help="final probability of a random action")
     epsilon_decay_steps: float = number(
-        0.0, 0, help="updates between the two; 0 stays at epsilon_start"
+        0.0, 0, help="updates from epsilon_start to epsilon_end; 0 stays at epsilon_start"
     )
     update_epochs: int = size(2, help="passes over a rollout")
     num_minibatches: int = size(32, help="minibatches of each pass; divides the transitions")

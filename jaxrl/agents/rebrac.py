@@ -53,10 +53,12 @@ class ReBRAC:
     actor_learning_rate: float = number(1e-3, above=0, help="step size of the policy")
     critic_learning_rate: float = number(1e-3, above=0, help="step size of the critics")
     actor_bc: float = number(0.01, 0, help="weight of imitation in the actor's loss")
-    critic_bc: float = number(0.01, 0, help="weight of the distance of next actions in targets")
-    normalize_q: bool = flag(True, help="divide the actor's values by their mean size")
+    critic_bc: float = number(
+        0.01, 0, help="weight of the targets' penalty on next actions that differ from the data's"
+    )
+    normalize_q: bool = flag(True, help="divide Q in the actor's loss by its mean absolute value")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target networks")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target networks")
     exploration_noise: float = number(
         0.1, 0, help="standard deviation of the noise on actions, in units of [-1, 1]"
     )

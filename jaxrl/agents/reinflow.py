@@ -63,13 +63,13 @@ class ReinFlow:
     actor_learning_rate: float = number(4.5e-5, above=0, help="step size of the policy")
     critic_learning_rate: float = number(6.5e-4, above=0, help="step size of the value function")
     lr_decay_steps: float = number(
-        0.0, 0, help="updates over which the learning rates fall to 0; 0 keeps them"
+        0.0, 0, help="updates over which the learning rates fall linearly to 0; 0: constant rates"
     )
     gamma: float = number(0.99, 0, 1, help="discount")
     gae_lambda: float = number(0.95, 0, 1, help="lambda of the advantage estimates")
     clip_eps: float = number(0.01, above=0, help="clipping range of the probability ratio")
     entropy_coef: float = number(
-        0.03, 0, help="weight of the bonus for the entropy of a step and action element"
+        0.03, 0, help="weight of the entropy bonus, a mean over steps and action elements"
     )
     target_kl: float | None = number(
         None,
@@ -78,7 +78,7 @@ class ReinFlow:
     )
     update_epochs: int = size(5, help="passes over a rollout")
     num_minibatches: int = size(
-        4, help="minibatches of each pass; divides the transitions, at least two in each"
+        4, help="minibatches per pass; must divide the transitions, with at least two in each"
     )
 
     @property

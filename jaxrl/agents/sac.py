@@ -56,15 +56,15 @@ class SAC:
     critic_learning_rate: float = number(3e-4, above=0, help="step size of the critics")
     alpha_learning_rate: float = number(3e-4, 0, help="step size of log alpha; 0 keeps alpha")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target critics towards the critics")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target critics")
     initial_alpha: float = number(1.0, above=0, help="initial temperature")
     target_entropy: float = number(-1.0, help="entropy per action element, in nats")
     policy_delay: int = size(1, help="gradient steps from one update of the actor to the next")
     num_min_critics: int | None = size(
         None, help="targets use the minimum over this many critics, drawn for each step; None: all"
     )
-    actor_q: ActorQ = choice("min", ActorQ, help="what the actor maximises, over all critics")
-    backup_entropy: bool = flag(True, help="count the next action's entropy in targets")
+    actor_q: ActorQ = choice("min", ActorQ, help="how the actor's loss combines the critics")
+    backup_entropy: bool = flag(True, help="include the next action's entropy in targets")
 
     def bind(self, spec: Spec) -> SAC:
         """Return the agent for ``spec``. Raises UsageError for discrete actions."""

@@ -55,12 +55,12 @@ class TD3:
     actor_learning_rate: float = number(3e-4, above=0, help="step size of the policy")
     critic_learning_rate: float = number(3e-4, above=0, help="step size of the critics")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target networks")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target networks")
     exploration_noise: float = number(
         0.1, 0, help="standard deviation of the noise on actions, in units of [-1, 1]"
     )
     exploration_noise_max: float | None = number(
-        None, 0, help="draw each episode's deviation between exploration_noise and this"
+        None, 0, help="draw each episode's noise std uniformly from exploration_noise to this"
     )
     policy_noise: float = number(0.2, 0, help="standard deviation of the noise on next actions")
     noise_clip: float = number(0.5, 0, help="next actions' noise is clipped to +- this")
@@ -68,7 +68,7 @@ class TD3:
     num_min_critics: int | None = size(
         None, help="targets use the minimum over this many critics, drawn for each step; None: all"
     )
-    actor_q: ActorQ = choice("first", ActorQ, help="what the actor maximises, over all critics")
+    actor_q: ActorQ = choice("first", ActorQ, help="how the actor's loss combines the critics")
     target_actor: bool = flag(
         True, help="take next actions from a target policy, updated when the policy is"
     )

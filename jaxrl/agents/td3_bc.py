@@ -47,9 +47,9 @@ class TD3BC:
     optimizer: Any = part(Adam(), help="optimiser of each network")
     actor_learning_rate: float = number(3e-4, above=0, help="step size of the policy")
     critic_learning_rate: float = number(3e-4, above=0, help="step size of the critics")
-    bc_alpha: float = number(2.5, 0, help="weight of values against imitation; 0 only imitates")
+    bc_alpha: float = number(2.5, 0, help="weight of Q relative to imitation; 0 only imitates")
     gamma: float = number(0.99, 0, 1, help="discount")
-    tau: float = number(0.005, 0, 1, help="step of the target networks")
+    tau: float = number(0.005, 0, 1, help="Polyak averaging rate of the target networks")
     exploration_noise: float = number(
         0.1, 0, help="standard deviation of the noise on actions, in units of [-1, 1]"
     )

@@ -42,7 +42,7 @@ class NormalizeObs:
 
     agent: Any
     obs_clip: float = number(10.0, above=0, help="normalised observations are clipped to +- this")
-    frozen: bool = flag(False, help="keep the statistics of the dataset in later online training")
+    frozen: bool = flag(False, help="keep the statistics fixed in online training")
     spec: Spec | None = bound(None)
 
     def bind(self, spec: Spec) -> NormalizeObs:
@@ -133,10 +133,10 @@ class ScaleReward:
     """
 
     agent: Any
-    reward_scale: float = number(1.0, above=0, help="factor of the rewards that are learnt from")
+    reward_scale: float = number(1.0, above=0, help="multiply rewards by this, for learning only")
     reward_shift: float = number(0.0, help="added to the scaled rewards")
     reward_clip: float | None = number(
-        None, above=0, help="clip the rewards that are learnt from to +- this; None does not"
+        None, above=0, help="clip the scaled and shifted rewards to +- this; None: no clipping"
     )
 
     def bind(self, spec: Spec) -> ScaleReward:

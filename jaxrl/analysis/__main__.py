@@ -59,10 +59,10 @@ those of gymnax that it can draw, episode.html for Brax, and always episode.npz.
 the run's folder, replacing those of an earlier call."""
 
 ABOUT_EXPORT = """\
-Write the policy of a run, with its normaliser and the scaling of its actions inside, as policy.npz
-(numpy's, with a reader), policy.jaxexport (with a loader) and policy.onnx. Each is played beside
-the policy on 1,000 observations; one that differs is not kept. They are written to the folder
-export in the run's own, replacing those of an earlier call."""
+Write the policy of a run, including observation normalisation and action scaling, as policy.npz
+(for numpy, with a reader), policy.jaxexport (with a loader) and policy.onnx. Each file is compared
+with the policy on 1,000 observations, and not kept if it differs. The files are written to the
+folder export in the run's folder, replacing those of an earlier call."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -207,7 +207,7 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--mode", choices=("greedy", "sample"), default="greedy", help="how to act")
     add("--episodes", type=int, default=100, metavar="N", help="episodes of each seed")
-    add("--key", type=int, default=0, metavar="K", help="the seed of their random numbers")
+    add("--key", type=int, default=0, metavar="K", help="random seed of the episodes")
     return parser
 
 
@@ -225,7 +225,7 @@ def _render_parser() -> argparse.ArgumentParser:
 def _export_parser() -> argparse.ArgumentParser:
     parser = _policy_parser("export", ABOUT_EXPORT)
     _add_out(parser)
-    words = "npz, jax, onnx; default all that can hold it"
+    words = "npz, jax, onnx; default all that support the policy"
     parser.add_argument("--formats", nargs="+", metavar="F", help=words)
     return parser
 

@@ -26,8 +26,8 @@ from jaxrl.errors import UsageError
 
 ABOUT = """\
 Compare groups of runs, separated by --: every seed's final return (a normalised score if the runs
-have a reference), on every environment that all groups have. Print both tables and what they come
-to, and draw the figure. The runs of one group on one environment are one sample of seeds; each
+have a reference), on every environment that all groups have. Print both tables and conclusions,
+and draw the figure. The runs of one group on one environment are one sample of seeds; each
 configuration of a sweep is a group of its own. docs/statistics.md has the formulae."""
 T = TypeVar("T")
 BREAK = "\0"  # replaces -- between groups, which argparse would read as the end of options
@@ -63,8 +63,8 @@ def main(words: Sequence[str]) -> None:
         print(f"note: {note}")
     if any(row.seeds[0] < FEW_SEEDS for row in comparison.rows):
         print(
-            f"note: few seeds are fewer than {FEW_SEEDS}: the interval of the IQM is then too "
-            "short, and of 4 seeds it holds the truth about 87 times in 100, not 95"
+            f"note: with fewer than {FEW_SEEDS} seeds, the interval of the IQM is too narrow: with "
+            "4 seeds, it contains the true IQM about 87 times in 100, not 95"
         )
     _write(comparison, options, out)
 
@@ -164,25 +164,25 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of swept runs, only the configurations with this value (may be repeated, for other "
-        "names)",
+        help="for swept runs, keep only the configurations with this value (may be repeated, for "
+        "other names)",
     )
     add(
         "--steps",
         type=int,
         metavar="N",
-        help="compare at N steps, linear between evaluations; default at each run's end",
+        help="compare at N steps, by linear interpolation; default: at each run's end",
     )
     add(
         "--reference",
         action="append",
         default=[],
         metavar="TASK=RANDOM,EXPERT",
-        help="the returns that scores of 0 and 100 mean; default those of the runs, if they have "
-        "any (may be repeated, for other tasks)",
+        help="the returns with scores of 0 and 100; default those of the runs, if they have any "
+        "(may be repeated, for other tasks)",
     )
-    add("--threshold", type=float, metavar="SCORE", help="count the steps to this score")
-    add("--failed", type=float, metavar="RETURN", help="what a return that is not finite counts as")
+    add("--threshold", type=float, metavar="SCORE", help="report the steps to reach this score")
+    add("--failed", type=float, metavar="RETURN", help="replace non-finite returns by this value")
     add("--out", metavar="PICTURE", help="where to draw; default comparison.png, if not there yet")
     add("--out-csv", metavar="FILE", help="write all numbers, unrounded, replacing the file")
     add("--out-latex", metavar="FILE", help="write both tables for LaTeX, replacing the file")

@@ -193,10 +193,10 @@ def choose(
     if not swept:
         return chosen, []
     if where:
-        note = f"configurations were chosen by --where {words}; if these returns were why, its "
-        return chosen, [note + "score is too high: run it again with new seeds"]
-    note = "every configuration of a sweep is a group of its own, and none was chosen; the best of "
-    return chosen, [note + "several is in part the luckiest: see p (Holm), run it with new seeds"]
+        note = f"configurations were selected by --where {words}; if for their returns, scores are "
+        return chosen, [note + "biased upwards: run them again with new seeds"]
+    note = "every configuration of a sweep is its own group; the best score of several is biased "
+    return chosen, [note + "upwards: see p (Holm), and run that configuration with new seeds"]
 
 
 def _has(source: Source, where: Mapping[str, float]) -> bool:

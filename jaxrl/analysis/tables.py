@@ -102,9 +102,9 @@ def p_text(p: float) -> str:
 def conclusions(comparison: Comparison) -> list[str]:
     """Return one sentence per pair, after a sentence that explains the terms."""
     lines = [
-        "d is the difference of the means in standard deviations of a seed. The seeds it needs are "
-        "those of each group with which a two-sided t test (5%) finds it in 80% of experiments; in "
-        "brackets, if the spread is at its upper 80% limit."
+        "d is the difference of the means divided by the standard deviation over seeds. The seeds "
+        "that it needs, in each group, give a two-sided t test (5%) a power of 80%; in brackets, "
+        "if the standard deviation is at its upper 80% limit."
     ]
     for alone in (True, False):  # the two families of p-values (Holm)
         family = [pair for pair in comparison.pairs if (pair.task != ALL) == alone]
@@ -120,7 +120,7 @@ def _conclusion(pair: PairRow, family: int) -> str:
     text += adjusted
     least = min(1.0, family * 2 / math.comb(n + m, n))
     if pair.task != ALL and pair.p_holm > ALPHA and least > ALPHA:
-        text += f", which {n} and {m} seeds could not bring below {least:.2g}"
+        text += f" (with {n} and {m} seeds it cannot be below {least:.2g})"
     d, seeds, high = pair.separation
     if d is not None:
         text += f"; d {d:.2f} needs {_needed(seeds)} seeds ({_needed(high)})"

@@ -100,8 +100,8 @@ def describe(result: Run) -> str:
             lines.append(text.format(switch["phase"], *values))
     if summary["identical_episodes"]:
         lines.append(
-            "all evaluation episodes of a seed had the same return, each time: they may be one and "
-            "the same; --eval-mode sample plays them stochastically"
+            "in every evaluation, all episodes of a seed had the same return, so they may be "
+            "identical; --eval-mode sample plays them stochastically"
         )
     lines.append(
         f"{summary['steps_per_second']:,.0f} {step_label([summary])}/s over all seeds; "

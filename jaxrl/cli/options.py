@@ -64,9 +64,9 @@ class Options:
     devices: int | None = None
     """Devices of each process; default all that the sizes divide over (on a CPU: one per core)."""
     distributed: tuple[str, ...] | None = None
-    """Train over the processes of a job of SLURM, Open MPI or Kubernetes, each of which runs this
-    same command; elsewhere give address, number of processes and number of this one, as in:
-    10.0.0.1:1234 2 0"""
+    """Train over several processes, which all run this command. They are detected under SLURM, Open
+    MPI and Kubernetes; elsewhere give the address of process 0, the number of processes and the
+    index of this one, as in: 10.0.0.1:1234 2 0"""
     sweep: tuple[str, ...] = ()
     """Hyper-parameters to sweep in one program, as in: gamma=0.97,0.99"""
     max_skipped: int = 100
@@ -137,16 +137,16 @@ class OfflineOptions(Options):
     """Gradient steps of each seed, rounded up to whole iterations."""
     dataset: str | None = None
     """Path of a dataset (D4RL, Minari, OGBench), or the name of a shipped one; default --env's."""
-    top: float = number(1.0, 0, 1, above=0, help="learn from this fraction of episodes, the best")
+    top: float = number(1.0, 0, 1, above=0, help="learn only from this best fraction of episodes")
     validation: float = number(0.0, 0, 1, help="fraction of episodes held out for validation")
     sampling: Sampling = choice(
-        "uniform", Sampling, help="draws are uniform, or weighted by the episodes' returns (RW) or "
-        "advantages (AW)"
+        "uniform", Sampling, help="sample transitions uniformly, or weighted by their episode's "
+        "return (RW) or advantage (AW)"
     )  # fmt: skip
     sampling_temperature: float = number(
-        0.1, above=0, help="of these weights; small ones concentrate on the best episodes"
+        0.1, above=0, help="temperature of these weights; small values favour the best episodes"
     )
-    n_step: int = size(1, help="rewards that are summed before the bootstrap")
+    n_step: int = size(1, help="n of n-step returns: rewards summed before the bootstrap")
     batch_size: int = same_as(Offline, "batch_size")
     num_updates: int = same_as(Offline, "num_updates")
     normalize_obs: bool = False
@@ -155,7 +155,7 @@ class OfflineOptions(Options):
     reward_shift: float = same_as(ScaleReward, "reward_shift")
     reward_clip: float | None = same_as(ScaleReward, "reward_clip")
     return_range: float | None = number(
-        None, above=0, help="scale rewards so that the returns of the dataset span this"
+        None, above=0, help="scale rewards so that the dataset's returns span a range of this size"
     )
 
     @property
@@ -190,7 +190,7 @@ class AnnealOptions(TrainingOptions):
     anneal: bool = True
     """Let the learning rate fall linearly to zero over the run, or over --agent.lr-decay-steps.
 
-    A resumed run may be longer only with the --agent.lr-decay-steps that it had."""
+    To extend a resumed run, give the --agent.lr-decay-steps that it had."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +201,8 @@ class EpsilonOptions(TrainingOptions):
         0.2,
         0,
         1,
-        help="part of the run over which epsilon falls, unless --agent.epsilon-decay-steps is "
-        "given; a resumed run may be longer only with the --agent.epsilon-decay-steps that it had",
+        help="fraction of the run over which epsilon falls, unless --agent.epsilon-decay-steps is "
+        "given; to extend a resumed run, give the --agent.epsilon-decay-steps that it had",
     )
 
 
@@ -223,9 +223,9 @@ class FineTuningOptions(OnPolicyOptions):
     """Options of every script that trains on rollouts, and may go on from an earlier policy."""
 
     policy_from: str | None = None
-    """The folder of a run whose policy, of the same family and sizes, the agent starts from.
+    """Start from the policy of the run in this folder; its family and sizes must be the same.
 
-    With --normalize-obs, the statistics of observations stay those of that run."""
+    With --normalize-obs, the observation statistics stay those of that run."""
 
     def run_options(self, trainer: Trainer) -> dict[str, Any]:
         """Return the options of ``run``, with ``policy_from``."""

@@ -36,29 +36,30 @@ class SweepOptions:
     random_seed: int = 0
     """Seed of the draws."""
     static: tuple[str, ...] = ()
-    """Options of the script that compile anew, as in: num-envs=8,16 'hidden-dims=64 64,128 128'"""
+    """Static options to sweep, where each combination compiles anew, as in: num-envs=8,16
+    'hidden-dims=64 64,128 128'"""
     halving: float | None = None
-    """Successive halving: the best 1 / HALVING go on from each rung to the next."""
+    """Successive halving: each rung keeps the best 1 / HALVING of the configurations."""
     rungs: int | None = None
-    """The most rungs of halving; fewer have a longer first one, and let more finish."""
+    """Maximum number of rungs; with fewer, the first is longer and more configurations finish."""
     pbt: bool = False
-    """Population-based training: the configurations are a population, --num-seeds populations."""
+    """Population-based training: one population of all configurations for each of --num-seeds."""
     explore: tuple[str, ...] = ()
-    """Where PBT's values may go, as in: learning_rate=log:1e-5,1e-1; default where they begin."""
+    """Ranges that PBT may explore, as in: learning_rate=log:1e-5,1e-1; default the initial ones."""
     interval: int | None = None
-    """Steps from one exploit of PBT to the next; default a twentieth of the run."""
+    """Steps between PBT's exploit steps; default a twentieth of the run."""
     quantile: float = 0.25
-    """Part of a population that PBT replaces by copies of the best."""
+    """Fraction of a population that PBT replaces by copies of the best."""
     factors: tuple[float, float] = (1.2, 0.8)
-    """Factors by which PBT changes the values of copies."""
+    """Factors by which PBT perturbs the values of copies."""
     resample: float = 0.25
-    """Chance that PBT draws a copy's value anew instead."""
+    """Probability that PBT resamples a copy's value instead."""
     confirm: int = 0
-    """Fresh seeds on which the best is trained again: the score that chose it is biased."""
+    """Retrain the best on this many fresh seeds: the score that selected it is biased."""
     max_parallel: int | None = None
-    """Most runs trained at once; default what fits in memory, by the compiled program."""
+    """Maximum number of runs trained at once; default as many as fit in memory."""
     time_one: bool = False
-    """Time one run alone too, over a twentieth of its length."""
+    """Also time one run alone, over a twentieth of its length."""
 
 
 def divided(words: Sequence[str]) -> tuple[list[str], list[str]]:

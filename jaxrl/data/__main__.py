@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--reference", metavar="PATH", help="the dataset that SACo compares with")
     add("--out", metavar="DIR", help="where to write dataset.json and dataset.png, replacing them")
     add("--dims", nargs="+", metavar="DIM", help="dimensions of coverage, as obs[0] action[0]")
-    add("--bins", type=int, default=BINS, metavar="N", help=f"bins of each (default {BINS})")
+    add("--bins", type=int, default=BINS, metavar="N", help=f"bins per dimension (default {BINS})")
     add("--random", type=float, metavar="R", help="the return of a random policy")
     add("--expert", type=float, metavar="R", help="the return of an expert")
     add("--task", metavar="NAME", help="a single task of OGBench, which gives the rewards")

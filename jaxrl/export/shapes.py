@@ -121,7 +121,7 @@ def _gather(walk: Any, equation: Any, x: Any, index: Any) -> Any:
     params, aval = equation.params, equation.invars[0].aval
     numbers, shape = params["dimension_numbers"], sizes(aval)
     axes, dropped = numbers.start_index_map, numbers.collapsed_slice_dims
-    refused = Refused("takes elements from places that depend on the observation")
+    refused = Refused("takes elements at indices that depend on the observation")
     index = walk.full(index, equation.invars[1].aval)
     if not isinstance(index, np.ndarray) or numbers.operand_batching_dims:
         raise refused
@@ -130,7 +130,7 @@ def _gather(walk: Any, equation: Any, x: Any, index: Any) -> Any:
     whole, wanted = walk.full(x, aval), params["slice_sizes"]
     most = [aval.shape[axis] - wanted[axis] for axis in axes]
     if np.any(index < 0) or np.any(index > most):
-        raise Refused("takes elements from places that there are not")
+        raise Refused("takes elements at indices that are out of range")
     if index.ndim == 1:
         bounds = [(0, size, 1) for size in wanted]
         for axis, start in zip(axes, index.tolist(), strict=True):

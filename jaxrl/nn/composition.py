@@ -45,7 +45,7 @@ class Composed:
     """
 
     first: Any = part(Flow(), help="a policy that denoises")
-    second: Any = part(Flow(), help="another one, of the same process")
+    second: Any = part(Flow(), help="another policy, with the same denoising process")
     weight: float = number(0.5, 0, 1, help="share of the first policy's predictions")
 
     def bind(self, spec: Spec) -> Composed:

@@ -60,17 +60,19 @@ class Denoiser(DropoutPart):
 
     residual: bool = flag(False, help="residual blocks of equal widths with LayerNorm")
     time_embedding: TimeEmbedding = choice(
-        "sinusoidal", TimeEmbedding, help="how time enters: as it is, or as fixed or learnt waves"
+        "sinusoidal", TimeEmbedding, help="time input: raw, or fixed or learnt sinusoids"
     )
-    time_features: int = size(16, 4, help="sines and cosines of time, an even number")
+    time_features: int = size(16, 4, help="number of sines and cosines of time; must be even")
     noise_samples: int = size(
-        1, help="noises of each row of a batch, learnt together; observations are encoded once"
+        1, help="noise samples per row of a batch, in the loss; observations are encoded once"
     )
     guided_by: tuple[str, ...] = words((), help="entries of observations that guidance strengthens")
-    guidance: float = number(1.0, 0, help="weight of guidance: 0 ignores those entries, 1 is plain")
-    unguided_share: float = number(0.1, 0, 1, help="rows that learn without those entries")
+    guidance: float = number(
+        1.0, 0, help="weight of guidance: 0 ignores the entries guided_by, 1 is plain conditioning"
+    )
+    unguided_share: float = number(0.1, 0, 1, help="share of rows that learn without those entries")
     checkpoint: bool = flag(
-        False, help="gradients through a chain recompute its steps: less memory, more time"
+        False, help="recompute denoising steps in the backward pass: less memory, more time"
     )
 
     def bind(self, spec: Spec) -> Any:

@@ -74,16 +74,18 @@ class Diffusion(Denoiser):
 
     num_steps: int = size(5, help="denoising steps K of training")
     sample_steps: int | None = size(None, help="denoising steps when acting; None: all")
-    schedule: Schedule = choice("vp", Schedule, help="noise of each step")
+    schedule: Schedule = choice("vp", Schedule, help="noise schedule")
     prediction: Prediction = choice("epsilon", Prediction, help="what the network predicts")
     clip: Clip = choice(
-        "denoised", Clip, help="what is clipped: each predicted action, each sample, or the last"
+        "denoised", Clip, help="clip each predicted action, each sample, or only the last sample"
     )
-    eta: float = number(1.0, 0, 1, help="noise of acting: 1 is DDPM, 0 is DDIM")
+    eta: float = number(1.0, 0, 1, help="noise when acting: 1 is DDPM, 0 is DDIM")
     variance: Variance = choice(
-        "posterior", Variance, help="of the noise in each step: the posterior's, or beta"
+        "posterior", Variance, help="variance of each step's noise: the posterior's, or beta"
     )
-    min_std: float = number(0.0, 0, help="least deviation of exploring steps, as fine-tuning needs")
+    min_std: float = number(
+        0.0, 0, help="minimum standard deviation of each step when exploring, as fine-tuning needs"
+    )
 
     def bind(self, spec: Spec) -> Diffusion:
         """Return the policy for ``spec``.

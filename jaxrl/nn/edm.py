@@ -47,11 +47,11 @@ class EDM(Denoiser):
     sigma_schedule: SigmaSchedule = choice(
         "exponential", SigmaSchedule, help="how noise levels fall from sigma_max to sigma_min"
     )
-    sigma_min: float = number(0.005, above=0, help="least noise level")
+    sigma_min: float = number(0.005, above=0, help="smallest noise level")
     sigma_max: float = number(1.0, above=0, help="largest noise level")
-    sigma_data: float = number(0.5, above=0, help="deviation of actions")
-    sigma_loc: float = number(-0.6, help="location of the logarithm of levels to learn at")
-    sigma_scale: float = number(1.6, above=0, help="scale of the logarithm of levels to learn at")
+    sigma_data: float = number(0.5, above=0, help="standard deviation of the data's actions")
+    sigma_loc: float = number(-0.6, help="location of the logarithm of training noise levels")
+    sigma_scale: float = number(1.6, above=0, help="scale of the logarithm of these noise levels")
 
     def check_numbers(self) -> None:
         """Raise UsageError for levels that rise, or guidance by no entry."""

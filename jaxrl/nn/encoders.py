@@ -35,8 +35,8 @@ class Flatten:
     """The observation as one vector; multiple dictionary entries are concatenated."""
 
     obs_keys: tuple[str, ...] = words(
-        (), help="entries of dictionary observations; the default is state, for critics "
-        "privileged_state where there is one"
+        (), help="entries of dictionary observations to use; default: state, but for critics "
+        "privileged_state if there is one"
     )  # fmt: skip
     keys: tuple[str, ...] = bound(())  # of dictionary observations
     shapes: tuple[tuple[int, ...], ...] = bound(())

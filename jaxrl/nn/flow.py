@@ -52,12 +52,12 @@ class Flow(Denoiser):
     )  # fmt: skip
 
     time_embedding: TimeEmbedding = choice(
-        "raw", TimeEmbedding, help="how time enters: as it is, or as fixed or learnt waves"
+        "raw", TimeEmbedding, help="time input: raw, or fixed or learnt sinusoids"
     )
     sample_steps: int = size(10, help="steps K from noise to action")
     solver: Solver = choice("euler", Solver, help="euler, or midpoint with two evaluations a step")
     time_distribution: Times = choice(
-        "uniform", Times, help="of the times to learn at: uniform, logit-normal or Beta(1.5, 1)"
+        "uniform", Times, help="distribution of training times: uniform, logit-normal, Beta(1.5, 1)"
     )
 
     def noised_errors(self, predict: Predict, time: Array, action: Array, noise: Array) -> Array:
@@ -113,9 +113,9 @@ class NoisyFlow(Flow):
     starts_from: ClassVar[type] = Flow  # a Flow has all parameters but the deviations'
 
     sample_steps: int = size(4, help="steps K from noise to action")
-    std_min: float = number(0.1, above=0, help="least deviation of a step")
-    std_max: float = number(0.24, above=0, help="largest deviation of a step")
-    std_hidden_dims: tuple[int, ...] = size((64, 64), help="hidden layers of the deviations")
+    std_min: float = number(0.1, above=0, help="smallest standard deviation of a step")
+    std_max: float = number(0.24, above=0, help="largest standard deviation of a step")
+    std_hidden_dims: tuple[int, ...] = size((64, 64), help="hidden layers of the std network")
 
     @property
     def std_network(self) -> MLP:

@@ -35,9 +35,10 @@ from jaxrl.types import Array, Box, Discrete, Key, PyTree, Spec
 
 Std = Literal["independent", "clipped", "softplus", "exp"]
 STD_HELP = (
-    "independent of the observation; clipped: so too, its logarithm clipped to log_std_range; or a "
-    "second output of the network, initial_std where that is 0: through a softplus, plus 0.001, or "
-    "through an exponential whose logarithm is clipped to log_std_range"
+    "independent: does not depend on the observation; clipped: the same, with its logarithm "
+    "clipped to log_std_range; softplus: a second network output through a softplus, plus 0.001; "
+    "exp: a second network output through an exponential, with its logarithm clipped to "
+    "log_std_range; with softplus and exp, an output of 0 stands for initial_std"
 )
 
 
@@ -128,11 +129,11 @@ class Gaussian(_Density):
 
     std: Std = choice("independent", Std, help=STD_HELP)
     initial_std: float = number(1.0, above=0, help="initial standard deviation")
-    log_std_range: tuple[float, float] = interval((-20.0, 2.0), help="see std")
+    log_std_range: tuple[float, float] = interval((-20.0, 2.0), help="log std bounds; see std")
     squash_mean: bool = flag(False, help="pass the mean through tanh, and clip samples to [-1, 1]")
 
     def check_numbers(self) -> None:
-        """Raise UsageError if clipping would hold the initial standard deviation fast."""
+        """Raise UsageError if ``initial_std`` is outside the bounds to which it is clipped."""
         if self.std in ("clipped", "exp"):
             low, high = map(math.exp, self.log_std_range)
             require("initial_std", self.initial_std, low, high)
@@ -144,7 +145,7 @@ class Gaussian(_Density):
 
     @property
     def unchangeable(self) -> tuple[str, ...]:
-        """The numbers without which the parameters mean something else."""
+        """The numbers that must not change, since they define what the parameters mean."""
         return () if self.independent else ("initial_std",)
 
     @property

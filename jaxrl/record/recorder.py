@@ -96,7 +96,7 @@ def record(
         parts.append(jax.device_get(part))
         if int(np.sum(env_state.nonfinite)):
             raise RunError(
-                f"{venv.env.name} left the finite numbers while it was recorded; record with "
+                f"{venv.env.name} produced non-finite numbers while recording; record with "
                 "another key or policy"
             )
         ended = [np.asarray(part.terminated | part.truncated) for part in parts]

@@ -151,7 +151,7 @@ def _gather(port: int, count: int, until: float, timeout: float) -> dict[int, so
                 connection, _ = server.accept()
             except TimeoutError:
                 raise RunError(
-                    f"process {', '.join(missing)} of {count} did not come within {timeout:.0f} s"
+                    f"process {', '.join(missing)} of {count} did not join within {timeout:.0f} s"
                 ) from None
             opened.callback(connection.close)
             number, its_count = _greeting(connection)
@@ -186,10 +186,10 @@ def _join(host: str, port: int, until: float, number: int, count: int) -> socket
     try:
         answer = connection.recv(len(_GO))
     except TimeoutError:
-        raise RunError("some process did not come in time; process 0 says which") from None
+        raise RunError("some process did not join in time; process 0 says which") from None
     if answer != _GO:
         connection.close()
-        raise RunError("process 0 has ended before all others came; its own line says why")
+        raise RunError("process 0 ended before all others joined; its own message says why")
     return connection
 
 

@@ -88,7 +88,7 @@ class PBT:
                 )
         for name in configurations[0]:
             if name not in self.spaces:
-                raise UsageError(f"pbt knows no space of {name}; give one, as {name}=log:1e-4,1e-2")
+                raise UsageError(f"pbt has no range for {name}; give one, as {name}=log:1e-4,1e-2")
             for each in configurations:
                 if each[name] not in self.spaces[name]:
                     raise UsageError(

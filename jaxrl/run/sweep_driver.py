@@ -46,9 +46,9 @@ def _sizes(path: Path | None) -> dict[str, int]:
 
 
 def slugs(names: Sequence[str]) -> list[str]:
-    """Return the names of variants as different, not too long parts of folder names.
+    """Return each variant's part of a folder name: unique, and not too long.
 
-    Those that would be equal or too long end with the variant's index.
+    Parts that would be equal or too long end with the variant's index.
     """
     found = [re.sub(r"[^\w=.-]+", "-", name) for name in names]
     counts = Counter(found)

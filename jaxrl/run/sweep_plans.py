@@ -219,6 +219,6 @@ def before_added(config: Mapping[str, Any]) -> dict[str, Any]:
 def population_too_large(count: int, most: int) -> str:
     """Return the message for a population whose members cannot all train at once."""
     return (
-        f"a population of {count} members trains at once, and {most} may; "
+        f"a population of {count} members must train at once, and only {most} can; "
         f"give a smaller one, or --max-parallel {count} if they fit"
     )

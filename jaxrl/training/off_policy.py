@@ -47,21 +47,21 @@ class OffPolicy(Trainer):
     buffer_size: int = size(
         1_000_000, help="transitions in the replay buffer, rounded up to whole cycles"
     )
-    batch_size: int = size(256, help="transitions of a gradient step, over all shards")
+    batch_size: int = size(256, help="transitions per gradient step, over all shards")
     learning_starts: int = size(
         5_000, help="transitions before the first gradient step, rounded up to whole cycles"
     )
     warmup_policy: Warmup = choice(
-        "uniform", Warmup, help="what acts until then: uniform actions, or the untrained agent"
+        "uniform", Warmup, help="policy before learning starts: uniform or the agent's current one"
     )
-    num_steps: int = size(1, help="steps of every environment in a cycle")
-    num_updates: int = size(1, help="gradient steps in a cycle")
+    num_steps: int = size(1, help="steps of every environment per cycle")
+    num_updates: int = size(1, help="gradient steps per cycle")
     cycles: int | None = size(
-        None, help="cycles of an iteration; by default its random numbers fit in a cache"
+        None, help="cycles per iteration; by default its random numbers fit in a cache"
     )
-    n_step: int = size(1, help="rewards that are summed before the bootstrap")
+    n_step: int = size(1, help="n of n-step returns: rewards summed before the bootstrap")
     precision: Precision = choice(
-        "full", Precision, help="half keeps the observations in the buffer in 16 bits"
+        "full", Precision, help="half stores the buffer's observations in 16 bits"
     )
     sampler: Any = struct.field(pytree_node=False, default=None)
 

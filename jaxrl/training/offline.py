@@ -31,8 +31,8 @@ class Offline(Trainer):
     environment, ``env`` is a ``Spec``, and nothing is evaluated.
     """
 
-    batch_size: int = size(256, help="transitions of a gradient step, over all shards")
-    num_updates: int = size(64, help="gradient steps of an iteration")
+    batch_size: int = size(256, help="transitions per gradient step, over all shards")
+    num_updates: int = size(64, help="gradient steps per iteration")
     sampler: Any = struct.field(pytree_node=False, default=UniformDataset())
 
     learns_from: ClassVar[str] = "batches"

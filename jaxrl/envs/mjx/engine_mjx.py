@@ -63,7 +63,7 @@ class MjxEngine:
             except (NotImplementedError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise UsageError(
-                    f"xml_file is {self.task.xml_file!r}, of which MJX lacks something: {reason}; "
+                    f"xml_file is {self.task.xml_file!r}, which MJX does not support: {reason}; "
                     "choose engine c"
                 ) from error
         if self.impl == "warp":
