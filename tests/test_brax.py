@@ -112,6 +112,8 @@ def test_brax_may_be_told_not_to_terminate():
     state, _ = jax.eval_shape(env.reset, KEY)
     _, step = jax.eval_shape(env.step, KEY, state, jnp.zeros(3))
     assert (step.terminated.shape, step.terminated.dtype) == ((), bool)
+    assert not env.env._terminate_when_unhealthy and env.env._n_frames == 1
+    assert envs.make("brax/hopper").env._terminate_when_unhealthy
 
 
 def test_brax_cannot_step_its_swimmer():

@@ -385,7 +385,7 @@ def test_numbers_and_seeds_are_swept_in_one_program():
         (fql(), "alpha"),
         (diffusion_ql(), "eta"),
         (idql(policy=DIFFUSION.replace(dropout=0.1)), "expectile"),
-        (idql(IFQL, FLOW), "gamma"),
+        (idql(IFQL, FLOW), "expectile"),
     ):
 
         def member(key, number, agent=agent, name=name):
@@ -395,6 +395,9 @@ def test_numbers_and_seeds_are_swept_in_one_program():
         seeds, numbers = jax.random.split(KEY, 3), jnp.array([0.1, 0.5, 0.9])
         state, metrics = jax.eval_shape(jax.vmap(member), seeds, numbers)
         assert {leaf.shape[0] for leaf in jax.tree.leaves((state, metrics))} == {3}
+        program = jax.make_jaxpr(member)(KEY, 0.5).jaxpr
+        read = [x for equation in program.eqns for x in equation.invars]
+        assert any(x is program.invars[1] for x in read), name
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ from jaxrl.data.replay import Replay
 from jaxrl.data.scores import Reference
 from jaxrl.nn.critics import Critic
 from jaxrl.nn.policies import Deterministic
-from jaxrl.run import memory
+from jaxrl.run import memory, summary
 from jaxrl.run.configurations import check_configurations
 from jaxrl.training.sampling import sample
 from jaxrl.types import Transition
@@ -224,6 +224,13 @@ def test_every_off_policy_agent_learns_offline_online_and_from_one_to_the_other(
     assert {leaf.dtype for leaf in jax.tree.leaves(metrics)} == {np.dtype(np.float32)}
 
 
+def test_no_agent_that_learns_from_batches_is_missing():
+    """Four have tests of their own: test_over_generative.py, test_fqe.py."""
+    agents = {name: each for name, each in vars(jaxrl).items() if hasattr(each, "bind")}
+    found = {n for n, each in agents.items() if getattr(each, "learns_from", "") == "batches"}
+    assert found == {*LEARNERS, "PARL", "EditPolicy", "DSRL", "FQE"}
+
+
 def test_a_dataset_that_does_not_fit_is_refused_with_its_size(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "free_over", lambda devices: 1000)
     with pytest.raises(UsageError, match=r"dataset needs 0.00 GiB on each of 1 devices, and 0.00"):
@@ -318,3 +325,10 @@ def test_the_summary_has_scores_and_the_dip_at_the_switch(tmp_path):
     assert "normalized score: final" in text and "phase online: from" in text
     stored = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert stored["scores"] == scores and (tmp_path / "run" / "curves.png").exists()
+
+
+def test_the_last_ten_evaluations_are_ten_of_twelve():
+    played = np.arange(24.0).reshape(12, 2)
+    found = summary.scores(Reference(0.0, 100.0, "measured")._asdict(), played)
+    assert found["last_ten"]["per_seed"] == [13.0, 14.0]
+    assert found["final"]["per_seed"] == found["best"]["per_seed"] == [22.0, 23.0]

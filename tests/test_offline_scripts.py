@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from shared import rows_of_pendulum, run_script, script_module, trainer_of
 
-from jaxrl import NormalizeObs, ScaleReward, UsageError, cli, load_policy, make
+from jaxrl import SAC, CalQL, NormalizeObs, ScaleReward, UsageError, cli, load_policy, make
 from jaxrl.agents.protocol import discount_factor
-from jaxrl.cli.presets import lookup
+from jaxrl.cli.presets import lookup, sac
 from jaxrl.data import Mixed, Pooled, UniformReplay, with_goals
+from jaxrl.data.dataset import Split
 from jaxrl.data.describe import describe
 from jaxrl.data.formats import load, metadata, reference
 from jaxrl.data.samplers import UniformDataset, WeightedDataset
 from jaxrl.data.shipped import FOLDER, shipped, shipped_path
+from jaxrl.data.weights import weighted
 from jaxrl.record.writers import write_d4rl
 from jaxrl.run.configurations import check_configurations
 from jaxrl.run.session import Session
@@ -118,13 +120,22 @@ def test_every_pattern_matches_a_dataset_and_changes_something(algorithm):
         assert any(lookup(presets, name) != lookup(without, name) for name in matching), preset
 
 
-@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "make_dataset"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_name_is_an_option(algorithm):
     from test_presets import unknown
 
     with script_module(algorithm) as script:
-        for preset in presets_of(algorithm) if algorithm in ALGORITHMS else ():
+        for preset in presets_of(algorithm):
             assert unknown(preset.settings, script.Config()) == [], preset.pattern
+
+
+def test_every_name_of_sac_but_the_buffer_s_size_is_an_option_of_make_dataset():
+    from test_presets import unknown
+
+    with script_module("make_dataset") as script:
+        for preset in sac.PRESETS:
+            found = unknown(preset.settings, script.Config())
+            assert set(found) <= {"buffer_size"}, preset.pattern
 
 
 def test_the_dataset_s_name_decides_too(tmp_path):
@@ -163,6 +174,19 @@ def test_shipped_datasets_are_known_by_their_whole_names():
         assert (config.agent.actor_bc, config.agent.critic_bc) == (0.05, 0.5)
 
 
+def test_options_cut_split_and_weigh_the_dataset():
+    options = {"top": 0.5, "validation": 0.25, "sampling": "advantage", "quiet": True}
+    config = cli.OfflineOptions("gymnax/Pendulum-v1", sampling_temperature=0.3, **options)
+    path = shipped_path("gymnax/Pendulum-v1/medium-replay")
+    (train, held), known = cli.load_dataset(config, make(config.env).spec)
+    chosen = load(path).top(0.5).split(0.25)
+    expected = weighted(chosen.train, "advantage", 0.3)
+    np.testing.assert_array_equal(train.obs, expected.obs)
+    np.testing.assert_array_equal(train.cumulative, expected.cumulative)
+    np.testing.assert_array_equal(held.obs, chosen.validation.obs)
+    assert held.cumulative == () and known == reference(path)
+
+
 def test_options_become_samplers_wrappers_and_parts_of_the_data():
     small = "--policy.hidden-dims 8 --critic.hidden-dims 8 --quiet --run-dir x"
     trainer = trainer_of("td3_bc", f"{small} --sampling advantage --n-step 3 --reward-shift -1")
@@ -175,6 +199,23 @@ def test_options_become_samplers_wrappers_and_parts_of_the_data():
     assert trainer.agent.reward_scale == pytest.approx(1000 / np.ptp(returns))
     trainer = trainer_of("rebrac", f"{small} --normalize-obs --reward-clip 2")
     assert trainer.agent.agent.reward_clip == 2
+
+
+def test_returns_to_go_are_of_the_rewards_and_the_discount_that_the_agent_learns_from():
+    """The rewards themselves stay as they are, since they are transformed when they are drawn."""
+    data = rows_of_pendulum()
+    data = data._replace(extras={"colour": np.arange(data.size)})
+    agent = NormalizeObs(ScaleReward(CalQL(gamma=0.9), 2.0, -0.5, 1.5), frozen=True)
+    learnt, following = np.clip(2.0 * data.reward - 0.5, -1.5, 1.5), 0.0
+    expected = np.zeros(data.size)
+    for row in reversed(range(data.size)):
+        following = learnt[row] + 0.9 * (0.0 if row + 1 == data.end[row] else following)
+        expected[row] = following
+    for found in (cli.with_extras(data, agent), *cli.with_extras(Split(data, data), agent)):
+        assert set(found.extras) == {"return_to_go"}
+        np.testing.assert_allclose(found.extras["return_to_go"], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(found.reward, data.reward)
+    assert cli.with_extras(data, SAC()).extras == {}
 
 
 REPLAY = UniformReplay(3)

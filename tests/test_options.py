@@ -9,11 +9,12 @@ import pytest
 from shared import run_script, script_module, trainer_of
 
 from jaxrl import UsageError, cli, hyper
-from jaxrl.cli.presets import dqn, dsac_t, lookup, pqn, sac, td3
+from jaxrl.cli.presets import dqn, dsac_t, lookup, ppo, pqn, sac, td3
 from jaxrl.cli.presets.off_policy import SLOW
 from jaxrl.envs import names
 
-PRESETS = {each.__name__.rpartition(".")[2]: each.PRESETS for each in (sac, td3, dsac_t, dqn, pqn)}
+MODULES = (sac, td3, dsac_t, dqn, ppo, pqn)
+PRESETS = {each.__name__.rpartition(".")[2]: each.PRESETS for each in MODULES}
 PATTERNS = [
     (script, preset.pattern)
     for script, presets in PRESETS.items()

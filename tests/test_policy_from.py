@@ -252,7 +252,7 @@ def test_scripts_have_the_option(cloned):
     assert trainer.agent.frozen and not trainer_of("ppo", words[:-14]).agent.frozen
 
 
-def test_a_loaded_policy_takes_fewer_steps(tmp_path):
+def test_a_loaded_policy_takes_fewer_steps(cloned, tmp_path):
     """One step of a flow adds the velocity at the noise; other families are refused."""
     folder, key = tmp_path / "flow", jax.random.key(3)
     agent = BC(policy=Flow(hidden_dims=(4,), sample_steps=4))
@@ -267,6 +267,8 @@ def test_a_loaded_policy_takes_fewer_steps(tmp_path):
     np.testing.assert_allclose(one(OBS, key), expected, atol=1e-5)
     with pytest.raises(UsageError, match="sample_steps is 0; it must be"):
         load_policy(folder, sample_steps=0)
+    with pytest.raises(UsageError, match="sample_steps is 2, and the policy of .* does not denoi"):
+        load_policy(cloned.run_dir, sample_steps=2)
 
 
 @pytest.mark.parametrize(

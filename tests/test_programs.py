@@ -182,11 +182,12 @@ def test_without_rng_scan_the_same_programs_draw_in_their_loops(monkeypatch):
         assert {"random_bits", "random_split"} <= names(program(TRAINERS[name]), looped=True)
 
 
-IN_BFLOAT16 = ("PPO", "PQN", "DQN", "TD3", "SAC", "DSACT", "BC", "IQL", "CQL", "ReBRAC", "EDAC")
+IN_BFLOAT16 = ("PPO", "PQN", "DQN", "TD3", "SAC", "DSAC", "DSACT", "BC", "IQL", "CQL", "CalQL")
+IN_BFLOAT16 += ("DiscreteCQL", "TD3BC", "ReBRAC", "EDAC")
 
 
 @pytest.mark.parametrize("name", IN_BFLOAT16)
-def test_every_agent_computes_in_bfloat16_and_keeps_float32(name):
+def test_agents_compute_in_bfloat16_and_keep_float32(name):
     trainer = TRAINERS[name]
     networks = [part for part in PARTS if hasattr(trainer.agent, part)]
     options = {part: {"compute_dtype": "bfloat16"} for part in networks}

@@ -96,7 +96,11 @@ def test_the_second_chunk_compiles_nothing(monkeypatch):
 
 def test_rows_and_summary_say_what_happened(finished):
     rows = [json.loads(line) for line in (finished.run_dir / "metrics.jsonl").open()]
-    assert rows == json.loads(json.dumps(rows)) and len(rows) == len(finished.rows)
+    known = [
+        {n: None if isinstance(x, float) and not np.isfinite(x) else x for n, x in row.items()}
+        for row in finished.rows
+    ]
+    assert rows == known
     train = [row for row in rows if row["kind"] == "train"]
     evals = [row for row in rows if row["kind"] == "eval"]
     assert [row["step"] for row in evals] == [0, 0, 160, 160, 320, 320]

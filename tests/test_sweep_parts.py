@@ -71,9 +71,15 @@ def test_draws_are_uniform_on_the_scale_inside_and_programs_draw_alike(space):
     again = [each["x"] for each in drawn({"x": space}, 4000, seed=1)]
     assert values.tolist() == again
     inside = np.asarray(space.resample(jax.random.key(0), (4000,)), float)
-    for share in (0.25, 0.5, 0.75):
-        assert np.mean(values <= np.quantile(inside, share)) == pytest.approx(share, abs=0.25)
-    if isinstance(space, Range):
+    if isinstance(space, Values):
+        for found in (values, inside):
+            seen, counts = np.unique(np.float32(found), return_counts=True)
+            assert seen.tolist() == np.float32(sorted(space.values)).tolist()
+            np.testing.assert_allclose(counts / 4000, 1 / 3, atol=0.04)
+    else:
+        assert all(value in space for value in inside.tolist())
+        for share in (0.25, 0.5, 0.75):
+            assert np.mean(values <= np.quantile(inside, share)) == pytest.approx(share, abs=0.05)
         middle = {"log": 1e-3, "log1m": 0.99, "linear": 0.5}[space.scale]
         for found in (values, inside):
             assert np.mean(found < middle) == pytest.approx(0.5, abs=0.03)

@@ -42,6 +42,7 @@ from jaxrl.nn.critics import Critic, QNetwork, ValueFunction
 from jaxrl.nn.encoders import CNN, Flatten
 from jaxrl.nn.policies import AutoPolicy, Categorical, Deterministic, TanhGaussian
 from jaxrl.optim import Adam
+from jaxrl.record.rows import Member, Position, evaluation_rows
 from jaxrl.training.evaluate import evaluate, step_key
 from jaxrl.types import Step
 
@@ -221,6 +222,33 @@ def test_the_keys_of_an_evaluations_steps_are_none_that_a_reset_may_have_used():
             assert env.step(each, inner, jnp.int32(0))[1].reward == 0
     assert env.step(jax.random.fold_in(key, 3), inner, jnp.int32(0))[1].reward == 0
     assert env.step(jax.random.split(split)[1], inner, jnp.int32(0))[1].reward == 1
+
+
+class Breaking(Both):
+    """Pays 1 a step and ends after five; the third step of some episodes is not finite."""
+
+    def reset(self, key):
+        return (jnp.int32(0), jax.random.bernoulli(key)), jnp.ones(1)
+
+    def step(self, key, state, action):
+        t, breaks = state
+        reward = jnp.where(breaks & (t == 2), jnp.nan, 1.0)
+        return (t + 1, breaks), Step(jnp.ones(1), reward, t == 4, jnp.bool_(False), {})
+
+
+def test_an_evaluation_episode_that_is_not_finite_ends_there_without_that_reward():
+    env = Breaking()
+    agent = ppo().bind(env.spec)
+    state, keys = agent.init(jax.random.key(0)), jax.random.split(jax.random.key(1), 64)
+    found = jax.jit(lambda: evaluate(agent, state, env, keys, max_steps=9))()
+    breaks = np.asarray(jax.vmap(env.reset)(keys)[0][1])
+    assert 0 < breaks.sum() < 64
+    np.testing.assert_array_equal(found.finite, ~breaks)
+    np.testing.assert_array_equal(found.returns, np.where(breaks, 2.0, 5.0))
+    np.testing.assert_array_equal(found.lengths, np.where(breaks, 3, 5))
+    one = jax.tree.map(lambda x: np.asarray(x)[None], found)
+    (row,) = evaluation_rows([Member(0, {}, 0)], one, Position(0, 0, 0))
+    assert row["nonfinite_episodes"] == breaks.sum()
 
 
 def test_a_chunk_traces_the_loss_once_and_metrics_are_those_of_the_step(monkeypatch):

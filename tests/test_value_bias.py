@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,28 @@ def test_soft_returns_are_sums_of_rewards_and_of_the_entropy_after_each(script, 
     assert value.shape == (steps, episodes) and np.isfinite(value).all()
 
 
+def test_every_row_has_the_biases_of_its_own_members(script, monkeypatch, tmp_path):
+    """Without training: member ``i`` has the state ``i``, and a bias of ``i`` times its scale."""
+    config = script.Config(scales=(0.5, 2.0, 4.0), num_seeds=2)
+    members = [SimpleNamespace(sweep={"reward_scale": s}) for s in config.scales for _ in range(2)]
+    entries = [{"sweep": {"reward_scale": s}, "final_return": {"of": s}} for s in config.scales]
+    state, summary = SimpleNamespace(agent=jnp.arange(6.0)), {"configurations": entries}
+    result = SimpleNamespace(members=members, state=state, summary=summary)
+
+    def biases(config, agent, state, env, scale):
+        return scale * jnp.stack([state, 10.0 + state])
+
+    monkeypatch.setattr(script, "run", lambda *_, **__: result)
+    monkeypatch.setattr(script, "biases", biases)
+    rows = script.measure(config, "SAC", tmp_path)
+    assert [(x["reward_scale"], x["final_return"]["of"]) for x in rows] == [
+        (s, s) for s in config.scales
+    ]
+    assert [x["bias"]["per_seed"] for x in rows] == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    sizes = [x["mean_magnitude_of_returns"] for x in rows]
+    assert sizes == [[10.0, 11.0], [12.0, 13.0], [14.0, 15.0]]
+
+
 def rows_of(script, returns):
     """A row of each algorithm and scale, with these final returns and biases."""
     found = final_return(returns)
@@ -101,6 +125,11 @@ def test_rows_with_a_seed_that_is_not_finite_are_left_out(script, tmp_path, lost
         row["bias"] = row["final_return"] = final_return([1.0, np.nan])
     script.draw(script.Config(num_seeds=2), rows, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").exists()
+    with mock.patch("matplotlib.axes.Axes.errorbar") as errorbar:
+        script.draw(script.Config(num_seeds=2), rows, tmp_path / "again.png")
+    drawn = [y for call in errorbar.call_args_list for y in call.args[1]]
+    assert np.isfinite(drawn).all()
+    assert len(drawn) == 2 * sum(row["bias"]["iqm"] is not None for row in rows)
     assert script.shown(rows[0]) == "SAC     x0.1   not all seeds are finite"
 
 
