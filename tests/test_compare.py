@@ -211,9 +211,12 @@ def test_configurations_of_a_sweep_are_all_compared_and_none_is_chosen(tmp_path,
     assert [row["group"] for row in pairs] == [f"PPO gamma={g}" for g in ("0.9", "0.99", "0.999")]
     p = analysis.holm([float(row["p"]) for row in pairs])
     np.testing.assert_allclose([float(row["p_holm"]) for row in pairs], p)
-    assert "none was chosen" in printed and "(Holm, 3 comparisons)" in printed
+    assert (
+        "every configuration of a sweep is its own group" in printed
+        and "(Holm, 3 comparisons)" in printed
+    )
     _, printed, _ = compare("a", "--", "b", "--where", "gamma=0.99", "--out", "x.png")
-    assert "chosen by --where gamma=0.99" in printed and "gamma=0.999" not in printed
+    assert "selected by --where gamma=0.99" in printed and "gamma=0.999" not in printed
     # Of one sweep alone, configurations are compared with each other.
     comparison = analysis.compare_groups(analysis.read_groups([["a"]]))
     assert len(comparison.pairs) == 3
