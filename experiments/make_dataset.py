@@ -33,19 +33,17 @@ from jaxrl.cli.resuming import value_of
 from jaxrl.data import concatenate
 from jaxrl.data.dataset import Dataset
 from jaxrl.data.describe import describe, lines
-from jaxrl.data.replay import Precision, Replay
+from jaxrl.data.replay import Replay
 from jaxrl.data.scores import Reference
 from jaxrl.envs.maze import GoalMaze, PointMaze
 from jaxrl.envs.vector import ResetMode
 from jaxrl.hyper import flag, number, same_as, size, words
 from jaxrl.record.recorder import NUM_ENVS, from_replay, record
 from jaxrl.record.writers import write_d4rl
-from jaxrl.training.off_policy import Warmup
 from jaxrl.types import Array, Environment, Key, Mode, PyTree, Spec, TrainState
 
 QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
 SCRIPTED = ("env", "env_options", "out", "rows", "seed", "quiet")  # the options for mazes
-TRAINER = "num_steps num_updates batch_size learning_starts warmup_policy n_step precision cycles"
 
 
 def option(default: Any, help: str) -> Any:
@@ -54,8 +52,8 @@ def option(default: Any, help: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Train SAC and record datasets of its policies. Defaults are those of SAC on the task."""
+class Recording:
+    """What is recorded, and in which environment."""
 
     env: str = option(
         "gymnax/Pendulum-v1",
@@ -89,14 +87,12 @@ class Config:
     )
     normalize_obs: bool = flag(False, help="learn from observations of zero mean and unit variance")
     reward_scale: float = same_as(ScaleReward, "reward_scale")
-    num_steps: int = same_as(OffPolicy, "num_steps")
-    num_updates: int = same_as(OffPolicy, "num_updates")
-    batch_size: int = same_as(OffPolicy, "batch_size")
-    learning_starts: int = same_as(OffPolicy, "learning_starts")
-    warmup_policy: Warmup = same_as(OffPolicy, "warmup_policy")
-    n_step: int = same_as(OffPolicy, "n_step")
-    precision: Precision = same_as(OffPolicy, "precision")
-    cycles: int | None = same_as(OffPolicy, "cycles")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(cli.ReplayOptions, Recording):
+    """Train SAC and record datasets of its policies. Defaults are those of SAC on the task."""
+
     agent: SAC = SAC()
 
     @property
@@ -229,7 +225,8 @@ def trainer_of(env: Environment, config: Config) -> OffPolicy:
         agent = ScaleReward(agent, config.reward_scale)
     if config.normalize_obs:
         agent = NormalizeObs(agent)
-    trainer = OffPolicy(agent, venv, **{name: getattr(config, name) for name in TRAINER.split()})
+    names = [field.name for field in dataclasses.fields(cli.ReplayOptions)]
+    trainer = OffPolicy(agent, venv, **{name: getattr(config, name) for name in names})
     trainer.schedule.check()
     steps = written_after(trainer, trainer.iterations(config.total_steps))
     trainer = dataclasses.replace(trainer, buffer_size=steps * venv.num_envs)

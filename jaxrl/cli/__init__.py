@@ -14,6 +14,7 @@ from jaxrl.cli.options import (
     OffPolicyOptions,
     OnPolicyOptions,
     Options,
+    ReplayOptions,
     TrainingOptions,
 )
 from jaxrl.cli.parsing import parse, refuse
@@ -27,6 +28,7 @@ __all__ = [
     "OfflineOptions",
     "OnPolicyOptions",
     "Options",
+    "ReplayOptions",
     "TrainingOptions",
     "launch",
     "load_dataset",

@@ -233,19 +233,25 @@ class FineTuningOptions(OnPolicyOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class OffPolicyOptions(TrainingOptions):
-    """Options of every script that trains from a replay buffer."""
+class ReplayOptions:
+    """Options of ``OffPolicy``, except for the size of its buffer."""
 
-    num_envs: int = 1
     num_steps: int = same_as(OffPolicy, "num_steps")
     num_updates: int = same_as(OffPolicy, "num_updates")
     batch_size: int = same_as(OffPolicy, "batch_size")
-    buffer_size: int = same_as(OffPolicy, "buffer_size")
     learning_starts: int = same_as(OffPolicy, "learning_starts")
     warmup_policy: Warmup = same_as(OffPolicy, "warmup_policy")
     n_step: int = same_as(OffPolicy, "n_step")
     precision: Precision = same_as(OffPolicy, "precision")
     cycles: int | None = same_as(OffPolicy, "cycles")
+
+
+@dataclasses.dataclass(frozen=True)
+class OffPolicyOptions(ReplayOptions, TrainingOptions):
+    """Options of every script that trains from a replay buffer."""
+
+    num_envs: int = 1
+    buffer_size: int = same_as(OffPolicy, "buffer_size")
 
     @property
     def gradient_steps(self) -> int:
