@@ -168,6 +168,7 @@ def shown(row: dict[str, Any]) -> str:
 def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """Draw the returns against environment steps and against seconds: IQM and interval."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -183,7 +184,8 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     if len({each["method"] in OFF_POLICY for each in rows}) > 1:  # which take far fewer steps
         axes[0].set_xscale("symlog", linthresh=1_000)
         axes[0].set_xlim(left=0)
-        axes[0].set_xticks([0, 1_000, 10_000, 100_000], ["0", "1k", "10k", "100k"])
+        axes[0].set_xticks([0, 1_000, 10_000, 100_000])
+    axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
     axes[1].set(xlabel="seconds of training, all seeds together")
     for ax in axes:
         ax.grid(alpha=0.3)
@@ -286,8 +288,9 @@ def main(
         options["eval_every"] = phases[-1].steps // evaluations
         folder = clone(source, names, data, seeds, clone_steps)
         result = jaxrl.run(phases, data=given, policy_from=folder, **options)
-        rows.append(row(method, result, folder, known))
-        print(shown(rows[-1]), flush=True)
+        made = row(method, result, folder, known)
+        print(shown(made), flush=True)
+        rows = sorted([*rows, made], key=lambda row: METHODS.index(row["method"]))
         write_json(out, {**record, "results": rows})
     draw(rows, f"Fine-tuning of clones of {dataset}", out.with_suffix(".png"))
 
