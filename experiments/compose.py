@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import UsageError, cli, hyper
+from jaxrl import BC, DPPO, Chunks, ReinFlow, UsageError, cli, hyper
 from jaxrl.agents import protocol
-from jaxrl.agents.chunks import Chunks
+from jaxrl.config import recorded_options
 from jaxrl.nn.composition import Composed, require_same_process
 from jaxrl.record.policy import Policy, load_policy_and_env
 from jaxrl.require import require
@@ -36,9 +36,9 @@ class Config:
     """A mixture of two policies, and the weight that does best."""
 
     first: str
-    """The folder of a run of a policy that denoises, such as flow_bc."""
+    """The folder of a run of BC, DPPO or ReinFlow with a policy that denoises, such as flow_bc."""
     second: str
-    """The folder of a second run, with the same environment, policy family and denoising steps."""
+    """The folder of a second run, with the same environment, options, time limit and process."""
     num_weights: int = 11
     """Number of weights to try for the first policy, evenly spaced from 0 to 1 inclusive."""
     episodes: int = 100
@@ -53,19 +53,27 @@ def composition(first: Policy, second: Policy) -> tuple[Any, PyTree]:
     """Return an agent that acts with the mixture of two policies, and its state.
 
     Raises:
-        UsageError: for policies of two networks, that do not denoise by the same process, that
+        UsageError: for agents that act with more than their policy, and for policies of two
+            networks, that do not denoise by the same process, that act in other environments, that
             predict other chunks, or that see observations by other statistics.
     """
     for name, each in (("first", first), ("second", second)):
-        protocol.require_one_network(each.agent, f"the {name} policy")
-        kind, acts_with = type(protocol.innermost(each.agent)).__name__, acting_part(each.agent)
-        if acts_with != "policy":
+        inner = protocol.innermost(each.agent)
+        # The state is the first run's, and so would be critics or edits that choose the action.
+        if not isinstance(inner, BC | DPPO | ReinFlow):
             raise UsageError(
-                f"the {name} run is of {kind}, which acts with its {acts_with}, and only policies "
-                "are composed; give a run of another agent, such as flow_bc"
+                f"the {name} run is of {type(inner).__name__}, and only denoising policies that "
+                "act alone are composed; give a run of BC, DPPO or ReinFlow, such as flow_bc"
             )
+        protocol.require_one_network(each.agent, f"the {name} policy")
     one, other = (protocol.innermost(each.agent).policy for each in (first, second))
     require_same_process(one, other)
+    limits = [each.spec.max_steps for each in (first, second)]
+    if limits[0] != limits[1]:
+        raise UsageError(
+            f"the first run has max_steps {limits[0]}, and the second {limits[1]}; give two runs "
+            "with the same"
+        )
     if first.spec != second.spec or one.action_dim != other.action_dim:
         raise UsageError("the policies act in different environments; give two runs of one")
     sizes = [chunk_sizes(each.agent) for each in (first, second)]
@@ -87,9 +95,19 @@ def composition(first: Policy, second: Policy) -> tuple[Any, PyTree]:
     return protocol.with_parts(first.agent, policy=Composed(one, other)), state
 
 
-def acting_part(agent: Any) -> str:
-    """Return the name of the part that acts: ``policy`` for most agents."""
-    return str(getattr(protocol.innermost(agent), "acts_with", "policy"))
+def require_one_environment(first: Environment, second: Environment) -> None:
+    """Raise UsageError unless two environments have the same name and options."""
+    if first.name != second.name:
+        raise UsageError(
+            f"the first run is of {first.name}, and the second of {second.name}; give two of one "
+            "environment"
+        )
+    one, other = recorded_options(first), recorded_options(second)
+    if one != other:
+        raise UsageError(
+            f"the first run has env_options {one}, and the second {other}; give two runs with the "
+            "same"
+        )
 
 
 def chunk_sizes(agent: Any) -> tuple[int, int, int]:
@@ -101,12 +119,22 @@ def chunk_sizes(agent: Any) -> tuple[int, int, int]:
     return 1, 1, 1
 
 
-def returns_of(agent: Any, state: PyTree, env: Environment, weights: Array, keys: Key) -> Array:
-    """Return the returns ``[W, E]`` of all weights on the episodes of ``keys[E]``."""
+def returns_of(
+    agent: Any,
+    state: PyTree,
+    env: Environment,
+    weights: Array,
+    keys: Key,
+    max_steps: int | None,
+) -> Array:
+    """Return the returns ``[W, E]`` of all weights on the episodes of ``keys[E]``.
+
+    ``max_steps`` is the time limit of the runs.
+    """
 
     def at(weight: Array) -> Array:
         each = hyper.replace(agent, {"policy.weight": weight})
-        return evaluate(each, state, env, keys).returns
+        return evaluate(each, state, env, keys, max_steps=max_steps).returns
 
     return jax.vmap(at)(weights)
 
@@ -145,16 +173,15 @@ def main() -> None:
         raise UsageError(f"out is {folder}, which exists; give another folder")
     first, env = load_policy_and_env(config.first, config.seed)
     second, other = load_policy_and_env(config.second, config.seed)
-    if env.name != other.name:
-        raise UsageError(
-            f"the first run is of {env.name}, and the second of {other.name}; give two of one "
-            "environment"
-        )
+    require_one_environment(env, other)
     agent, state = composition(first, second)
 
     weights = np.linspace(0.0, 1.0, config.num_weights)
+    limit = first.spec.max_steps
     keys = jax.random.split(jax.random.key(EVALUATION_SEED), 2 * config.episodes)
-    played = jax.jit(lambda state, keys: returns_of(agent, state, env, jnp.array(weights), keys))
+    played = jax.jit(
+        lambda state, keys: returns_of(agent, state, env, jnp.array(weights), keys, limit)
+    )
     halves = {"selection": keys[: config.episodes], "report": keys[config.episodes :]}
     returns = {name: np.asarray(played(state, half)) for name, half in halves.items()}
 

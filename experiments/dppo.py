@@ -1,8 +1,8 @@
 """Fine-tuning of a diffusion policy by PPO on its denoising steps (DPPO).
 
-python experiments/dppo.py --env gymnax/Pendulum-v1 --policy-from RUN
+python experiments/dppo.py --env gymnax/Pendulum-v1 --num-seeds 8 --policy-from RUN
 python experiments/dppo.py --env mjx/Hopper-v5 --env-options execute=4 --policy-from CHUNKS
-python experiments/dppo.py --env gymnax/Pendulum-v1 --num-seeds 8 --fine-tuned-steps 3
+python experiments/dppo.py --env gymnax/Pendulum-v1 --fine-tuned-steps 3 --policy-from RUN
 
 RUN is the folder of a run of behaviour cloning with a diffusion policy of the same sizes. Without
 it the policy is trained from scratch. CHUNKS is that of a clone that predicts four actions at once;

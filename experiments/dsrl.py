@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxrl import DSRL, Offline, OffPolicy, Phase, VectorEnv, cli, make, run
+from jaxrl import DSRL, Offline, OffPolicy, Phase, UsageError, VectorEnv, cli, make, run
 from jaxrl.cli.presets import dsrl
 from jaxrl.data import Mixed, UniformReplay
 from jaxrl.hyper import size
@@ -36,6 +36,11 @@ def main() -> None:
     config = cli.parse(Config, dsrl.PRESETS)
     if not config.online_steps:
         cli.refuse(["learning_starts", "buffer_size"], "online_steps is 0")
+    if config.policy_from is None:
+        raise UsageError(
+            "policy_from is None, and DSRL steers a trained policy; give the run folder of a "
+            "clone, such as --policy-from runs/flow_bc"
+        )
     cli.prepare(config.devices, config.distributed)
 
     env = VectorEnv(make(config.env, **config.env_settings), 1)

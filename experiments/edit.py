@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxrl import EditPolicy, Offline, OffPolicy, Phase, VectorEnv, cli, make, run
+from jaxrl import EditPolicy, Offline, OffPolicy, Phase, UsageError, VectorEnv, cli, make, run
 from jaxrl.cli.presets import edit
 from jaxrl.data import Mixed, UniformReplay
 from jaxrl.hyper import size
@@ -34,6 +34,11 @@ def main() -> None:
     config = cli.parse(Config, edit.PRESETS)
     if not config.online_steps:
         cli.refuse(["learning_starts", "buffer_size"], "online_steps is 0")
+    if config.agent.frozen and config.policy_from is None:
+        raise UsageError(
+            "policy_from is None, and a frozen policy is not trained here; give the run folder of "
+            "a clone, such as --policy-from runs/flow_bc"
+        )
     cli.prepare(config.devices, config.distributed)
 
     env = VectorEnv(make(config.env, **config.env_settings), 1)

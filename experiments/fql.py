@@ -2,7 +2,7 @@
 
 python experiments/fql.py
 python experiments/fql.py --env mjx/Hopper-v4 --env-options margin=legacy --dataset PATH
-python experiments/fql.py --num-seeds 8 --sweep alpha=0.1,0.3,1,3,10
+python experiments/fql.py --num-seeds 8 --sweep alpha=0.01,0.03,0.1,0.3,1
 """
 
 from __future__ import annotations

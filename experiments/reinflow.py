@@ -1,8 +1,8 @@
 """Fine-tuning of a flow policy by PPO on its chains, with learnt noise (ReinFlow).
 
-python experiments/reinflow.py --env gymnax/Pendulum-v1 --policy-from RUN
+python experiments/reinflow.py --env gymnax/Pendulum-v1 --num-seeds 8 --policy-from RUN
 python experiments/reinflow.py --env mjx/Hopper-v5 --env-options execute=4 --policy-from CHUNKS
-python experiments/reinflow.py --env gymnax/Pendulum-v1 --num-seeds 8 --policy.sample-steps 1
+python experiments/reinflow.py --env gymnax/Pendulum-v1 --policy.sample-steps 1 --policy-from RUN
 
 RUN is the folder of a run of behaviour cloning, with a flow policy of the same sizes. Without it
 the policy is trained from scratch. CHUNKS is that of a clone that predicts four actions at once;

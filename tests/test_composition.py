@@ -11,10 +11,25 @@ import numpy as np
 import pytest
 from shared import script_module
 
-from jaxrl import BC, DPPO, FQL, Chunks, ReinFlow, hyper
+from jaxrl import (
+    BC,
+    DPPO,
+    DQN,
+    DSRL,
+    FQL,
+    IDQL,
+    IFQL,
+    PARL,
+    Chunks,
+    DiffusionQL,
+    EditPolicy,
+    NormalizeObs,
+    ReinFlow,
+    hyper,
+    make,
+)
 from jaxrl.errors import UsageError
 from jaxrl.nn.composition import Composed, composed
-from jaxrl.nn.critics import Critic
 from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.edm import EDM
 from jaxrl.nn.encoders import Flatten
@@ -43,10 +58,10 @@ def test_a_fine_tuned_policy_is_composed_with_its_clone(first, second) -> None:
     Composed(first, second).bind(SPEC)
 
 
-def acting(agent, seed=0):
+def acting(agent, seed=0, spec=SPEC):
     """What a script knows of a run: its agent and state."""
-    agent = agent.bind(SPEC)
-    return SimpleNamespace(agent=agent, state=agent.init(jax.random.key(seed)), spec=SPEC)
+    agent = agent.bind(spec)
+    return SimpleNamespace(agent=agent, state=agent.init(jax.random.key(seed)), spec=spec)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +89,34 @@ def test_fine_tuned_agents_act_with_their_composition(agent) -> None:
     assert float(jnp.abs(found[1] - found[0]).max()) > 1e-3
 
 
+@pytest.mark.parametrize("kind", [DSRL, FQL, IDQL, IFQL, PARL, DiffusionQL, EditPolicy, DQN])
+def test_agents_that_act_with_more_than_the_policy_are_not_composed(kind) -> None:
+    """At weight 0 the other parts of the first run would act, and not those of the second."""
+    clone, other = (SimpleNamespace(agent=NormalizeObs(each)) for each in (BC(), kind()))
+    with script_module("compose") as script:
+        for runs, name in (((clone, other), "second"), ((other, clone), "first")):
+            line = f"^the {name} run is of {kind.__name__}, .* give a run of BC, DPPO or ReinFlow"
+            with pytest.raises(UsageError, match=line) as error:
+                script.composition(*runs)
+            assert "\n" not in str(error.value)
+
+
 def test_policies_that_do_not_act_alike_are_not_composed() -> None:
-    small = {"policy": FAMILIES["flow"][0], "critic": Critic(hidden_dims=(4,))}
-    fql = acting(FQL(one_step=OneStep(**SMALL), **small))
     clone = BC(policy=FAMILIES["flow"][0])
     chunks = [acting(Chunks(clone, 2, 1, obs_horizon=n)) for n in (1, 2)]
+    limits = [acting(clone, spec=dataclasses.replace(SPEC, max_steps=n)) for n in (10, 5)]
+    worlds = [make("probe/both", continuous=continuous) for continuous in (False, True)]
     with script_module("compose") as script:
-        with pytest.raises(UsageError, match="second run is of FQL, which acts with its one_step"):
-            script.composition(acting(clone), fql)
         with pytest.raises(UsageError, match=r"are \(2, 1, 1\) and \(2, 1, 2\); give two runs"):
             script.composition(*chunks)
+        with pytest.raises(UsageError, match="has max_steps 10, and the second 5; give two runs"):
+            script.composition(*limits)
+        script.require_one_environment(worlds[1], make("probe/both", continuous=True))
+        line = "has env_options {}, and the second {'continuous': True}; give two runs with the sam"
+        with pytest.raises(UsageError, match=line):
+            script.require_one_environment(*worlds)
+        with pytest.raises(UsageError, match="is of probe/both, and the second of probe/memory"):
+            script.require_one_environment(worlds[0], make("probe/memory"))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

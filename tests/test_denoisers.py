@@ -325,6 +325,16 @@ def test_fewer_steps_than_in_training() -> None:
         bound(Diffusion(num_steps=5, sample_steps=6))
 
 
+def test_the_last_level_is_nearly_pure_noise() -> None:
+    for steps in (1, 2, 5, 100):
+        for schedule in ("vp", "cosine"):
+            bound(Diffusion(num_steps=steps, schedule=schedule))
+    bound(Diffusion(num_steps=1000, schedule="linear"))
+    line = "schedule is linear, whose last of 20 levels keeps 82% of the action's variance"
+    with pytest.raises(UsageError, match=line):
+        bound(Diffusion(num_steps=20, schedule="linear"))
+
+
 def test_guidance() -> None:
     """1 is the conditional prediction, 0 the one without, and others are on their line."""
     observation = {"state": Box(-np.inf, np.inf, (3,)), "goal": Box(-np.inf, np.inf, (2,))}

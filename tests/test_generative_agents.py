@@ -44,10 +44,10 @@ def fql(**options):
     return FQL(**parts, **COMMON, **{"learning_rate": 0.02, "alpha": 0.7} | options).bind(ref.SPEC)
 
 
-def diffusion_ql(**options):
+def diffusion_ql(policy=DIFFUSION, **options):
     critic = Critic(**SMALL, num_critics=3)
     rates = {"actor_learning_rate": 0.03, "critic_learning_rate": 0.02}
-    agent = DiffusionQL(policy=DIFFUSION, critic=critic, **COMMON, **rates, **options)
+    agent = DiffusionQL(policy=policy, critic=critic, **COMMON, **rates, **options)
     return agent.bind(ref.SPEC)
 
 
@@ -418,6 +418,22 @@ def test_members_of_a_sweep_are_what_they_are_alone(agent, name):
     for i, number in enumerate(numbers):
         assert_close(jax.tree.map(lambda x, i=i: x[i], found), jax.jit(member)(number), 1e-3)
     assert np.abs(np.diff(found[1], axis=0)).max() > 1e-3
+
+
+def test_critics_value_the_actions_that_are_played():
+    """A Gaussian's samples are not bounded, and environments clip them."""
+    obs, seen = jnp.zeros((64, ref.OBS)), []
+    for agent in (idql(policy=Gaussian(**SMALL)), diffusion_ql(policy=Gaussian(**SMALL))):
+        critic = agent.critic
+
+        def spied(params, obs, action, critic=critic):
+            seen.append(float(jnp.abs(action).max()))
+            return critic(params, obs, action)
+
+        spy = agent.replace(critic=spied)
+        action = spy.act(agent.init(KEY), (), obs, KEY, "explore")[0]
+        assert np.abs(action).max() == 1.0
+    assert seen == [1.0, 1.0]
 
 
 def test_wrong_parts_are_one_line():

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxrl import BC, UsageError, make
+from jaxrl import BC, IQL, ScaleReward, UsageError, make
 from jaxrl.data import Dataset, Hindsight, UniformDataset, Windows, with_goals
 from jaxrl.envs.contract import check_contract
 from jaxrl.nn.edm import EDM
 from jaxrl.nn.encoders import Flatten
+from jaxrl.training.sampling import sample
 from jaxrl.types import Batch
 
 KEY = jax.random.key(0)
@@ -43,6 +44,15 @@ def test_goals_of_several_steps_are_later_than_the_first():
     behind = np.asarray(data.end)[row] - 1 - row
     assert set(goal[behind > 2] - row[behind > 2]) >= {1, 2, 3}
     np.testing.assert_array_equal(goal[behind == 0], row[behind == 0])
+
+
+def test_only_agents_that_imitate_learn_from_other_goals():
+    """Rewards are those of the dataset's own goals."""
+    data = jax.tree.map(jnp.asarray, with_goals(dataset()))
+    assert sample(BC(), Hindsight(), (), data, KEY, (4,)).obs["goal"].shape == (4, 1)
+    line = "Hindsight changes goals but not rewards, and IQL learns from rewards; give Uniform"
+    with pytest.raises(UsageError, match=line):
+        sample(ScaleReward(IQL()), Hindsight(), (), data, KEY, (4,))
 
 
 @pytest.mark.parametrize("horizon", [None, 3])

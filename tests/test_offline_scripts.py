@@ -269,6 +269,13 @@ def test_gamma_reaches_the_agents_of_both_phases_as_the_advice_for_sweeps_says(m
         ("pa_rl --validation 0.5", "PARL has no validation loss; give it the whole dataset"),
         ("dsrl --learning-starts 9", "learning_starts is 9, and online_steps is 0; leave it out"),
         ("edit --buffer-size 99", "buffer_size is 99, and online_steps is 0; leave it out"),
+        ("dsrl", "policy_from is None, and DSRL steers a trained policy; give the run folder"),
+        ("edit --frozen", "policy_from is None, and a frozen policy is not trained here; give"),
+        (
+            "idql --total-steps 40000",
+            "total_steps is 40000, and the policy stops learning after lr_decay_steps 30000; give "
+            "--agent.lr-decay-steps 40000",
+        ),
         ("iql --validation 0.1", "IQL has no validation loss; give it the whole dataset, without"),
     ],
 )

@@ -206,6 +206,7 @@ def pa_rl_step(learner, batch, key, _):
         return ref.mlp(policy["network"], obs, agent.policy.activation)
 
     actions = mean_of(params["policy"], obs) + np.exp(params["policy"]["log_std"]) * noise
+    actions = np.clip(actions, -1.0, 1.0)
     targets, uniform_key, subset_key = learner.targets["critic"], *jax.random.split(critic_key)
     if cal_ql:
         moved, q = ascended(
@@ -477,6 +478,14 @@ def test_agents_go_from_offline_to_online(agent):
         (
             dsrl(policy=FLOW, actor=Deterministic()),
             "DSRL needs an actor with dist.., which Deterministic lacks",
+        ),
+        (
+            dsrl(policy=FLOW, actor=Gaussian()),
+            r"actor is a Gaussian, whose samples may leave \[-1, 1\]; give a TanhGaussian",
+        ),
+        (
+            edit(policy=FLOW, edit=Gaussian()),
+            r"edit is a Gaussian, whose samples may leave \[-1, 1\]; give a TanhGaussian",
         ),
         (edit(policy=ONE_STEP), "EditPolicy needs a policy with fit_loss.., which OneStep lacks"),
         (pa_rl(policy=ONE_STEP), "PARL needs a policy with fit_loss.., which OneStep lacks"),

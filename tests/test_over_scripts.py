@@ -27,6 +27,7 @@ from jaxrl.nn.flow import Flow
 from jaxrl.training.evaluate import EVALUATION_SEED, evaluate
 
 ENV = "gymnax/Pendulum-v1"
+LIMIT = 50  # the environment's own is 200
 FLOW = Flow(hidden_dims=(8,), sample_steps=2, time_embedding="sinusoidal")
 SMALL = "--policy.hidden-dims 8 --policy.sample-steps 2 --critic.hidden-dims 8 --batch-size 8"
 QUICK = "--eval-episodes 1 --devices 1 --quiet --total-steps 20"
@@ -34,10 +35,10 @@ QUICK = "--eval-episodes 1 --devices 1 --quiet --total-steps 20"
 
 @pytest.fixture(scope="module")
 def clones(tmp_path_factory, shared_programs):
-    """Two runs of a flow policy that has hardly learnt."""
+    """Two runs of a flow policy that has hardly learnt, with a time limit of their own."""
     folder = tmp_path_factory.mktemp("clones")
     data = load(shipped_path(f"{ENV}/medium-replay"))
-    env = VectorEnv(make(ENV), 1)
+    env = VectorEnv(make(ENV), 1, max_steps=LIMIT)
     trainer = Offline(NormalizeObs(BC(policy=FLOW), frozen=True), env, batch_size=8, num_updates=10)
     sizes = {"eval_episodes": 1, "devices": 1, "quiet": True}
     run(trainer, 10, data=data, seeds=[0, 1], run_dir=folder / "one", **sizes)
@@ -96,7 +97,10 @@ def test_the_search_over_weights_reports_other_episodes_than_it_chose_by(clones,
     assert (out / "compose.png").stat().st_size > 5_000
     assert len({row["report"] for row in found["rows"]}) == 3
     keys = jax.random.split(jax.random.key(EVALUATION_SEED), 4)
-    played = jax.jit(lambda state, keys: evaluate(first.agent, state, make(ENV), keys).returns)
+    world = make(ENV)
+    played = jax.jit(
+        lambda state, keys: evaluate(first.agent, state, world, keys, max_steps=LIMIT).returns
+    )
     expected = [float(played(first.state, half).mean()) for half in (keys[:2], keys[2:])]
     last = found["rows"][-1]
     np.testing.assert_allclose([last["selection"], last["report"]], expected, rtol=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from jaxrl import (
     BC,
     DPPO,
     DQN,
+    FQL,
     PPO,
     PQN,
     TD3,
@@ -39,6 +41,7 @@ from jaxrl.nn.diffusion import Diffusion
 from jaxrl.nn.edm import EDM
 from jaxrl.nn.flow import Flow, NoisyFlow, first_noise
 from jaxrl.nn.policies import Deterministic, Gaussian, TanhGaussian
+from jaxrl.record.policy import Policy
 from jaxrl.record.rows import Member
 from jaxrl.run.devices import Programs
 from jaxrl.run.placement import Placement
@@ -174,8 +177,11 @@ def test_a_noisy_flow_starts_from_a_flow_and_keeps_its_own_deviations():
     flow, noisy = Flow(hidden_dims=(8,)), NoisyFlow(hidden_dims=(8,), sample_steps=2)
     old, new = BC(policy=flow).bind(SPEC), BC(policy=noisy).bind(SPEC)
     check_alike(old, new, "runs/flow")
-    with pytest.raises(UsageError, match="runs/x is a NoisyFlow, and BC has a Flow; give both"):
+    with pytest.raises(UsageError, match="a NoisyFlow, and BC has a Flow; give a run whose"):
         check_alike(new, old, "runs/x")
+    other = BC(policy=Gaussian(hidden_dims=(8,))).bind(SPEC)
+    with pytest.raises(UsageError, match="give a run whose policy is a Flow or a NoisyFlow$"):
+        check_alike(other, new, "runs/x")
     states = [jax.jit(a.init)(jax.random.key(i)) for i, a in enumerate((old, new))]
     made = protocol.with_policy(new, states[1], protocol.learnt_policy(old, states[0]))
     params = made.policy.params
@@ -186,7 +192,7 @@ def test_a_noisy_flow_starts_from_a_flow_and_keeps_its_own_deviations():
 @pytest.mark.parametrize(
     ("policy", "line"),
     [
-        (TanhGaussian(hidden_dims=(4,)), "is a Gaussian, and PPO has a TanhGaussian; give both"),
+        (TanhGaussian(hidden_dims=(4,)), "is a Gaussian, and PPO has a TanhGaussian; give a run"),
         (
             Gaussian(hidden_dims=(8, 8), activation="tanh", std="exp"),
             r"has policy.hidden_dims \(4,\) \(now \(8, 8\)\), policy.activation 'relu' "
@@ -271,6 +277,30 @@ def test_a_loaded_policy_takes_fewer_steps(cloned, tmp_path):
         load_policy(cloned.run_dir, sample_steps=2)
 
 
+def test_steps_of_a_loaded_policy_are_refused_where_they_would_mix_or_do_nothing(monkeypatch):
+    """The noise levels of two networks would shift, and FQL does not act with its chain."""
+    policy = Diffusion(num_steps=4, min_std=0.1)
+    loaded = {
+        "two": NormalizeObs(DPPO(policy=policy, fine_tuned_steps=1)),
+        "one": DPPO(policy=policy),
+        "fql": FQL(),
+    }
+
+    def load(run, *args, **options):
+        return Policy(loaded[run], (), SPEC, "greedy"), None
+
+    monkeypatch.setattr("jaxrl.record.policy.load_policy_and_env", load)
+    for steps in (1, 2):
+        line = f"^sample_steps is {steps}, .* older network for the first 3 of its steps; leave it"
+        with pytest.raises(UsageError, match=line):
+            load_policy("two", sample_steps=steps)
+    own = load_policy("two", sample_steps=4)
+    assert protocol.innermost(own.agent).frozen_steps == 3
+    assert load_policy("one", sample_steps=2).agent.policy.chain_steps == 2
+    with pytest.raises(UsageError, match="^sample_steps is 2, and the policy of fql does not den"):
+        load_policy("fql", sample_steps=2)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
@@ -287,6 +317,24 @@ def test_numbers_that_give_parameters_their_meaning_must_agree(old, new, line):
     check_alike(old, old, "runs/x")
     with pytest.raises(UsageError, match=f"policy of runs/x {line}; give the same"):
         check_alike(old, new, "runs/x")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        (4, 1, "if it predicts chunks of 4, give --env-options execute=4 online, or a clone"),
+        (1, 4, "if the environment plays chunks of 4, give a clone with --horizon 4, or no"),
+        (2, 3, "give the same"),
+    ],
+)
+def test_chunks_of_other_lengths_are_named(old, new, line):
+    def bound(size):
+        spec = dataclasses.replace(SPEC, action=Box(-1.0, 1.0, (size,)))
+        return BC(policy=Flow(hidden_dims=(4,))).bind(spec)
+
+    found = rf"has policy.action_dim {old} \(now {new}\); {line}"
+    with pytest.raises(UsageError, match=found):
+        check_alike(bound(old), bound(new), "runs/x")
 
 
 def test_other_numbers_may_differ():

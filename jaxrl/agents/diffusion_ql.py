@@ -126,7 +126,7 @@ class DiffusionQL:
         """
         imitation_key, action_key, critic_key = jax.random.split(key, 3)
         errors = self.policy.errors(params, batch.obs, batch.action, imitation_key)
-        action, _ = self.policy.sample(params, batch.obs, action_key)
+        action = jnp.clip(self.policy.sample(params, batch.obs, action_key)[0], -1.0, 1.0)
         chosen, other = jax.random.permutation(critic_key, self.critic.num_critics)[:2]
         # Gradients flow through one critic only.
         known = state.critic.params

@@ -52,8 +52,8 @@ class DPPO:
     last 10 fine-tuned, a cosine schedule, blocks of 512). Departures: minibatches contain
     environment steps with all their denoising steps, where theirs draw pairs of an environment step
     and a denoising step; densities use the noise as it is, neither clipped nor bounded; rewards are
-    not scaled by a running deviation; the value function is not a residual network; and there is no
-    ``target_kl`` (theirs, 1, is never reached).
+    not scaled by a running deviation; the value function is not a residual network; and
+    ``target_kl`` is None (theirs, 1, is never reached).
     """
 
     learns_from: ClassVar = "rollouts"
@@ -113,8 +113,10 @@ class DPPO:
         """Return the agent for ``spec``.
 
         Raises:
-            UsageError: unless the policy is a diffusion with at least ``fine_tuned_steps`` steps.
+            UsageError: for discrete actions, and unless the policy is a diffusion with at least
+                ``fine_tuned_steps`` steps.
         """
+        protocol.require_continuous(self, spec)
         protocol.require_methods(self, "policy", ["chain_steps", "step_normals"], "Diffusion")
         if self.frozen_steps < 0:
             raise UsageError(

@@ -86,6 +86,7 @@ class DSRL:
         policy = self.policy.bind(spec)
         noises = dataclasses.replace(spec, action=Box(-1.0, 1.0, (policy.action_dim,)))
         actor, critic = self.actor.bind(noises), self.critic.bind(spec)
+        protocol.require_bounded(actor, "actor")
         return dataclasses.replace(self, policy=policy, actor=actor, critic=critic)
 
     def init(self, key: Key) -> DSRLState:

@@ -104,6 +104,7 @@ class EditPolicy:
         encoder = self.edit.encoder
         encoder = encoder if isinstance(encoder, WithAction) else WithAction(encoder)
         edit = dataclasses.replace(self.edit, encoder=encoder).bind(seen)
+        protocol.require_bounded(edit, "edit")
         critic = self.critic.bind(spec)
         return dataclasses.replace(self, policy=policy, edit=edit, critic=critic)
 
@@ -203,6 +204,7 @@ class EditPolicy:
                 )
                 state, metrics = state._replace(policy=policy), merged(metrics, more)
             base, _ = self.policy.sample(self.policy_params(state), batch.obs, sample_key)
+            base = jnp.clip(base, -1.0, 1.0)
             edit, entropy, more = minimize(
                 self.edit_loss, state.edit, self.edit_learning_rate, state, batch.obs, base,
                 edit_key,

@@ -25,13 +25,14 @@ Values = Callable[[Array], Array]  # actions[m, ..., *A] -> [m, ...]
 
 
 def candidates(policy: Any, params: PyTree, obs: PyTree, key: Key, count: int) -> Array:
-    """Return ``count`` independent samples ``[n, ..., *A]`` of a policy at ``obs[..., *O]``.
+    """Return ``count`` independent samples ``[n, ..., A]`` of a policy at ``obs[..., *O]``.
 
+    Samples are clipped to [-1, 1], as environments clip them: critics value what is played.
     Observations are encoded only once.
     """
     keys = jax.random.split(key, count)
     samples: Array = jax.vmap(lambda key: policy.sample(params, obs, key)[0])(keys)
-    return samples
+    return jnp.clip(samples, -1.0, 1.0)
 
 
 def picked(actions: Array, index: Array) -> Array:

@@ -261,6 +261,15 @@ def require_squashing(agent: Any, policy: Any) -> None:
         )
 
 
+def require_bounded(policy: Any, name: str) -> None:
+    """Raise UsageError if samples of the bound ``policy``, the part ``name``, may leave [-1, 1]."""
+    if not getattr(policy, "squashes", True):
+        raise UsageError(
+            f"{name} is a {type(policy).__name__}, whose samples may leave [-1, 1]; give a "
+            "TanhGaussian"
+        )
+
+
 def require_discrete(agent: Any, spec: Spec) -> None:
     """Raise UsageError unless actions are discrete."""
     if not isinstance(spec.action, Discrete):

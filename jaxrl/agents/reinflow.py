@@ -48,8 +48,8 @@ class ReinFlow:
     log-densities are not bounded, and the noise is not clipped; the mean over steps excludes the
     initial noise, whose density is the same for all policies; an epoch has each row once instead of
     ten times, in as many minibatches of a tenth the size; the range of standard deviations does not
-    shrink; learning rates either stay constant or fall linearly; and there is no ``target_kl``
-    (theirs, 1, is never reached).
+    shrink; learning rates either stay constant or fall linearly; and ``target_kl`` is None (theirs,
+    1, is never reached).
     """
 
     learns_from: ClassVar = "rollouts"
@@ -87,7 +87,12 @@ class ReinFlow:
         return self.update_epochs * self.num_minibatches
 
     def bind(self, spec: Spec) -> ReinFlow:
-        """Return the agent for ``spec``. Raises UsageError unless the policy is a noisy flow."""
+        """Return the agent for ``spec``.
+
+        Raises:
+            UsageError: for discrete actions, and unless the policy is a noisy flow.
+        """
+        protocol.require_continuous(self, spec)
         protocol.require_methods(self, "policy", ["stds", "step_normals"], "NoisyFlow")
         policy, critic = self.policy.bind(spec), self.critic.bind(spec)
         return dataclasses.replace(self, policy=policy, critic=critic)

@@ -170,8 +170,15 @@ class OfflineOptions(Options):
         Observation statistics stay those of the dataset.
 
         Raises:
-            UsageError: for a ``return_range`` if all returns are equal.
+            UsageError: for a ``return_range`` if all returns are equal, or if the policy's step
+                size falls to 0 before the end of the run.
         """
+        decay = getattr(agent, "lr_decay_steps", 0.0)
+        if 0 < decay < self.total_steps:
+            raise UsageError(
+                f"total_steps is {self.total_steps}, and the policy stops learning after "
+                f"lr_decay_steps {decay:g}; give --agent.lr-decay-steps {self.total_steps}"
+            )
         scale = self.reward_scale
         if self.return_range is not None:
             span = float(np.ptp(train_part(data).returns()))

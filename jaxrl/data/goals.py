@@ -50,13 +50,15 @@ class Hindsight:
     The entry ``goal`` of observations is replaced by the entry ``state`` of a later row of the same
     episode, drawn uniformly from all later rows, or from the next ``goal_horizon``. An episode's
     last row has no later row and is its own goal. All steps of a window share one goal, from after
-    its first step. Next observations are not used: files may lack the last one.
+    its first step. Next observations are not used: files may lack the last one. Rewards stay those
+    of the old goals, so only agents that imitate learn from these batches.
     """
 
     sampler: Any = UniformDataset()
     goal_horizon: int | None = None
     needs_replay: ClassVar[bool] = False
     needs_data: ClassVar[bool] = True
+    changes_goals: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "goal_horizon", plain(self.goal_horizon))

@@ -101,12 +101,12 @@ class Flow(Denoiser):
 
 @hyper.dataclass
 class NoisyFlow(Flow):
-    """A flow whose steps add noise with a learnt deviation, so that PPO can fine-tune it.
+    """A flow whose steps add noise with a learnt standard deviation, so that PPO can fine-tune it.
 
     (Zhang et al. 2025, "ReinFlow: Fine-tuning Flow Matching Policy with Online Reinforcement
-    Learning".) A chain is ``x_{i+1} ~ N(x_i + v(s, x_i, t_i) / K, std(s, t_i)^2)``; ``mode`` is
-    the flow without this noise. The network of deviations sees the observation's features and the
-    time, and bounds the deviations between ``std_min`` and ``std_max``. The authors also clip
+    Learning".) A chain is ``x_{i+1} ~ N(x_i + v(s, x_i, t_i) / K, std(s, t_i)^2)``; ``mode`` is the
+    flow without this noise. The network of standard deviations sees the observation's features and
+    the time, and bounds its outputs between ``std_min`` and ``std_max``. The authors also clip
     points and noise in the chain; here only the final action is clipped, so the density is exact.
     """
 

@@ -167,15 +167,18 @@ def load_policy(
     )
     if sample_steps is None:
         return policy
-    family: Any = getattr(protocol.innermost(policy.agent), "policy", None)
-    if not hasattr(family, "sample_steps"):
-        raise UsageError(
-            f"sample_steps is {sample_steps}, and the policy of {run_dir} does not denoise; "
-            "leave it None"
-        )
+    inner: Any = protocol.innermost(policy.agent)
+    name = getattr(inner, "acts_with", "policy")
+    family: Any = getattr(inner, name, None)
+    why = "" if hasattr(family, "sample_steps") else "does not denoise"
+    if getattr(inner, "frozen_steps", 0) and sample_steps != family.chain_steps:
+        why = f"has an older network for the first {inner.frozen_steps} of its steps"
+    if why:
+        given = f"sample_steps is {sample_steps}, and the policy of {run_dir}"
+        raise UsageError(f"{given} {why}; leave it None")
     require_integer("sample_steps", sample_steps)
     fewer = dataclasses.replace(family, sample_steps=sample_steps)
-    agent = protocol.with_parts(policy.agent, policy=fewer)
+    agent = protocol.with_parts(policy.agent, **{name: fewer})
     return Policy(agent, policy.state, policy.spec, mode, policy.evaluation)
 
 
@@ -297,11 +300,7 @@ class _Reader:
         return values
 
     def _restore(
-        self,
-        part: str,
-        seed: int,
-        iteration: int | None,
-        phase: Callable[[Mapping[str, Any]], int],
+        self, part: str, seed: int, iteration: int | None, phase: Callable[[Mapping[str, Any]], int]
     ) -> Recorded:
         """Read a part of the checkpoint's tree; ``phase`` returns its agent's phase."""
         stored, configurations = self.stored, self.stored["sweep"] or [{}]

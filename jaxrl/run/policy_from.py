@@ -63,7 +63,8 @@ class PolicyFrom:
         if _shapes(made) != _shapes(fresh):
             raise UsageError(
                 f"policy_from: the policy of {self.run_dir} has parameters or observations of "
-                "other shapes; give both agents the same policy and environment"
+                "other shapes; give both agents the same policy and environment, and for histories "
+                "(obs_horizon above 1) --no-normalize-obs"
             )
 
 
@@ -87,15 +88,19 @@ def check_alike(earlier: Any, agent: Any, run: str) -> None:
     protocol.require_one_network(earlier, f"policy_from: the policy of {run}")
     old, new = (protocol.innermost(each).policy for each in (earlier, agent))
     if type(old) not in (type(new), getattr(new, "starts_from", None)):
+        families = [getattr(new, "starts_from", None), type(new)]
+        names = " or a ".join(family.__name__ for family in families if family)
         raise UsageError(
             f"policy_from: the policy of {run} is a {type(old).__name__}, and "
             f"{type(protocol.innermost(agent)).__name__} has a {type(new).__name__}; "
-            "give both the same family"
+            f"give a run whose policy is a {names}"
         )
     differing = list(differences(old, new, "policy"))
     if differing:
         lines = [f"{name} {shown(was)} (now {shown(now)})" for name, was, now in differing]
-        raise UsageError(f"policy_from: the policy of {run} has {', '.join(lines)}; give the same")
+        raise UsageError(
+            f"policy_from: the policy of {run} has {', '.join(lines)}; {_advice(differing)}"
+        )
     if _normalises(earlier) != _normalises(agent):
         had, now = ("normalised", "wrap") if _normalises(earlier) else ("raw", "do not wrap")
         option = "--normalize-obs" if _normalises(earlier) else "--no-normalize-obs"
@@ -103,6 +108,22 @@ def check_alike(earlier: Any, agent: Any, run: str) -> None:
             f"policy_from: the policy of {run} sees {had} observations; {now} the agent in "
             f"NormalizeObs ({option})"
         )
+
+
+def _advice(differing: list[tuple[str, Any, Any]]) -> str:
+    """Return what to give: for different sizes of actions, chunks of equal length."""
+    for name, was, now in differing:
+        if name == "policy.action_dim" and was % now == 0:
+            return (
+                f"if it predicts chunks of {was // now}, give --env-options execute={was // now} "
+                "online, or a clone with --horizon 1"
+            )
+        if name == "policy.action_dim" and now % was == 0:
+            return (
+                f"if the environment plays chunks of {now // was}, give a clone with --horizon "
+                f"{now // was}, or no execute"
+            )
+    return "give the same"
 
 
 def _normalises(agent: Any) -> bool:

@@ -70,8 +70,9 @@ def sample(
     Rewards are transformed before the sampler sums them.
 
     Raises:
-        UsageError: if the batch lacks extra fields that the agent reads, or if it has windows of
-            steps, and the agent learns from single transitions.
+        UsageError: if the batch lacks extra fields that the agent reads; if it has windows of
+            steps, and the agent learns from single transitions; or if its goals are not those of
+            its rewards, and the agent learns from rewards.
     """
     if isinstance(store, Replay):
         reward = protocol.learnt_reward(agent, store.rows.reward)
@@ -87,6 +88,11 @@ def sample(
         raise UsageError(
             f"{type(sampler).__name__} draws windows of steps, and {kind} learns from single "
             "transitions; give UniformDataset(), or an agent that reads windows, such as BC"
+        )
+    if getattr(sampler, "changes_goals", False) and hasattr(inner, "gamma"):
+        raise UsageError(
+            f"{type(sampler).__name__} changes goals but not rewards, and {kind} learns from "
+            "rewards; give UniformDataset(), or an agent that imitates, such as BC"
         )
     for name in extras:
         if name not in batch.extras:
