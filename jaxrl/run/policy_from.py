@@ -111,18 +111,20 @@ def check_alike(earlier: Any, agent: Any, run: str) -> None:
 
 
 def _advice(differing: list[tuple[str, Any, Any]]) -> str:
-    """Return what to give: for different sizes of actions, chunks of equal length."""
-    for name, was, now in differing:
-        if name == "policy.action_dim" and was % now == 0:
-            return (
-                f"if it predicts chunks of {was // now}, give --env-options execute={was // now} "
-                "online, or a clone with --horizon 1"
-            )
-        if name == "policy.action_dim" and now % was == 0:
-            return (
-                f"if the environment plays chunks of {now // was}, give a clone with --horizon "
-                f"{now // was}, or no execute"
-            )
+    """Return what to give: if only sizes of actions differ, chunks of equal length."""
+    name, was, now = differing[0]
+    if len(differing) > 1 or name != "policy.action_dim":
+        return "give the same"
+    if was % now == 0:
+        return (
+            f"if it predicts chunks of {was // now}, give --env-options execute={was // now} "
+            "online, or a clone with --horizon 1"
+        )
+    if now % was == 0:
+        return (
+            f"if the environment plays chunks of {now // was}, give a clone with --horizon "
+            f"{now // was}, or no execute"
+        )
     return "give the same"
 
 
