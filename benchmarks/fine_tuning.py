@@ -181,7 +181,8 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
             ax.plot(x, middle, color=colour, label=each["method"])
             ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     axes[0].set(xlabel="environment steps of each seed", ylabel="return (IQM, 95 %)")
-    if len({each["method"] in OFF_POLICY for each in rows}) > 1:  # fewer steps, each takes longer
+    # Off-policy methods take far fewer steps, and each takes longer.
+    if len({each["method"] in OFF_POLICY for each in rows}) > 1:
         for ax, linear in zip(axes, (1_000, 10), strict=True):
             ax.set_xscale("symlog", linthresh=linear)
             ax.set_xlim(left=0)

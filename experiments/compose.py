@@ -38,7 +38,7 @@ class Config:
     first: str
     """The folder of a run of BC, DPPO or ReinFlow with a policy that denoises, such as flow_bc."""
     second: str
-    """The folder of a second run, with the same environment, options, time limit and process."""
+    """The folder of a second run: same environment, options, time limit and denoising process."""
     num_weights: int = 11
     """Number of weights to try for the first policy, evenly spaced from 0 to 1 inclusive."""
     episodes: int = 100

@@ -53,7 +53,7 @@ def option(default: Any, help: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """What is recorded, and in which environment."""
+    """Options of the datasets, their environment and the training."""
 
     env: str = option(
         "gymnax/Pendulum-v1",

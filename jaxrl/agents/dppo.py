@@ -52,7 +52,7 @@ class DPPO:
     last 10 fine-tuned, a cosine schedule, blocks of 512). Departures: minibatches contain
     environment steps with all their denoising steps, where theirs draw pairs of an environment step
     and a denoising step; densities use the noise as it is, neither clipped nor bounded; rewards are
-    not scaled by a running deviation; the value function is not a residual network; and
+    not scaled by a running standard deviation; the value function is not a residual network; and
     ``target_kl`` is None (theirs, 1, is never reached).
     """
 

@@ -26,10 +26,10 @@ from jaxrl.nn.distributions import Normal
 from jaxrl.types import Array, Key, PyTree, Spec
 
 Schedule = Literal["vp", "cosine", "linear"]
-MOST_LEFT = 0.1  # largest share of the action's variance at the last noise level
 Prediction = Literal["epsilon", "x0", "v"]
 Clip = Literal["denoised", "samples", "last"]
 Variance = Literal["posterior", "forward"]
+MOST_LEFT = 0.1  # largest share of the action's variance at the last noise level
 
 
 def betas(schedule: Schedule, steps: int) -> np.ndarray:

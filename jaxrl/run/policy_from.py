@@ -87,9 +87,9 @@ def check_alike(earlier: Any, agent: Any, run: str) -> None:
     """
     protocol.require_one_network(earlier, f"policy_from: the policy of {run}")
     old, new = (protocol.innermost(each).policy for each in (earlier, agent))
-    if type(old) not in (type(new), getattr(new, "starts_from", None)):
-        families = [getattr(new, "starts_from", None), type(new)]
-        names = " or a ".join(family.__name__ for family in families if family)
+    families = [family for family in (getattr(new, "starts_from", None), type(new)) if family]
+    if type(old) not in families:
+        names = " or a ".join(family.__name__ for family in families)
         raise UsageError(
             f"policy_from: the policy of {run} is a {type(old).__name__}, and "
             f"{type(protocol.innermost(agent)).__name__} has a {type(new).__name__}; "
